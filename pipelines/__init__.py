@@ -1,0 +1,1 @@
+"""The functional core: nouns and decisions, without clock, environment, socket or database."""

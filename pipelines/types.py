@@ -1,0 +1,327 @@
+"""The nouns of the flywheel: frozen, plain, free of any database or network type."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One chat message. A struct because it is decoded by the hundred thousand."""
+
+    role: str
+    content: str
+
+
+class SourceOffset(msgspec.Struct, frozen=True):
+    """Where the topic keeps a record."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a student says to one prompt. `confidence` is calibrated, in [0, 1]."""
+
+    version: str
+    label: str
+    confidence: float
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person said about an answer; `correction` is the right label, if they gave it."""
+
+    verdict: Literal["good", "bad"]
+    correction: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of one teacher call."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+ServedBy = Literal["student", "teacher", "app"]
+
+
+class PromptEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One production prompt and what became of it. Produced by `pipelines.decode` only."""
+
+    event_id: str
+    task: str | None  # None: no task claims the model
+    model: str
+    occurred_at: datetime
+    messages: tuple[Message, ...]
+    answer: str | None = None  # what the app received
+    served_by: ServedBy = "app"
+    student: StudentAnswer | None = None  # set also when the teacher served in the end
+    teacher_answer: str | None = None  # only from a source whose word counts
+    teacher_model: str | None = None
+    usage: Usage | None = None
+    feedback: Feedback | None = None
+    user_key: str | None = None  # keyed hash, never the user's own name
+    attributes: Mapping[str, str] = {}
+    source: SourceOffset
+
+
+class Side(StrEnum):
+    """Where a near-duplicate group belongs, for ever."""
+
+    TRAINING = "training"
+    HELD_OUT = "held_out"
+
+
+class SampleReason(StrEnum):
+    """Why an event was chosen. One event has one reason: the first that applies."""
+
+    HELD_OUT = "held_out"  # uniform over held-out groups: the gate's evidence
+    AUDIT = "audit"  # uniform over everything: the live estimates
+    INVALID = "invalid"  # the answer was empty or outside the label set
+    FEEDBACK = "feedback"  # a person said it was wrong
+    UNCERTAIN = "uncertain"  # the learning draw
+    COLD_START = "cold_start"  # too few labels to be choosy
+    GIVEN = "given"  # a teacher had answered already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What the student of one task does. See architecture.md, "What a task is"."""
+
+    name: str
+    models: tuple[str, ...]
+    labels: tuple[str, ...]
+    answer_pointer: str | None = None  # JSON pointer to the label; None: the answer is the label
+    reads: Literal["last_user", "all_user", "conversation"] = "last_user"
+    instructions: str = ""
+    segment_by: str = "label"  # "label" or the name of an attribute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """How likely the answer of one event is wrong, and why we think so."""
+
+    failure_probability: float
+    segment: str
+    triggers: tuple[SampleReason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Which draws chose an event, each with its inclusion probability (None: not chosen)."""
+
+    audit: float | None = None
+    held_out: float | None = None
+    learning: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """An event chosen for the teacher or for the training set."""
+
+    event: PromptEvent
+    text: str  # what the classifier reads
+    reason: SampleReason
+    draws: Draws
+    group_id: str
+    side: Side
+    assessment: Assessment | None
+    policy_version: str
+
+
+LabelSource = Literal["bought", "given", "correction"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One answer that counts. Money in the currency of the settings' prices."""
+
+    event_id: str
+    label: str
+    source: LabelSource
+    teacher_model: str
+    prompt_version: str
+    terms: str
+    weight: float = 1.0
+    votes: int = 1
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    ledger_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A labelled text on one side of the split."""
+
+    event_id: str
+    text: str
+    label: str
+    group_id: str
+    side: Side
+    weight: float = 1.0
+    user_key: str | None = None
+    reason: SampleReason = SampleReason.GIVEN
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure with its interval. `n` counts the items that it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutItem:
+    """One item of the held-out snapshot. One per near-duplicate group."""
+
+    event_id: str
+    group_id: str
+    text: str
+    label: str  # the teacher's
+    segment: str
+    inclusion_probability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What one student (or rival) says to a held-out snapshot, in the snapshot's order."""
+
+    name: str
+    labels: tuple[str, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """One segment's agreement, and against the champion where there is one."""
+
+    segment: str
+    agreement: Estimate
+    difference: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """An item that two students answer differently, one of them rightly."""
+
+    event_id: str
+    text: str
+    label: str
+    before: str
+    after: str
+    negative: bool  # was right, is wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """The cascade threshold and what is promised above it.
+
+    `value` is None when nothing can be certified: then every request is unsure.
+    `agreement_above` has its exact one-sided bound as `low`; `coverage` is the share of
+    held-out items above the threshold.
+    """
+
+    value: float | None
+    target: float
+    confidence_level: float
+    agreement_above: Estimate | None
+    coverage: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Candidate, champion and rivals on one held-out snapshot."""
+
+    snapshot: str  # content hash of the items
+    items: int
+    agreement: Mapping[str, Estimate]  # by name: candidate, champion, base, majority, nearest
+    difference: Mapping[str, Estimate]  # candidate minus each other, paired
+    slices: tuple[Slice, ...]  # worst first
+    flips: tuple[Flip, ...]  # candidate against champion, negative first
+    negative_flip_rate: Estimate | None
+    calibration_error: Estimate
+    threshold: Threshold
+    champion_threshold: Threshold | None
+
+
+Verdict = Literal["better", "non_inferior", "worse", "insufficient_evidence"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One question of the gate, with its number and its threshold."""
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """The gate's answer. Only `promotable` reports can be approved."""
+
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    attempt: int  # k, counted since the last approval
+    alpha: float  # what this attempt may spend
+
+    @property
+    def promotable(self) -> bool:
+        """Fail closed: every check passed and the evidence suffices."""
+        return (
+            bool(self.checks)
+            and all(check.passed for check in self.checks)
+            and self.verdict in ("better", "non_inferior")
+        )
+
+
+DecisionAction = Literal["approve", "reject", "rollback"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What an operator (or an automatic rollback) decided. A link of a hash chain."""
+
+    sequence: int
+    task: str
+    action: DecisionAction
+    student: str  # content hash
+    report: str | None  # content hash of the report that was looked at
+    operator: str
+    reason: str
+    decided_at: datetime
+    previous_digest: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentVersion:
+    """A published student. `name` is what answers carry, for example `support-v3-1f2e3d4c`."""
+
+    task: str
+    number: int
+    student: str  # content hash of the artifact
+    dataset: str
+    encoder: str
+    recipe: str
+    labels_trained: int
+    labels_bought: int
+    trained_at: datetime
+    train_seconds: float
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-v{self.number}-{self.student[:8]}"

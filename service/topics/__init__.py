@@ -1,0 +1,91 @@
+"""Topics: where prompt events come from and go to. Kafka, or an embedded one for hosts without."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Record(NamedTuple):
+    """One record as the topic keeps it. `value` is None for a tombstone."""
+
+    partition: int
+    offset: int
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int
+
+
+class Batch(NamedTuple):
+    """What one poll returned, and where the next poll of each partition starts."""
+
+    records: Sequence[Record]
+    next_offsets: Mapping[int, int]
+
+
+class Gap(NamedTuple):
+    """Offsets [first, last) that retention removed before we read them."""
+
+    partition: int
+    first: int
+    last: int
+
+
+class TopicReader(Protocol):
+    """Reads all partitions of one topic, from positions that the caller keeps.
+
+    The reader never decides where to start: `seek` is told, and what it cannot
+    honour is returned as gaps or raised as `OffsetsLost`.
+    """
+
+    name: str
+
+    def identity(self) -> str:
+        """An id that changes when the topic is deleted and created again."""
+        ...
+
+    def seek(self, next_offsets: Mapping[int, int]) -> Sequence[Gap]:
+        """Start at these offsets; partitions that are not named start at their beginning.
+
+        Returns the gaps where retention has passed a stored offset (reading goes on
+        behind them). Raises `OffsetsLost` where a stored offset lies beyond the end.
+        """
+        ...
+
+    def poll(self, *, max_records: int, timeout_seconds: float) -> Batch:
+        """The next records, or an empty batch. Notices partitions that were added."""
+        ...
+
+    def take_gaps(self) -> Sequence[Gap]:
+        """Gaps noticed while polling (retention overtook us) since the last call."""
+        ...
+
+    def pause(self) -> None:
+        """Fetch nothing, but keep polling so that the connection stays alive."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def report_progress(self, next_offsets: Mapping[int, int]) -> None:
+        """Tell the broker how far we are. A gauge for lag tools, never read back."""
+        ...
+
+    def lag(self) -> Mapping[int, int]:
+        """Records between our position and the end, by partition."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TopicWriter(Protocol):
+    """Appends records. Safe to use from several threads."""
+
+    def send(self, value: bytes, *, key: bytes | None = None, headers: Headers = ()) -> None:
+        """Queue one record. Raises `BrokerUnavailable` when the queue is full."""
+        ...
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Return when all that was sent is durable. Raises `BrokerUnavailable` if it is not."""
+        ...
+
+    def close(self) -> None: ...
