@@ -1,0 +1,118 @@
+"""The frozen-encoder classifier: unit vector, linear head, calibrated confidence.
+
+How it answers is here once: the gateway, the evaluation and the trainer all call `Head`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pipelines.encoder import Encoder, Vectors
+from pipelines.errors import ArtifactDamaged
+
+WEIGHTS_FILE = "head.safetensors"
+CONFIG_FILE = "student.json"
+CONFIG_KEYS = frozenset({"format", "family", "labels", "encoder", "max_tokens", "task"})
+
+
+class LabelledAnswer(NamedTuple):
+    """A label and how probable it is that the teacher would say the same."""
+
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Multinomial logistic regression over unit vectors, with one temperature.
+
+    `weight` has shape (labels, dimension), `bias` (labels,). Confidence is the largest
+    softmax probability of the logits divided by `temperature` (Guo et al., On Calibration
+    of Modern Neural Networks, 2017).
+    """
+
+    labels: tuple[str, ...]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    temperature: float
+
+    def probabilities(self, vectors: Vectors) -> NDArray[np.float64]:
+        """Calibrated probabilities, shape (texts, labels)."""
+        logits = (vectors @ self.weight.T + self.bias).astype(np.float64) / self.temperature
+        logits -= logits.max(axis=1, keepdims=True)
+        exponentials = np.exp(logits)
+        result: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return result
+
+    def answer(self, vectors: Vectors) -> list[LabelledAnswer]:
+        """The most probable label of each row with its probability."""
+        if not len(vectors):
+            return []
+        probabilities = self.probabilities(vectors)
+        best = probabilities.argmax(axis=1)
+        confidences = probabilities[np.arange(len(best)), best]
+        return [
+            LabelledAnswer(self.labels[index], float(confidence))
+            for index, confidence in zip(best, confidences, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classifier:
+    """A head with the encoder that it was trained on."""
+
+    head: Head
+    encoder: Encoder
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        """Label and confidence of each text."""
+        return self.head.answer(self.encoder.encode(texts))
+
+
+def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
+    """Write a student folder: safetensors and a JSON file, nothing executable."""
+    tensors = {
+        "weight": head.weight.astype(np.float32),
+        "bias": head.bias.astype(np.float32),
+        "temperature": np.array([head.temperature], dtype=np.float32),
+    }
+    save_file(tensors, str(folder / WEIGHTS_FILE))
+    config = {"format": 1, "family": "head", "labels": list(head.labels), **about}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=1))
+
+
+def load_head(folder: Path, *, dimension: int | None = None) -> Head:
+    """Read a head and check what was read: keys, shapes, finite numbers.
+
+    Raises `ArtifactDamaged` for anything else; `dimension` is the encoder's, where known.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        tensors = load_file(str(folder / WEIGHTS_FILE))
+        labels = tuple(config["labels"])
+        weight, bias = tensors["weight"], tensors["bias"]
+        temperature = float(tensors["temperature"][0])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactDamaged(f"the student's files cannot be read: {error}") from error
+    unknown = set(config) - CONFIG_KEYS
+    if unknown:
+        raise ArtifactDamaged(f"{CONFIG_FILE} has keys that no student has: {sorted(unknown)}")
+    if weight.ndim != 2 or weight.shape[0] != len(labels) or bias.shape != (len(labels),):
+        raise ArtifactDamaged(
+            f"the head's shape {weight.shape} does not fit its {len(labels)} labels"
+        )
+    if dimension is not None and weight.shape[1] != dimension:
+        raise ArtifactDamaged(
+            f"the head reads vectors of {weight.shape[1]} numbers, the encoder gives {dimension}"
+        )
+    finite = np.isfinite(weight).all() and np.isfinite(bias).all()
+    if not finite or not np.isfinite(temperature) or temperature <= 0:
+        raise ArtifactDamaged("the head holds numbers that are not finite")
+    return Head(labels=labels, weight=weight, bias=bias, temperature=temperature)

@@ -1,0 +1,1 @@
+"""The shell: everything with a thread, a socket, a clock or a secret."""

@@ -1,0 +1,92 @@
+"""The secrets of one installation, made at first start and readable by their owner only.
+
+One internal key is shared by learner and gateways; what signs what is derived from it, so
+that a gateway on another machine needs a single secret (`gateway.learner_token`).
+"""
+
+import hmac
+import os
+import secrets
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from pipelines.errors import SettingsError
+
+INTERNAL_FILE = "internal.key"
+OPERATOR_FILE = "operator.token"
+GATEWAY_PRODUCER = "gateway"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Everything derived from the internal key. Never printed."""
+
+    internal: str = field(repr=False)
+
+    def _derive(self, purpose: str) -> bytes:
+        return hmac.new(self.internal.encode(), purpose.encode(), sha256).digest()
+
+    @property
+    def capture(self) -> bytes:
+        """Signs what the gateway puts on the topic."""
+        return self._derive("capture")
+
+    @property
+    def live(self) -> bytes:
+        """Signs `live.json`."""
+        return self._derive("live")
+
+    @property
+    def users(self) -> bytes:
+        """Keys the hash that stands for a user."""
+        return self._derive("users")
+
+    @property
+    def sampling(self) -> bytes:
+        """Salts the draws, so that nobody outside can tell what will be chosen."""
+        return self._derive("sampling")
+
+
+def open_keys(data_dir: Path, token: str = "") -> Keys:
+    """The installation's keys: from `token` where one is set, else from the data folder."""
+    return Keys(internal=token or _read_or_make(data_dir / "secrets" / INTERNAL_FILE))
+
+
+def operator_token(data_dir: Path) -> str:
+    """What opens the console and the operator API."""
+    return _read_or_make(data_dir / "secrets" / OPERATOR_FILE)
+
+
+def read_operator_token(data_dir: Path) -> str:
+    """The token that a running learner made; `SettingsError` where there is none."""
+    try:
+        return (data_dir / "secrets" / OPERATOR_FILE).read_text().strip()
+    except OSError as error:
+        raise SettingsError(
+            f"no operator token in {data_dir / 'secrets'}: {error.strerror}; "
+            "start the learner once, and use the same data folder as it does"
+        ) from error
+
+
+def _read_or_make(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        # O_EXCL: of two processes that start together, one makes the file.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _read_when_written(path)
+    with os.fdopen(descriptor, "w") as file:
+        made = secrets.token_urlsafe(32)
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    return made
+
+
+def _read_when_written(path: Path) -> str:
+    for _ in range(200):
+        if found := path.read_text().strip():
+            return found
+        os.sched_yield()
+    raise SettingsError(f"{path} is empty; remove it, and a new one is made at the next start")

@@ -1,0 +1,443 @@
+"""The settings, and the only reader of the environment.
+
+Command line over environment (`FLYWHEEL_TEACHER__API_KEY`) over secret files over
+`flywheel.toml` over the defaults below. Unknown keys are errors.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pipelines.errors import SettingsError
+from pipelines.types import Task
+
+CONFIG_FILE = "flywheel.toml"
+PREFIX = "FLYWHEEL_"
+# Read by this module beside the settings themselves.
+CONFIG_VARIABLE = "FLYWHEEL_CONFIG"
+SECRETS_VARIABLE = "FLYWHEEL_SECRETS_DIR"
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def parse_duration(value: object) -> object:
+    """Read `90s`, `5m` or `1h30m`; everything else is left for pydantic to judge."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().removeprefix("every ").strip()
+    parts = _DURATION.findall(text)
+    if not parts or _DURATION.sub("", text).strip():
+        raise ValueError(f"'{value}' is not a duration; write for example 30s, 5m, 1h30m or 7d")
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
+]
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+def parse_schedule(text: str) -> timedelta | str:
+    """An interval (`every 10s`), or the five fields of a cron line. Errors are `ValueError`."""
+    if len(text.split()) == 5:
+        return text
+    return cast("timedelta", parse_duration(text))
+
+
+def _check_schedule(text: str) -> str:
+    parse_schedule(text)
+    return text
+
+
+Schedule = Annotated[str, BeforeValidator(_check_schedule)]
+
+
+class Section(BaseModel):
+    """A table of the settings file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(Section):
+    """The broker. Without `bootstrap_servers` the embedded topic is used."""
+
+    bootstrap_servers: str = ""
+    topic: str = "flywheel.prompts"
+    group: str = "flywheel"  # only names the gauge that lag tools read
+    create_topic: bool = True
+    partitions: int = Field(default=3, gt=0)
+    options: dict[str, Any] = {}  # passed to kafka-python as they are: SASL, TLS, ...
+
+
+class IngestSettings(Section):
+    """How records are read and what is refused."""
+
+    max_records: int = Field(default=2000, gt=0)
+    poll_timeout: Duration = timedelta(seconds=0.5)
+    max_record_bytes: int = Field(default=262_144, gt=0)
+    max_dead_letter_rate: Rate = 0.9  # above it, over a whole window, the topic is paused
+    dead_letter_window: int = Field(default=500, gt=0)
+    min_free_disk_mb: int = Field(default=200, ge=0)
+    trusted_producers: dict[str, SecretStr] = {}  # producers whose answers are labels
+
+
+class TeacherSettings(Section):
+    """The teacher: any server that speaks the OpenAI chat protocol."""
+
+    base_url: str = ""
+    model: str = ""
+    api_key: SecretStr = SecretStr("")
+    terms: str = ""  # which terms the labels are under, for example a licence or a contract
+    terms_allow_training: bool = False  # without it nothing is labelled or trained
+    max_concurrency: int = Field(default=8, gt=0)
+    timeout: Duration = timedelta(seconds=60)
+    max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    max_tokens: int = Field(default=256, gt=0)
+    temperature: float | None = Field(default=0.0, ge=0)
+    price_per_million_in: float = Field(default=0.0, ge=0)
+    price_per_million_out: float = Field(default=0.0, ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_only(cls, value: str) -> str:
+        if value and not re.match(r"https?://[^/\s@]+(/[^\s?#]*)?$", value):
+            raise ValueError("must look like https://host/v1, without user, query or fragment")
+        return value.rstrip("/")
+
+
+class BudgetSettings(Section):
+    """Hard ceilings a day (UTC). Labels and escalations have their own."""
+
+    label_calls: int = Field(default=2_000, ge=0)
+    label_tokens: int = Field(default=5_000_000, ge=0)
+    label_money: float = Field(default=20.0, ge=0)
+    escalation_calls: int = Field(default=10_000, ge=0)
+    escalation_money: float = Field(default=20.0, ge=0)
+    lease: Duration = timedelta(seconds=30)
+    lease_calls: int = Field(default=500, gt=0)  # at most this many in one lease
+
+
+class SamplingSettings(Section):
+    """The draws. Rates are shares of events; see docs on statistics."""
+
+    audit_rate: Rate = 0.01
+    held_out_rate: Rate = 0.05
+    given_rate: Rate = 1.0  # share of answers that were there anyway which are kept
+    learning_rate: Rate = 0.05  # share of events the learning draw aims at
+    learning_pi_min: float = Field(default=0.02, gt=0, le=1)
+    cold_start_rate: Rate = 1.0  # share of events taken while labels are few
+    cold_start_labels: int = Field(default=0, ge=0)  # 0: max(3 x labels of the task, 200)
+    max_pending: int = Field(default=5_000, gt=0)  # samples waiting for the teacher
+
+
+class DatasetSettings(Section):
+    """What goes into a training set."""
+
+    max_per_user: int = Field(default=250, gt=0)
+    max_per_group: int = Field(default=20, gt=0)
+    held_out_window: int = Field(default=3_000, gt=0)  # newest held-out groups that judge
+
+
+class GateSettings(Section):
+    """What a candidate has to show."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    delta: float = Field(default=0.01, ge=0, lt=0.5)
+    min_groups: int = Field(default=150, ge=30)
+    min_segment_pairs: int = Field(default=200, gt=0)
+    max_negative_flips: Rate = 0.03
+    max_calibration_error: Rate = 0.1
+
+
+class TriggerSettings(Section):
+    """When a retrain starts without waiting for its schedule."""
+
+    min_labels: int = Field(default=200, gt=0)  # for a first student
+    growth: float = Field(default=2.0, gt=1)  # labels now / labels at the last training
+    coverage_drop: Rate = 0.05  # trusted coverage below the certified one by this much
+    min_new_labels: int = Field(default=50, gt=0)  # for a drop of coverage to count
+    min_interval: Duration = timedelta(minutes=5)
+
+
+class TrainerSettings(Section):
+    """The limits of the trainer process."""
+
+    time_limit: Duration = timedelta(hours=1)
+    memory_limit_mb: int = Field(default=2_048, gt=0)
+    heartbeat_timeout: Duration = timedelta(seconds=60)
+    threads: int = Field(default=0, ge=0)  # 0: all cores
+    seed: int = 0
+
+
+class ScheduleSettings(Section):
+    """When the jobs run: `every 30s`, or the five fields of a cron line (UTC)."""
+
+    relabel: Schedule = "every 5s"
+    train: Schedule = "every 24h"
+    evaluate: Schedule = "every 1m"
+    watch: Schedule = "every 10s"  # estimates, triggers
+    retention: Schedule = "every 1h"
+
+
+class RetentionSettings(Section):
+    """How long things are kept."""
+
+    unlabelled_samples: Duration = timedelta(days=14)
+    labelled_samples: Duration = timedelta(days=365)
+    traffic: Duration = timedelta(days=400)
+    dead_letters: Duration = timedelta(days=30)
+    embedded_topic: Duration = timedelta(days=7)
+    students: int = Field(default=10, gt=1)  # newest versions kept beside those ever approved
+
+
+class GatewaySettings(Section):
+    """The data plane."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535)
+    keys: list[SecretStr] = []  # what apps present as their bearer token
+    learner_url: str = ""  # "": the learner on this host
+    learner_token: SecretStr = SecretStr("")  # "": read from the shared data folder
+    poll_interval: Duration = timedelta(seconds=0.5)
+    max_body_bytes: int = Field(default=1_048_576, gt=0)
+    capture_buffer: int = Field(default=10_000, gt=0)
+    threads: int = Field(default=0, ge=0)
+    drain_timeout: Duration = timedelta(seconds=20)
+
+
+class LearnerSettings(Section):
+    """The control plane: operator console and API."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8701, ge=0, le=65535)
+    public_url: str = ""  # how operators reach the console, for links
+    allowed_hosts: list[str] = []  # other names under which the console is reached
+    gateway_url: str = ""  # "": the gateway on this host
+    drain_timeout: Duration = timedelta(seconds=25)
+    database_memory_mb: int = Field(default=256, gt=31)
+
+
+class EncoderSettings(Section):
+    """The frozen encoder: a folder with `model.onnx` and `tokenizer.json`."""
+
+    path: Path | None = None  # None: the all-MiniLM-L6-v2 that is installed with the program
+    name: str = "all-MiniLM-L6-v2"
+    max_tokens: int = Field(default=128, gt=2, le=512)
+
+
+class TaskSettings(Section):
+    """One task: which requests it takes, its labels, and what is promised."""
+
+    kind: Literal["classify", "generate"] = "classify"
+    models: list[str] = Field(min_length=1)
+    labels: list[str] = Field(min_length=2)
+    answer_pointer: str | None = None
+    reads: Literal["last_user", "all_user", "conversation"] = "last_user"
+    instructions: str = ""
+    segment_by: str = "label"
+    recipe: Literal["head"] = "head"
+    target: float = Field(default=0.97, gt=0.5, lt=1)
+    when_unsure: Literal["student", "refuse"] = "student"
+
+    @field_validator("kind")
+    @classmethod
+    def _only_classification(cls, value: str) -> str:
+        if value == "generate":
+            raise ValueError(
+                "open-ended tasks are not there yet; only kind = 'classify' with a closed label set"
+            )
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _sound_labels(cls, value: list[str]) -> list[str]:
+        if any(not label.strip() or label != label.strip() for label in value):
+            raise ValueError("a label is empty or has spaces around it")
+        if len(set(map(str.casefold, value))) != len(value):
+            raise ValueError("two labels differ only in case, or a label is given twice")
+        return value
+
+    @field_validator("answer_pointer")
+    @classmethod
+    def _json_pointer(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError("a JSON pointer starts with '/', for example /intent")
+        return value
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+    )
+
+    data_dir: Path = Path("flywheel-data")
+    kafka: KafkaSettings = KafkaSettings()
+    ingest: IngestSettings = IngestSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    budget: BudgetSettings = BudgetSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    gate: GateSettings = GateSettings()
+    trigger: TriggerSettings = TriggerSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    retention: RetentionSettings = RetentionSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    learner: LearnerSettings = LearnerSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    tasks: dict[str, TaskSettings] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        claimed: dict[str, str] = {}
+        for name, task in self.tasks.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):
+                raise ValueError(
+                    f"tasks.{name}: a task's name has lower-case letters, digits, '-' and '_'"
+                )
+            for model in task.models:
+                if model in claimed:
+                    raise ValueError(f"model '{model}' is claimed by {claimed[model]} and {name}")
+                claimed[model] = name
+        if not is_loopback(self.gateway.host) and not self.gateway.keys:
+            raise ValueError(
+                f"gateway.host = '{self.gateway.host}' is reachable from outside: set "
+                "gateway.keys (what apps present as bearer token), or listen on 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if folder := os.environ.get(SECRETS_VARIABLE):
+            sources.append(
+                NestedSecretsSettingsSource(
+                    file_secret_settings,
+                    secrets_dir=folder,
+                    secrets_dir_missing="error",
+                    secrets_nested_delimiter="__",
+                )
+            )
+        if settings_cls.model_config.get("toml_file"):
+            sources.append(TomlConfigSettingsSource(settings_cls))
+        return tuple(sources)
+
+    def claims(self) -> Mapping[str, str]:
+        """Task by the model name that an app sends."""
+        return {model: name for name, task in self.tasks.items() for model in task.models}
+
+    def task_of(self, name: str) -> Task:
+        """The task as the core knows it."""
+        task = self.tasks[name]
+        return Task(
+            name=name,
+            models=tuple(task.models),
+            labels=tuple(task.labels),
+            answer_pointer=task.answer_pointer,
+            reads=task.reads,
+            instructions=task.instructions,
+            segment_by=task.segment_by,
+        )
+
+    @property
+    def learner_url(self) -> str:
+        """Where this host's processes reach the learner."""
+        return self.gateway.learner_url or f"http://127.0.0.1:{self.learner.port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where this host's processes reach the gateway."""
+        return self.learner.gateway_url or f"http://127.0.0.1:{self.gateway.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach `host`."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
+    """Read and check the settings, or raise `SettingsError` with every problem in it.
+
+    `path` None means `FLYWHEEL_CONFIG`, else `flywheel.toml` in the current folder if there.
+    """
+    named = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    if named is not None and not named.is_file():
+        raise SettingsError(f"there is no settings file at {named}")
+    found = named or (Path(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else None)
+    _refuse_unknown_variables()
+
+    # pydantic-settings takes its files from the class, so each load makes its own.
+    class Loaded(Settings):
+        model_config = SettingsConfigDict(toml_file=found)
+
+    try:
+        return Loaded(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, found)) from None
+    except ValueError as error:  # TOML syntax
+        raise SettingsError(f"{found}: {error}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {CONFIG_VARIABLE, SECRETS_VARIABLE}
+    for name in os.environ:
+        top = name.upper().split("__")[0]
+        if name.upper().startswith(PREFIX) and top not in known:
+            raise SettingsError(
+                f"the environment variable {name} is not a setting; "
+                f"`flywheel check` prints all settings"
+            )
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = [f"the settings{f' in {path}' if path else ''} cannot be used:"]
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {where}: there is no such setting")
+        else:
+            lines.append(f"  {where}: {problem['msg'].removeprefix('Value error, ')}")
+    lines.append("`flywheel check` prints all settings with their present values.")
+    return "\n".join(lines)
