@@ -1,0 +1,169 @@
+"""The one DuckDB connection of this process, and its transactions."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import duckdb
+
+from pipelines.errors import DataDamaged, DataLocked, DiskFull
+
+Cursor = duckdb.DuckDBPyConnection
+
+COUNT_COMMIT = "UPDATE commits SET count = count + 1 RETURNING count"
+SELECT_COMMITS = "SELECT count FROM commits"
+SELECT_TABLES = "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'main'"
+HAS_COMMITS = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'commits'"
+SELECT_APPLICATION = "SELECT value FROM meta WHERE key = 'application'"
+
+
+class Database:
+    """Owns the file. DuckDB lets one process hold it, so nobody else opens it.
+
+    Each transaction runs on its own cursor, and a lock keeps writers in line: two that
+    touch one row would otherwise abort each other. After each commit a counter is synced
+    to a side file, because DuckDB drops a torn end of its log without a word.
+    """
+
+    def __init__(self, path: Path, *, memory_mb: int = 256) -> None:
+        self._path = path
+        self._counter_path = path.with_suffix(".commits")
+        self._connection = _connect(path, memory_mb)
+        self._write_lock = RLock()
+        self._closed = False
+        try:
+            self._refuse_foreign()
+            self._refuse_truncated()
+            self._counter = os.open(self._counter_path, os.O_RDWR | os.O_CREAT, 0o644)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """Commit on success, roll back on any exception. Durable when it returns."""
+        with self._write_lock, self._connection.cursor() as cursor:
+            cursor.begin()
+            try:
+                yield cursor
+                count = _count_commit(cursor)
+                cursor.commit()
+            except BaseException as error:
+                with suppress(duckdb.Error):  # the failure itself may have ended it
+                    cursor.rollback()
+                if _is_disk_full(error):
+                    raise DiskFull(
+                        f"no space left for the database in {self._path.parent}; free some, "
+                        "and the learner goes on where it stopped"
+                    ) from error
+                raise
+            self._note_commit(count)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Cursor]:
+        """Read one consistent state without blocking writers."""
+        with self._connection.cursor() as cursor:
+            cursor.begin()
+            try:
+                yield cursor
+            finally:
+                with suppress(duckdb.Error):
+                    cursor.rollback()
+
+    def checkpoint(self) -> None:
+        """Fold the log into the file and give space back."""
+        with self._write_lock, self._connection.cursor() as cursor:
+            cursor.execute("CHECKPOINT")
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        with self._write_lock:
+            if not self._closed:
+                self._closed = True
+                self._connection.close()
+                os.close(self._counter)
+
+    def _refuse_foreign(self) -> None:
+        tables = _scalar(self._connection, SELECT_TABLES)
+        if not tables:
+            return
+        try:
+            application = _scalar(self._connection, SELECT_APPLICATION)
+        except duckdb.CatalogException:
+            application = None
+        if application != "flywheel":
+            raise DataDamaged(
+                f"{self._path} is a DuckDB file of another program; nothing was changed. "
+                "Set data_dir to a folder of flywheel's own"
+            )
+
+    def _refuse_truncated(self) -> None:
+        if not self._counter_path.exists():
+            return
+        noted = int(self._counter_path.read_text().strip() or 0)
+        known = _scalar(self._connection, HAS_COMMITS)
+        present = int(_scalar(self._connection, SELECT_COMMITS)) if known else 0
+        if present < noted:
+            raise DataDamaged(
+                f"{self._path} ends at commit {present}, but {noted} were acknowledged: its log "
+                f"was cut. Restore a backup, or remove {self._counter_path.name} to go on "
+                "without what is missing"
+            )
+
+    def _note_commit(self, count: int) -> None:
+        os.pwrite(self._counter, f"{count:<20}\n".encode(), 0)
+        os.fdatasync(self._counter)
+
+
+def _connect(path: Path, memory_mb: int) -> Cursor:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "memory_limit": f"{memory_mb}MB",
+        "threads": 2,
+        "temp_directory": str(path.parent / "duckdb-temp"),
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    try:
+        return duckdb.connect(str(path), config=config)
+    except duckdb.IOException as error:
+        if "lock" in str(error).lower():
+            raise DataLocked(
+                f"another process holds {path}; one learner may use a data folder. "
+                "Stop it, or set another data_dir"
+            ) from error
+        raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
+    except duckdb.Error as error:
+        raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
+
+
+def _count_commit(cursor: Cursor) -> int:
+    if not _scalar(cursor, HAS_COMMITS):  # before the first migration
+        return 0
+    return int(_scalar(cursor, COUNT_COMMIT))
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, duckdb.Error) and "no space left" in str(error).lower()
+
+
+def _scalar(cursor: Cursor, query: str) -> Any:
+    row = cursor.execute(query).fetchone()
+    return None if row is None else row[0]
+
+
+def to_db_time(moment: datetime) -> datetime:
+    """UTC without tzinfo: the DuckDB client needs pytz to read TIMESTAMPTZ back."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def from_db_time(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC)
+
+
+def from_db_time_or_none(moment: datetime | None) -> datetime | None:
+    return None if moment is None else from_db_time(moment)

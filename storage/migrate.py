@@ -1,0 +1,38 @@
+"""Applies storage/migrations/*.sql in order, each in its own transaction."""
+
+from pathlib import Path
+
+from pipelines.errors import DataDamaged
+from storage.database import Database
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (name TEXT PRIMARY KEY)"
+SELECT_APPLIED = "SELECT name FROM schema_migrations"
+INSERT_APPLIED = "INSERT INTO schema_migrations VALUES (?)"
+
+
+def migrate(database: Database, folder: Path = MIGRATIONS) -> list[str]:
+    """Bring the schema up to date and return the names just applied.
+
+    Raises `DataDamaged` for a database that a newer program has written.
+    """
+    with database.transaction() as tx:
+        tx.execute(CREATE_TABLE)
+        done = {name for (name,) in tx.execute(SELECT_APPLIED).fetchall()}
+    files = sorted(folder.glob("*.sql"))
+    unknown = done - {path.name for path in files}
+    if unknown:
+        raise DataDamaged(
+            f"the database was written by a newer flywheel ({', '.join(sorted(unknown))}); "
+            "install that version or restore a backup"
+        )
+    applied = []
+    for path in files:
+        if path.name in done:
+            continue
+        with database.transaction() as tx:
+            tx.execute(path.read_text())
+            tx.execute(INSERT_APPLIED, [path.name])
+        applied.append(path.name)
+    return applied
