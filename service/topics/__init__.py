@@ -17,7 +17,11 @@ class Record(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one poll returned, and where the next poll of each partition starts."""
+    """What one poll returned, and where the next poll of each partition starts.
+
+    Only partitions that moved are named. A position may move without a record: a broker
+    keeps offsets for things that are not handed out, such as the ends of transactions.
+    """
 
     records: Sequence[Record]
     next_offsets: Mapping[int, int]
@@ -74,6 +78,10 @@ class TopicReader(Protocol):
         """Records between our position and the end, by partition."""
         ...
 
+    def problems(self) -> Sequence[str]:
+        """What hinders reading right now, a sentence each. Empty: nothing does."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -81,11 +89,21 @@ class TopicWriter(Protocol):
     """Appends records. Safe to use from several threads."""
 
     def send(self, value: bytes, *, key: bytes | None = None, headers: Headers = ()) -> None:
-        """Queue one record. Raises `BrokerUnavailable` when the queue is full."""
+        """Queue one record, without waiting. Raises `BrokerUnavailable` when the queue is full."""
         ...
 
     def flush(self, timeout_seconds: float) -> None:
-        """Return when all that was sent is durable. Raises `BrokerUnavailable` if it is not."""
+        """Return when all that was sent before is durable.
+
+        Raises `BrokerUnavailable` or `DiskFull` if it is not, or if a record was given up
+        since the last flush.
+        """
         ...
 
-    def close(self) -> None: ...
+    def failed(self) -> int:
+        """Records that were queued and then given up."""
+        ...
+
+    def close(self) -> None:
+        """Flush for a few seconds, then let go. Whoever has to know flushes first."""
+        ...
