@@ -201,12 +201,26 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairCounts:
+    """Two students on the same items: how often only one of them was right."""
+
+    wins: int = 0  # the candidate is right, the other wrong
+    losses: int = 0  # the candidate is wrong, the other right
+    ties: int = 0  # both right or both wrong
+
+    @property
+    def total(self) -> int:
+        return self.wins + self.losses + self.ties
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """One segment's agreement, and against the champion where there is one."""
 
     segment: str
     agreement: Estimate
     difference: Estimate | None = None
+    pairs: PairCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +266,10 @@ class Evaluation:
     calibration_error: Estimate
     threshold: Threshold
     champion_threshold: Threshold | None
+    pairs: Mapping[str, PairCounts] = field(default_factory=dict)  # by name, as difference
+    # How likely a gain in trusted coverage this big is between two equally good students.
+    coverage_gain_p: float | None = None
+    unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
 
 
 Verdict = Literal["better", "non_inferior", "worse", "insufficient_evidence"]
