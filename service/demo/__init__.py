@@ -1,0 +1,1 @@
+"""The demonstration: an invented support desk, its traffic and its scripted teacher."""
