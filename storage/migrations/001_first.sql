@@ -38,7 +38,8 @@ CREATE TABLE traffic (
 -- Near-duplicate groups. The side is decided once, by the first member, for ever.
 CREATE TABLE groups (
     group_id TEXT PRIMARY KEY, task TEXT NOT NULL, side TEXT NOT NULL,
-    signature BLOB NOT NULL, created_at TIMESTAMP NOT NULL
+    text TEXT NOT NULL,          -- of the first member: what newcomers are compared with
+    created_at TIMESTAMP NOT NULL
 );
 
 CREATE TABLE samples (
@@ -53,7 +54,6 @@ CREATE TABLE samples (
     policy_version TEXT NOT NULL,
     group_id TEXT NOT NULL,
     side TEXT NOT NULL,
-    ambiguous BOOLEAN NOT NULL DEFAULT false,  -- near both sides: never trains
     segment TEXT NOT NULL,
     served_by TEXT NOT NULL,
     student_version TEXT, student_label TEXT, confidence DOUBLE, failure_probability DOUBLE,

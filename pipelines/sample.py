@@ -1,0 +1,131 @@
+"""Which events the teacher should see, with their inclusion probabilities.
+
+Every decision hashes the event id, so a redelivered record gets the same one. Who is chosen
+is decided first; only the chosen are looked at closer (near-duplicate group and side).
+See statistics.md, section 1.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import NamedTuple
+
+from pipelines.types import Assessment, Draws, PromptEvent, SampleReason, Side
+
+_SCALE = 2.0**-64
+LEARNING_SCALE_MAX = 50.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingPolicy:
+    """The rates in force. Changing any of them changes `version`, which is logged per event."""
+
+    salt: bytes
+    audit_rate: float
+    held_out_rate: float
+    given_rate: float
+    learning_scale: float  # c in pi = clip(c * u, pi_min, 1)
+    learning_pi_min: float
+    cold_start_rate: float
+    cold_start: bool  # too few labels to be choosy
+
+    @property
+    def version(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if name != "salt"}
+        return blake2b(repr(sorted(values.items())).encode(), digest_size=4).hexdigest()
+
+
+class Uniforms(NamedTuple):
+    """Four independent numbers in [0, 1), functions of the event id and the salt alone."""
+
+    audit: float
+    held_out: float
+    learning: float
+    unweighted: float
+
+
+class Choice(NamedTuple):
+    """What the draws say before the side is known."""
+
+    draws: Draws
+    trigger: SampleReason | None
+    cold_start: bool
+    given: bool
+
+
+def choose(
+    event: PromptEvent, assessment: Assessment, policy: SamplingPolicy, *, has_teacher_label: bool
+) -> Choice | None:
+    """Whether the event is looked at any closer; None for the many that are only counted."""
+    uniform = uniforms(event.event_id, policy.salt)
+    learning = None
+    if event.student is not None:
+        pi = policy.learning_scale * assessment.failure_probability
+        pi = min(1.0, max(policy.learning_pi_min, pi))
+        learning = pi if uniform.learning < pi else None
+    choice = Choice(
+        draws=Draws(
+            audit=policy.audit_rate if uniform.audit < policy.audit_rate else None,
+            held_out=policy.held_out_rate if uniform.held_out < policy.held_out_rate else None,
+            learning=learning,
+        ),
+        trigger=assessment.triggers[0] if assessment.triggers else None,
+        cold_start=policy.cold_start and uniform.unweighted < policy.cold_start_rate,
+        given=has_teacher_label and uniform.unweighted < policy.given_rate,
+    )
+    return choice if _is_chosen(choice) else None
+
+
+def settle(choice: Choice, side: Side) -> tuple[SampleReason, Draws] | None:
+    """The reason that counts on this side of the split, or None: not a sample after all.
+
+    Held-out groups feed the gate and the live estimates and never train, so only the two
+    uniform draws choose from them; training groups are closed to the held-out draw.
+    """
+    if side is Side.HELD_OUT:
+        draws = replace(choice.draws, learning=None)
+        if draws.held_out is not None:
+            return SampleReason.HELD_OUT, draws
+        return (SampleReason.AUDIT, draws) if draws.audit is not None else None
+    draws = replace(choice.draws, held_out=None)
+    if draws.audit is not None:
+        return SampleReason.AUDIT, draws
+    if choice.trigger is not None:
+        return choice.trigger, draws
+    if draws.learning is not None:
+        return SampleReason.UNCERTAIN, draws
+    if choice.cold_start:
+        return SampleReason.COLD_START, draws
+    return (SampleReason.GIVEN, draws) if choice.given else None
+
+
+def uniforms(event_id: str, salt: bytes) -> Uniforms:
+    """One keyed hash, cut in four: independent draws for the price of one."""
+    digest = blake2b(event_id.encode(), key=salt, digest_size=32).digest()
+    return Uniforms(*(int.from_bytes(digest[at : at + 8], "big") * _SCALE for at in (0, 8, 16, 24)))
+
+
+def side_of(first_event_id: str, salt: bytes) -> Side:
+    """The side of a near-duplicate group, by the hash of its first member: one in five."""
+    digest = blake2b(first_event_id.encode(), key=salt, person=b"side", digest_size=8).digest()
+    return Side.HELD_OUT if int.from_bytes(digest, "big") * _SCALE < 0.2 else Side.TRAINING
+
+
+def next_learning_scale(
+    scale: float, *, spent: float, due: float, gain: float = 0.3, budget: float
+) -> float:
+    """One step of the controller that lets the learning draw follow its share of the budget.
+
+    `due` is what should have been spent by now. The step is multiplicative: the error, as a
+    share of the daily budget, moves the logarithm of the scale, so the product of all steps
+    is the integral term.
+    """
+    if budget <= 0:
+        return 0.0
+    error = max(-1.0, min(1.0, (due - spent) / budget))
+    return float(min(LEARNING_SCALE_MAX, max(0.01, scale * (1.0 + gain * error))))
+
+
+def _is_chosen(choice: Choice) -> bool:
+    draws = choice.draws
+    drawn = draws.audit is not None or draws.held_out is not None or draws.learning is not None
+    return drawn or choice.trigger is not None or choice.cold_start or choice.given

@@ -1,0 +1,200 @@
+"""Labels, and what is made from them: curation's input, audits, counts, spend."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from pipelines.curate import LabelledSample
+from pipelines.types import Example, Label, Message, SampleReason, Side
+from storage.database import Cursor, to_db_time
+
+INSERT_LABELS = """
+INSERT INTO labels
+SELECT
+    unnest($event_id), unnest($source), unnest($task), unnest($label), unnest($weight),
+    unnest($votes), unnest($teacher_model), unnest($prompt_version), unnest($terms),
+    unnest($prompt_tokens), unnest($completion_tokens), unnest($cost), unnest($ledger_key), $now
+ON CONFLICT DO NOTHING
+RETURNING event_id
+"""
+
+MARK_LABELLED = """
+UPDATE samples SET status = 'labelled', failure = NULL
+WHERE event_id IN (SELECT unnest($event_ids)) AND status <> 'expired'
+"""
+
+SELECT_LABELLED = """
+SELECT
+    s.event_id, s.text, l.label, s.group_id, s.side, l.weight, s.user_key, s.reason, s.messages,
+    s.segment, s.held_out_pi
+FROM samples s JOIN effective_labels l USING (event_id)
+WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
+    AND l.label IN (SELECT unnest($labels))
+ORDER BY s.sampled_at, s.event_id
+"""
+
+COUNT_LABELS = """
+SELECT
+    count(*) FILTER (WHERE l.source = 'bought'),
+    count(*) FILTER (WHERE l.source = 'given'),
+    count(*) FILTER (WHERE l.source = 'correction'),
+    count(*) FILTER (WHERE s.side = 'training'),
+    count(DISTINCT s.group_id) FILTER (WHERE s.side = 'held_out' AND s.held_out_pi IS NOT NULL),
+    max(l.labelled_at)
+FROM effective_labels l JOIN samples s USING (event_id)
+WHERE l.task = ?
+"""
+
+# Audited events that a student assessed, with its verdict: what live agreement rests on.
+SELECT_AUDITED = """
+SELECT s.occurred_at, s.confidence, s.audit_pi, s.student_label = l.label, s.served_by
+FROM samples s JOIN effective_labels l USING (event_id)
+WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
+    AND s.occurred_at >= $since AND s.occurred_at < $until
+ORDER BY s.occurred_at
+"""
+
+COUNT_UNANSWERED_AUDITS = """
+SELECT count(*)
+FROM samples
+WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
+    AND status <> 'labelled' AND occurred_at >= $since AND occurred_at < $until
+"""
+
+SELECT_SPEND = """
+SELECT
+    coalesce(sum(cost), 0), count(*),
+    coalesce(sum(prompt_tokens + completion_tokens), 0)
+FROM labels WHERE source = 'bought' AND task = $task AND labelled_at >= $since
+"""
+
+SELECT_MEAN_COST = """
+SELECT avg(cost) FROM labels WHERE task = $task AND cost > 0
+"""
+
+
+class LabelCounts(NamedTuple):
+    """Labels of one task. `training` counts the training side, whoever paid."""
+
+    bought: int
+    given: int
+    corrected: int
+    training: int
+    held_out_groups: int
+
+    @property
+    def used(self) -> int:
+        """Every teacher answer that was used."""
+        return self.bought + self.given + self.corrected
+
+
+class Audited(NamedTuple):
+    """One audited event: predicted agreement, inclusion probability, did the student agree."""
+
+    occurred_at: datetime
+    predicted: float
+    inclusion_probability: float
+    agrees: bool
+    served_by: str
+
+
+class Spend(NamedTuple):
+    """What labels cost in a window."""
+
+    money: float
+    calls: int
+    tokens: int
+
+
+def add_labels(tx: Cursor, task: str, labels: Sequence[Label], now: datetime) -> int:
+    """Store labels and mark their samples. A label that is there already is not added again."""
+    if not labels:
+        return 0
+    columns: dict[str, list[object]] = {
+        name: [getattr(label, name) for label in labels]
+        for name in (
+            "event_id", "source", "label", "weight", "votes", "teacher_model", "prompt_version",
+            "terms", "prompt_tokens", "completion_tokens", "cost", "ledger_key",
+        )
+    }  # fmt: skip
+    columns["task"] = [task] * len(labels)
+    rows = tx.execute(INSERT_LABELS, {**columns, "now": to_db_time(now)}).fetchall()
+    tx.execute(MARK_LABELLED, {"event_ids": [label.event_id for label in labels]})
+    return len(rows)
+
+
+def labelled_samples(
+    tx: Cursor, task: str, labels: Sequence[str], cut_off: datetime
+) -> list[LabelledSample]:
+    """Everything labelled up to the cut-off with one of the task's labels, oldest first."""
+    rows = tx.execute(
+        SELECT_LABELLED, {"task": task, "labels": list(labels), "cut_off": to_db_time(cut_off)}
+    ).fetchall()
+    return [
+        LabelledSample(
+            Example(
+                event_id=row[0],
+                text=row[1],
+                label=row[2],
+                group_id=row[3],
+                side=Side(row[4]),
+                weight=row[5],
+                user_key=row[6],
+                reason=SampleReason(row[7]),
+                messages=msgspec.json.decode(row[8], type=tuple[Message, ...]),
+            ),
+            row[9],
+            row[10],
+        )
+        for row in rows
+    ]
+
+
+def count_labels(tx: Cursor, task: str) -> LabelCounts:
+    row = tx.execute(COUNT_LABELS, [task]).fetchone()
+    assert row is not None
+    return LabelCounts(*(int(value) for value in row[:5]))
+
+
+def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetime) -> list[Audited]:
+    """Audit draws of [since, until) that have their label, oldest first; naive UTC."""
+    rows = tx.execute(
+        SELECT_AUDITED,
+        {
+            "task": task,
+            "version": version,
+            "since": to_db_time(since),
+            "until": to_db_time(until),
+        },
+    ).fetchall()
+    return [Audited(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
+
+
+def count_unanswered_audits(
+    tx: Cursor, task: str, version: str, since: datetime, until: datetime
+) -> int:
+    """Audit draws of the window that have no label (yet): the non-response."""
+    row = tx.execute(
+        COUNT_UNANSWERED_AUDITS,
+        {
+            "task": task,
+            "version": version,
+            "since": to_db_time(since),
+            "until": to_db_time(until),
+        },
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def spend_since(tx: Cursor, task: str, since: datetime) -> Spend:
+    row = tx.execute(SELECT_SPEND, {"task": task, "since": to_db_time(since)}).fetchone()
+    assert row is not None
+    return Spend(float(row[0]), int(row[1]), int(row[2]))
+
+
+def mean_label_cost(tx: Cursor, task: str) -> float:
+    """Money that one teacher answer costs on average; 0 where prices are not set."""
+    row = tx.execute(SELECT_MEAN_COST, {"task": task}).fetchone()
+    return float(row[0]) if row and row[0] is not None else 0.0

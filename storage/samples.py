@@ -1,0 +1,256 @@
+"""Samples, their near-duplicate groups, and dead letters. All SQL about them is in this file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from pipelines.types import Message, Sample, Side
+from storage.database import Cursor, from_db_time, to_db_time
+
+# One statement per batch: unnest is tens of times faster than executemany.
+INSERT_SAMPLES = """
+INSERT INTO samples
+SELECT
+    unnest($event_id), unnest($task), unnest($occurred_at), $now, unnest($messages),
+    unnest($text), unnest($reason), unnest($audit_pi), unnest($held_out_pi),
+    unnest($learning_pi), unnest($policy_version), unnest($group_id), unnest($side),
+    unnest($segment), unnest($served_by), unnest($student_version), unnest($student_label),
+    unnest($confidence), unnest($failure_probability), unnest($user_key), unnest($attributes),
+    unnest($topic), unnest($partition), unnest($source_offset), unnest($status), NULL
+ON CONFLICT DO NOTHING
+RETURNING event_id
+"""
+
+INSERT_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+SELECT_GROUPS = "SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at"
+
+# Oldest first within a reason; held-out and audit first, because evidence must not wait
+# behind training data.
+SELECT_PENDING = """
+SELECT event_id, task, messages, reason
+FROM samples
+WHERE status = 'pending'
+ORDER BY CASE reason WHEN 'held_out' THEN 0 WHEN 'audit' THEN 1 ELSE 2 END, sampled_at, event_id
+LIMIT $limit
+"""
+
+COUNT_BY_STATUS = "SELECT task, status, count(*) FROM samples GROUP BY ALL"
+COUNT_BY_REASON = "SELECT task, reason, count(*) FROM samples GROUP BY ALL"
+
+SET_STATUS = """
+UPDATE samples SET status = $status, failure = $failure
+WHERE event_id IN (SELECT unnest($event_ids)) AND status IN ('pending', 'held', 'failed')
+"""
+
+EXPIRE = """
+UPDATE samples SET status = 'expired', messages = '[]', text = ''
+WHERE status IN ('pending', 'failed') AND sampled_at < ?
+"""
+DELETE_OLD_LABELLED = "DELETE FROM samples WHERE status = 'labelled' AND sampled_at < ?"
+
+INSERT_DEAD_LETTER = """
+INSERT INTO dead_letters
+SELECT $topic, unnest($partition), unnest($source_offset), unnest($payload), unnest($headers),
+    unnest($reason), $now, NULL
+ON CONFLICT DO NOTHING
+RETURNING partition
+"""
+SELECT_DEAD_LETTERS = """
+SELECT topic, partition, source_offset, payload, headers, reason, received_at, replayed_at
+FROM dead_letters
+WHERE ($pending_only = false OR replayed_at IS NULL)
+ORDER BY received_at DESC, partition, source_offset DESC
+LIMIT $limit
+"""
+MARK_REPLAYED = """
+UPDATE dead_letters SET replayed_at = $now
+WHERE topic = $topic AND partition = $partition AND source_offset = $source_offset
+"""
+COUNT_DEAD_LETTERS = "SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL"
+DELETE_OLD_DEAD_LETTERS = "DELETE FROM dead_letters WHERE received_at < ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A record that could not be decoded, kept so that it can be looked at and replayed."""
+
+    topic: str
+    partition: int
+    offset: int
+    payload: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    reason: str
+    received_at: datetime | None = None
+    replayed_at: datetime | None = None
+
+
+class Group(NamedTuple):
+    """A near-duplicate group with the text of its first member."""
+
+    group_id: str
+    task: str
+    side: Side
+    text: str
+
+
+class PendingSample(NamedTuple):
+    """What the teacher is to be asked."""
+
+    event_id: str
+    task: str
+    messages: tuple[Message, ...]
+    reason: str
+
+
+def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str]:
+    """Store new samples as pending and return the ids that were new."""
+    if not samples:
+        return set()
+    columns: dict[str, list[object]] = {
+        "event_id": [s.event.event_id for s in samples],
+        "task": [s.event.task for s in samples],
+        "occurred_at": [to_db_time(s.event.occurred_at) for s in samples],
+        "messages": [msgspec.json.encode(s.event.messages).decode() for s in samples],
+        "text": [s.text for s in samples],
+        "reason": [s.reason.value for s in samples],
+        "audit_pi": [s.draws.audit for s in samples],
+        "held_out_pi": [s.draws.held_out for s in samples],
+        "learning_pi": [s.draws.learning for s in samples],
+        "policy_version": [s.policy_version for s in samples],
+        "group_id": [s.group_id for s in samples],
+        "side": [s.side.value for s in samples],
+        "segment": [s.assessment.segment if s.assessment else "" for s in samples],
+        "served_by": [s.event.served_by for s in samples],
+        "student_version": [s.event.student.version if s.event.student else None for s in samples],
+        "student_label": [s.event.student.label if s.event.student else None for s in samples],
+        "confidence": [s.event.student.confidence if s.event.student else None for s in samples],
+        "failure_probability": [
+            s.assessment.failure_probability if s.assessment else None for s in samples
+        ],
+        "user_key": [s.event.user_key for s in samples],
+        "attributes": [json.dumps(dict(s.event.attributes)) for s in samples],
+        "topic": [s.event.source.topic for s in samples],
+        "partition": [s.event.source.partition for s in samples],
+        "source_offset": [s.event.source.offset for s in samples],
+        "status": ["pending"] * len(samples),
+    }
+    rows = tx.execute(INSERT_SAMPLES, {**columns, "now": to_db_time(now)}).fetchall()
+    return {event_id for (event_id,) in rows}
+
+
+def add_groups(tx: Cursor, groups: Sequence[Group], now: datetime) -> None:
+    for group in groups:
+        row = [group.group_id, group.task, group.side.value, group.text, to_db_time(now)]
+        tx.execute(INSERT_GROUP, row)
+
+
+def stored_groups(tx: Cursor, task: str) -> list[Group]:
+    """All groups of a task, oldest first."""
+    rows = tx.execute(SELECT_GROUPS, [task]).fetchall()
+    return [Group(row[0], task, Side(row[1]), row[2]) for row in rows]
+
+
+def pending_samples(tx: Cursor, limit: int) -> list[PendingSample]:
+    rows = tx.execute(SELECT_PENDING, {"limit": limit}).fetchall()
+    return [
+        PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
+        for row in rows
+    ]
+
+
+def set_status(
+    tx: Cursor, event_ids: Sequence[str], status: str, failure: str | None = None
+) -> None:
+    """Move pending, held or failed samples on; those already labelled stay labelled."""
+    if event_ids:
+        tx.execute(SET_STATUS, {"event_ids": list(event_ids), "status": status, "failure": failure})
+
+
+def count_by_status(tx: Cursor) -> dict[tuple[str, str], int]:
+    """Samples by (task, status)."""
+    return {(row[0], row[1]): int(row[2]) for row in tx.execute(COUNT_BY_STATUS).fetchall()}
+
+
+def count_by_reason(tx: Cursor) -> dict[tuple[str, str], int]:
+    """Samples by (task, reason)."""
+    return {(row[0], row[1]): int(row[2]) for row in tx.execute(COUNT_BY_REASON).fetchall()}
+
+
+def expire_unlabelled(tx: Cursor, before: datetime) -> None:
+    """Forget the text of samples that nobody labelled in time. The rows stay: non-response."""
+    tx.execute(EXPIRE, [to_db_time(before)])
+
+
+def delete_labelled(tx: Cursor, before: datetime) -> None:
+    tx.execute(DELETE_OLD_LABELLED, [to_db_time(before)])
+
+
+def add_dead_letters(tx: Cursor, letters: Sequence[DeadLetter], now: datetime) -> int:
+    """Store dead letters of one topic and return how many were new."""
+    if not letters:
+        return 0
+    rows = tx.execute(
+        INSERT_DEAD_LETTER,
+        {
+            "topic": letters[0].topic,
+            "partition": [letter.partition for letter in letters],
+            "source_offset": [letter.offset for letter in letters],
+            "payload": [letter.payload for letter in letters],
+            "headers": [_encode_headers(letter.headers) for letter in letters],
+            "reason": [letter.reason for letter in letters],
+            "now": to_db_time(now),
+        },
+    ).fetchall()
+    return len(rows)
+
+
+def dead_letters(tx: Cursor, *, limit: int, pending_only: bool = False) -> list[DeadLetter]:
+    """Newest first."""
+    rows = tx.execute(SELECT_DEAD_LETTERS, {"limit": limit, "pending_only": pending_only})
+    return [
+        DeadLetter(
+            topic=row[0],
+            partition=row[1],
+            offset=row[2],
+            payload=row[3],
+            headers=_decode_headers(row[4]),
+            reason=row[5],
+            received_at=from_db_time(row[6]),
+            replayed_at=None if row[7] is None else from_db_time(row[7]),
+        )
+        for row in rows.fetchall()
+    ]
+
+
+def mark_replayed(tx: Cursor, letter: DeadLetter, now: datetime) -> None:
+    tx.execute(
+        MARK_REPLAYED,
+        {
+            "topic": letter.topic,
+            "partition": letter.partition,
+            "source_offset": letter.offset,
+            "now": to_db_time(now),
+        },
+    )
+
+
+def count_dead_letters(tx: Cursor) -> int:
+    """Dead letters that were not replayed."""
+    row = tx.execute(COUNT_DEAD_LETTERS).fetchone()
+    return int(row[0]) if row else 0
+
+
+def delete_dead_letters(tx: Cursor, before: datetime) -> None:
+    tx.execute(DELETE_OLD_DEAD_LETTERS, [to_db_time(before)])
+
+
+def _encode_headers(headers: tuple[tuple[str, bytes], ...]) -> str:
+    return json.dumps([[name, value.hex()] for name, value in headers])
+
+
+def _decode_headers(text: str) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, bytes.fromhex(value)) for name, value in json.loads(text))

@@ -1,0 +1,248 @@
+"""Sums over all traffic, and the offsets they rest on. All SQL about them is in this file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from storage.database import Cursor, to_db_time
+
+ADD_TRAFFIC = """
+INSERT INTO traffic
+SELECT
+    unnest($minute), unnest($task), unnest($version), unnest($segment),
+    unnest($events), unnest($assessed), unnest($served), unnest($teacher_served),
+    unnest($sum_f), unnest($sum_f2), unnest($served_sum_f), unnest($served_sum_f2),
+    unnest($histogram)
+ON CONFLICT DO UPDATE SET
+    events = events + excluded.events,
+    assessed = assessed + excluded.assessed,
+    served = served + excluded.served,
+    teacher_served = teacher_served + excluded.teacher_served,
+    sum_f = sum_f + excluded.sum_f,
+    sum_f2 = sum_f2 + excluded.sum_f2,
+    served_sum_f = served_sum_f + excluded.served_sum_f,
+    served_sum_f2 = served_sum_f2 + excluded.served_sum_f2,
+    histogram = [histogram[i] + excluded.histogram[i] for i in range(1, len(histogram) + 1)]
+"""
+
+SELECT_SUMS = """
+SELECT
+    coalesce(sum(events), 0), coalesce(sum(assessed), 0), coalesce(sum(served), 0),
+    coalesce(sum(teacher_served), 0),
+    coalesce(sum(sum_f), 0), coalesce(sum(sum_f2), 0),
+    coalesce(sum(served_sum_f), 0), coalesce(sum(served_sum_f2), 0)
+FROM traffic
+WHERE task = $task AND ($version IS NULL OR version = $version)
+    AND minute >= $since AND minute < $until
+"""
+
+SELECT_HISTOGRAM = """
+SELECT bin, sum(events)
+FROM (
+    SELECT unnest(histogram) AS events, generate_subscripts(histogram, 1) - 1 AS bin
+    FROM traffic
+    WHERE task = $task AND version = $version AND minute >= $since AND minute < $until
+)
+GROUP BY bin ORDER BY bin
+"""
+
+SELECT_SERIES = """
+SELECT
+    time_bucket(to_seconds($bucket_seconds), minute) AS bucket,
+    sum(events), sum(assessed), sum(served), sum(teacher_served)
+FROM traffic
+WHERE task = $task AND minute >= $since
+GROUP BY bucket ORDER BY bucket
+"""
+
+SELECT_HISTOGRAM_SERIES = """
+SELECT bucket, version, bin, sum(events)
+FROM (
+    SELECT
+        time_bucket(to_seconds($bucket_seconds), minute) AS bucket, version,
+        unnest(histogram) AS events, generate_subscripts(histogram, 1) - 1 AS bin
+    FROM traffic
+    WHERE task = $task AND minute >= $since AND version <> ''
+)
+WHERE events > 0
+GROUP BY bucket, version, bin ORDER BY bucket, version, bin
+"""
+
+DELETE_OLD = "DELETE FROM traffic WHERE minute < ?"
+
+SELECT_OFFSETS = "SELECT partition, next_offset, identity FROM offsets WHERE topic = ?"
+
+UPSERT_OFFSET = """
+INSERT INTO offsets VALUES ($topic, $partition, $next_offset, $identity, $now)
+ON CONFLICT DO UPDATE SET
+    next_offset = excluded.next_offset, identity = excluded.identity,
+    updated_at = excluded.updated_at
+"""
+
+DELETE_OFFSETS = "DELETE FROM offsets WHERE topic = ?"
+
+INSERT_GAP = "INSERT INTO gaps VALUES ($topic, $partition, $first, $last, $now)"
+
+
+@dataclass(slots=True, kw_only=True)
+class TrafficSums:
+    """What one batch adds to one (minute, task, version, segment). Mutable: it is added up."""
+
+    bins: int
+    events: int = 0
+    assessed: int = 0
+    served: int = 0
+    teacher_served: int = 0
+    sum_f: float = 0.0
+    sum_f2: float = 0.0
+    served_sum_f: float = 0.0
+    served_sum_f2: float = 0.0
+    histogram: list[int] | None = None
+
+    def counts(self) -> list[int]:
+        return self.histogram if self.histogram is not None else [0] * self.bins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSums:
+    """Traffic of one task (and version) over a window. f = predicted agreement."""
+
+    events: int
+    assessed: int
+    served: int
+    teacher_served: int
+    sum_f: float
+    sum_f2: float
+    served_sum_f: float
+    served_sum_f2: float
+
+
+TrafficKey = tuple[datetime, str, str, str]
+
+
+def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, TrafficSums]) -> None:
+    """Add one batch's sums to what is stored."""
+    if not sums:
+        return
+    keys = list(sums)
+    values = list(sums.values())
+    parameters: dict[str, list[object]] = {
+        "minute": [to_db_time(key[0]) for key in keys],
+        "task": [key[1] for key in keys],
+        "version": [key[2] for key in keys],
+        "segment": [key[3] for key in keys],
+        "histogram": [value.counts() for value in values],
+    }
+    for name in ("events", "assessed", "served", "teacher_served"):
+        parameters[name] = [getattr(value, name) for value in values]
+    for name in ("sum_f", "sum_f2", "served_sum_f", "served_sum_f2"):
+        parameters[name] = [getattr(value, name) for value in values]
+    tx.execute(ADD_TRAFFIC, parameters)
+
+
+def window_sums(
+    tx: Cursor, task: str, version: str | None, since: datetime, until: datetime
+) -> WindowSums:
+    """Sums over [since, until), to the minute; `version` None takes all versions."""
+    window = {"since": to_db_time(since), "until": to_db_time(until)}
+    row = tx.execute(SELECT_SUMS, {"task": task, "version": version, **window}).fetchone()
+    assert row is not None
+    return WindowSums(
+        events=int(row[0]),
+        assessed=int(row[1]),
+        served=int(row[2]),
+        teacher_served=int(row[3]),
+        sum_f=row[4],
+        sum_f2=row[5],
+        served_sum_f=row[6],
+        served_sum_f2=row[7],
+    )
+
+
+def confidence_histogram(
+    tx: Cursor, task: str, version: str, since: datetime, until: datetime
+) -> list[int]:
+    """Events per confidence bin over [since, until); empty when there were none."""
+    rows = tx.execute(
+        SELECT_HISTOGRAM,
+        {
+            "task": task,
+            "version": version,
+            "since": to_db_time(since),
+            "until": to_db_time(until),
+        },
+    ).fetchall()
+    return [int(count) for _, count in rows]
+
+
+def traffic_series(
+    tx: Cursor, task: str, since: datetime, bucket_seconds: int
+) -> list[tuple[datetime, int, int, int, int]]:
+    """(bucket, events, assessed, served, teacher_served), oldest first; naive UTC."""
+    return [
+        (row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4]))
+        for row in tx.execute(
+            SELECT_SERIES,
+            {"task": task, "since": to_db_time(since), "bucket_seconds": bucket_seconds},
+        ).fetchall()
+    ]
+
+
+def histogram_series(
+    tx: Cursor, task: str, since: datetime, bucket_seconds: int
+) -> list[tuple[datetime, str, int, int]]:
+    """(bucket, version, bin, events) of the assessed traffic, oldest first; naive UTC."""
+    return [
+        (row[0], row[1], int(row[2]), int(row[3]))
+        for row in tx.execute(
+            SELECT_HISTOGRAM_SERIES,
+            {"task": task, "since": to_db_time(since), "bucket_seconds": bucket_seconds},
+        ).fetchall()
+    ]
+
+
+def delete_traffic_before(tx: Cursor, moment: datetime) -> None:
+    tx.execute(DELETE_OLD, [to_db_time(moment)])
+
+
+def stored_offsets(tx: Cursor, topic: str) -> tuple[dict[int, int], str | None]:
+    """Where to go on, by partition, and the identity of the topic that was read."""
+    rows = tx.execute(SELECT_OFFSETS, [topic]).fetchall()
+    return {int(row[0]): int(row[1]) for row in rows}, rows[0][2] if rows else None
+
+
+def store_offsets(
+    tx: Cursor, topic: str, identity: str, next_offsets: Mapping[int, int], now: datetime
+) -> None:
+    """Move the offsets; belongs into the transaction that stores what the records meant."""
+    for partition, offset in next_offsets.items():
+        tx.execute(
+            UPSERT_OFFSET,
+            {
+                "topic": topic,
+                "partition": partition,
+                "next_offset": offset,
+                "identity": identity,
+                "now": to_db_time(now),
+            },
+        )
+
+
+def forget_offsets(tx: Cursor, topic: str) -> None:
+    """Read the topic from its beginning next time. Only ever by an operator's word."""
+    tx.execute(DELETE_OFFSETS, [topic])
+
+
+def add_gaps(tx: Cursor, topic: str, gaps: Sequence[tuple[int, int, int]], now: datetime) -> None:
+    """Remember (partition, first, last) ranges that retention removed before we read them."""
+    for partition, first, last in gaps:
+        tx.execute(
+            INSERT_GAP,
+            {
+                "topic": topic,
+                "partition": partition,
+                "first": first,
+                "last": last,
+                "now": to_db_time(now),
+            },
+        )
