@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,14 @@ INSTALLED = (
     ),
 )
 BATCH = 64
+
+
+class Reading(NamedTuple):
+    """Vectors of some texts, and how much of each text was read."""
+
+    vectors: Vectors
+    tokens: list[int]
+    truncated: list[bool]
 
 
 class Encoder:
@@ -69,10 +77,23 @@ class Encoder:
 
         `progress` is told after each batch how many texts are done.
         """
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        return self._embed(self._tokenizer.encode_batch(list(texts)), progress)
+
+    def read(self, texts: Sequence[str]) -> Reading:
+        """As `encode`, and how many tokens each text has and whether it was cut."""
         encoded = self._tokenizer.encode_batch(list(texts))
+        return Reading(
+            vectors=self._embed(encoded),
+            tokens=[len(item.ids) for item in encoded],
+            truncated=[bool(item.overflowing) for item in encoded],
+        )
+
+    def _embed(
+        self, encoded: Sequence[Any], progress: Callable[[int], None] | None = None
+    ) -> Vectors:
+        vectors = np.empty((len(encoded), self.dimension), dtype=np.float32)
         # Neighbours in length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda index: len(encoded[index].ids))
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             vectors[chosen] = self._run([encoded[index].ids for index in chosen])
