@@ -1,0 +1,88 @@
+"""Micro-batches: what arrives while the encoder is busy goes into its next run together.
+
+Nothing waits for company: a request that finds the encoder idle runs at once and alone.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from pipelines.encoder import Encoder
+from pipelines.students.classifier import Head
+
+MAX_BATCH = 32
+# Assessments wait for requests, so their batches are small: a request may have to wait for one.
+MAX_PATIENT_BATCH = 4
+
+
+class Reply(NamedTuple):
+    """What a head says to a text, and how much of the text was read."""
+
+    label: str
+    confidence: float
+    tokens: int
+    truncated: bool
+
+
+class _Waiting(NamedTuple):
+    text: str
+    head: Head
+    future: asyncio.Future[Reply]
+
+
+class Batcher:
+    """Runs one encoder in one thread, which ends when the last reference to this is gone."""
+
+    def __init__(self, encoder: Encoder, observe: Callable[[float, int], None]) -> None:
+        self.encoder = encoder
+        self._observe = observe
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        self._waiting: deque[_Waiting] = deque()
+        self._patient: deque[_Waiting] = deque()
+        self._running = False
+
+    async def answer(self, text: str, head: Head, *, patient: bool = False) -> Reply:
+        """What `head` says to `text`. `patient`: behind everybody who is not."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        (self._patient if patient else self._waiting).append(_Waiting(text, head, future))
+        if not self._running:
+            self._start_next()
+        return await future
+
+    def _start_next(self) -> None:
+        queue, most = (
+            (self._waiting, MAX_BATCH) if self._waiting else (self._patient, MAX_PATIENT_BATCH)
+        )
+        batch = [queue.popleft() for _ in range(min(most, len(queue)))]
+        self._running = bool(batch)
+        if batch:
+            run = asyncio.get_running_loop().run_in_executor(self._thread, self._run, batch)
+            run.add_done_callback(lambda done: self._finish(batch, done))
+
+    def _finish(self, batch: Sequence[_Waiting], done: asyncio.Future[list[Reply]]) -> None:
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        replies: Sequence[Reply | None] = [None] * len(batch) if error else done.result()
+        for waiting, reply in zip(batch, replies, strict=True):
+            if waiting.future.done():  # its request is gone
+                continue
+            if reply is None:
+                waiting.future.set_exception(error or RuntimeError("no answer"))
+            else:
+                waiting.future.set_result(reply)
+        self._start_next()
+
+    def _run(self, batch: Sequence[_Waiting]) -> list[Reply]:
+        started = time.perf_counter()
+        reading = self.encoder.read([waiting.text for waiting in batch])
+        replies: dict[int, Reply] = {}
+        # A batch may span a swap: each text is answered by the head that it came with.
+        for head in {id(waiting.head): waiting.head for waiting in batch}.values():
+            rows = [at for at, waiting in enumerate(batch) if waiting.head is head]
+            for row, answer in zip(rows, head.answer(reading.vectors[rows]), strict=True):
+                tokens, truncated = reading.tokens[row], reading.truncated[row]
+                replies[row] = Reply(answer.label, answer.confidence, tokens, truncated)
+        self._observe(time.perf_counter() - started, len(batch))
+        return [replies[row] for row in range(len(batch))]

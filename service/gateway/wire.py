@@ -1,0 +1,290 @@
+"""The OpenAI chat protocol on the wire: what a request may hold, what an answer looks like."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from pipelines.types import Message, Usage
+
+ID_PREFIX = "chatcmpl-"
+EVENT_STREAM = "text/event-stream"
+
+
+class ContentPart(Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class WireMessage(Struct, frozen=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool = False
+
+
+class ChatRequest(Struct, frozen=True):
+    """The fields that decide anything here. All others are the teacher's business."""
+
+    model: str
+    messages: list[WireMessage]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    user: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    response_format: Any = None
+    logprobs: bool | None = None
+    tools: Any = None
+    functions: Any = None
+    tool_choice: Any = None
+    function_call: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class Envelope(Struct, frozen=True):
+    """What every request must have, whatever else is in it."""
+
+    model: str
+    stream: bool | None = None
+
+
+class WireUsage(Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class _AnswerMessage(Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class _Choice(Struct, frozen=True):
+    message: _AnswerMessage
+    index: int = 0
+    finish_reason: Literal["stop"] = "stop"
+    logprobs: None = None
+
+
+class _Completion(Struct, frozen=True):
+    id: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    usage: WireUsage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class _Delta(Struct, frozen=True, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class _ChunkChoice(Struct, frozen=True):
+    delta: _Delta
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: None = None
+
+
+class _Chunk(Struct, frozen=True):
+    id: str
+    created: int
+    model: str
+    choices: list[_ChunkChoice]
+    usage: WireUsage | None = None
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+
+
+class _Error(Struct, frozen=True):
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class _ErrorBody(Struct, frozen=True):
+    error: _Error
+
+
+class _TeacherMessage(Struct, frozen=True):
+    content: str | None = None
+
+
+class _TeacherChoice(Struct, frozen=True):
+    message: _TeacherMessage = _TeacherMessage()
+    delta: _TeacherMessage = _TeacherMessage()
+    finish_reason: str | None = None
+
+
+class _TeacherReply(Struct, frozen=True):
+    """A completion or a chunk of one: both have the parts that we read."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: list[_TeacherChoice] = []
+    usage: WireUsage | None = None
+
+
+class TeacherReply(Struct, frozen=True, kw_only=True):
+    """What a teacher said. `answer` is None unless it is whole: a cut one is no answer."""
+
+    answer: str | None = None
+    id: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
+
+
+decode_chat = msgspec.json.Decoder(ChatRequest).decode
+decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_reply = msgspec.json.Decoder(_TeacherReply).decode
+encode = msgspec.json.Encoder().encode
+
+# Everything that msgspec raises for bytes that are not what they should be.
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def plain_messages(messages: list[WireMessage]) -> tuple[Message, ...] | None:
+    """The conversation as text, or None where it has anything else in it."""
+    plain = []
+    for message in messages:
+        content = message.content
+        if message.role not in ("system", "developer", "user", "assistant"):
+            return None
+        if isinstance(content, list):
+            if any(part.type != "text" or part.text is None for part in content):
+                return None
+            content = "\n".join(part.text or "" for part in content)
+        if content is None:
+            return None
+        plain.append(Message(message.role, content))
+    return tuple(plain) or None
+
+
+def replace_fields(body: bytes, new: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
+    """The same request with some fields set or gone; the bytes of all others stay."""
+    fields = _decode_fields(body)
+    for name in drop:
+        fields.pop(name, None)
+    for name, value in new.items():
+        fields[name] = msgspec.Raw(encode(value))
+    return encode(fields)
+
+
+def completion(*, event_id: str, model: str, answer: str, usage: WireUsage, created: int) -> bytes:
+    """A whole answer."""
+    return encode(
+        _Completion(
+            id=ID_PREFIX + event_id,
+            created=created,
+            model=model,
+            choices=[_Choice(message=_AnswerMessage(content=answer))],
+            usage=usage,
+        )
+    )
+
+
+def chunks(
+    *, event_id: str, model: str, answer: str, usage: WireUsage | None, created: int
+) -> bytes:
+    """The same answer as a stream of server-sent events; `usage` None: not asked for."""
+    name = ID_PREFIX + event_id
+
+    def event(choices: list[_ChunkChoice], usage: WireUsage | None = None) -> bytes:
+        chunk = _Chunk(id=name, created=created, model=model, choices=choices, usage=usage)
+        return b"data: " + encode(chunk) + b"\n\n"
+
+    parts = [
+        event([_ChunkChoice(delta=_Delta(role="assistant", content=answer))]),
+        event([_ChunkChoice(delta=_Delta(), finish_reason="stop")]),
+    ]
+    if usage is not None:
+        parts.append(event([], usage))
+    return b"".join([*parts, b"data: [DONE]\n\n"])
+
+
+def error_body(message: str, *, type: str, code: str) -> bytes:
+    """An error as OpenAI's clients read it."""
+    return encode(_ErrorBody(_Error(message=message, type=type, code=code)))
+
+
+def read_reply(body: bytes) -> TeacherReply | None:
+    """What a teacher's completion says, or None when it is no completion."""
+    try:
+        reply = _decode_reply(body)
+    except MALFORMED:
+        return None
+    if not reply.choices:
+        return None
+    choice = reply.choices[0]
+    whole = choice.finish_reason == "stop"
+    return TeacherReply(
+        answer=choice.message.content if whole else None,
+        id=reply.id,
+        model=reply.model,
+        usage=_usage(reply.usage),
+    )
+
+
+class StreamReader:
+    """Listens to a teacher's stream that is passed on, and puts its answer together."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._content: list[str] = []
+        self._finish: str | None = None
+        self._last = _TeacherReply()
+        self._usage: WireUsage | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        *lines, self._tail = (self._tail + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._take(line[5:].strip())
+
+    def _take(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            return
+        try:
+            chunk = _decode_reply(data)
+        except MALFORMED:
+            return
+        self._last, self._usage = chunk, chunk.usage or self._usage
+        for choice in chunk.choices[:1]:
+            if choice.delta.content:
+                self._content.append(choice.delta.content)
+            self._finish = choice.finish_reason or self._finish
+
+    def reply(self) -> TeacherReply:
+        """What was said. Without a proper end there is no answer."""
+        return TeacherReply(
+            answer="".join(self._content) if self._finish == "stop" else None,
+            id=self._last.id,
+            model=self._last.model,
+            usage=_usage(self._usage),
+        )
+
+
+def _usage(usage: WireUsage | None) -> Usage | None:
+    if usage is None:
+        return None
+    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
