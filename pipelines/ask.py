@@ -1,0 +1,79 @@
+"""What the teacher is asked, and under which key an answer is remembered."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from pipelines.render import teacher_messages
+from pipelines.types import Message, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherPolicy:
+    """Everything that makes one teacher answer differ from another, and what it may cost."""
+
+    model: str
+    temperature: float | None
+    max_tokens: int
+    max_tokens_field: str
+    price_per_million_in: float
+    price_per_million_out: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One call to the teacher. Questions with the same key have one answer."""
+
+    key: str
+    event_id: str
+    task: str
+    parameters: dict[str, Any]  # of chat.completions.create
+    tokens: int  # upper bound of what the call can use
+
+    @property
+    def body(self) -> bytes:
+        return canonical(self.parameters)
+
+
+def ask(
+    event_id: str, messages: tuple[Message, ...], task: Task, policy: TeacherPolicy
+) -> Question:
+    """The question for one event, with its content-addressed key."""
+    parameters: dict[str, Any] = {
+        "model": policy.model,
+        "messages": teacher_messages(messages, task),
+        policy.max_tokens_field: policy.max_tokens,
+    }
+    if policy.temperature is not None:
+        parameters["temperature"] = policy.temperature
+    identity = {"prompt_version": prompt_version(task), "parameters": parameters}
+    # A token has at least one byte in every tokenizer in use; three characters is typical.
+    # The bound is what the budget reserves, so it errs upwards.
+    characters = sum(len(message["content"]) for message in parameters["messages"])
+    return Question(
+        key=sha256(canonical(identity)).hexdigest(),
+        event_id=event_id,
+        task=task.name,
+        parameters=parameters,
+        tokens=characters // 2 + 16 * len(parameters["messages"]) + policy.max_tokens,
+    )
+
+
+def cost(prompt_tokens: int, completion_tokens: int, policy: TeacherPolicy) -> float:
+    """Money of one call, in the currency of the prices."""
+    return (
+        prompt_tokens * policy.price_per_million_in
+        + completion_tokens * policy.price_per_million_out
+    ) / 1e6
+
+
+def prompt_version(task: Task) -> str:
+    """Changes whenever what the teacher reads, or how it is read, changes."""
+    parts = [task.instructions, list(task.labels), task.answer_pointer]
+    return sha256(canonical(parts)).hexdigest()[:12]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON bytes that are equal for equal values."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()

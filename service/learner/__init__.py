@@ -1,0 +1,1 @@
+"""The control plane: the one process that owns the database."""
