@@ -33,6 +33,8 @@ class Phrases:
 
     openers: tuple[str, ...]
     closers: tuple[str, ...]
+    # Other matters, mentioned in passing: they mislead a student, not a reader.
+    asides: tuple[str, ...]
     contexts: dict[str, tuple[str, ...]]
     slots: dict[str, tuple[str, ...]]
 
@@ -85,6 +87,7 @@ def _phrases(raw: dict[str, Any]) -> Phrases:
     return Phrases(
         openers=tuple(raw["openers"]),
         closers=tuple(raw["closers"]),
+        asides=tuple(raw["asides"]),
         contexts={name: tuple(lines) for name, lines in raw["contexts"].items()},
         slots={name: tuple(values) for name, values in raw["slots"].items()},
     )

@@ -10,6 +10,8 @@ from service.demo.corpus import Corpus, Intent, load_corpus, normalised
 REPEATED = 0.06
 # Of each intent this many messages are sent again and again, word for word.
 REPEATED_PER_INTENT = 3
+# How often customers mention a matter that they do not write about: what keeps the traffic hard.
+MENTIONS_ANOTHER_MATTER = 0.15
 USERS = 900
 # A typo may spoil four shingles: one per this many characters leaves a message recognisable.
 CHARACTERS_PER_TYPO = 28
@@ -88,6 +90,8 @@ class Traffic:
         closer = self._filled(rng.choice(phrases.closers), rng) if rng.random() < 0.6 else ""
         if len(context) > room:
             context = ""
+        if rng.random() < MENTIONS_ANOTHER_MATTER:
+            context = f"{context} {self._filled(rng.choice(phrases.asides), rng)}".strip()
         return _Around(opener=opener, context=context, closer=closer)
 
     def _filled(self, phrase: str, rng: Random) -> str:
