@@ -92,8 +92,9 @@ class GatewayMetrics:
             "Events that are durable on the topic.",
             registry=registry,
         )
-        # Never zero again once it is not: events are lost. reason: overflow | unencodable |
-        # shutdown.
+        # Never zero again once it is not: events are lost. reason: overflow (the topic was
+        # down for long) | given_up (by the broker's client) | unencodable | too_large (longer
+        # than ingest.max_record_bytes) | shutdown.
         self.capture_dropped = Counter(
             "flywheel_gateway_capture_dropped_total",
             "Events that never reached the topic.",
@@ -146,5 +147,257 @@ class GatewayMetrics:
             "flywheel_gateway_feedback_total",
             "Feedback that was taken.",
             ["task", "verdict"],
+            registry=registry,
+        )
+
+
+class LearnerMetrics:
+    """What the learner exports. `task` is a task of the settings, `bound` value | low | high."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._traffic(registry)
+        self._money(registry)
+        self._quality(registry)
+        self._loop(registry)
+
+    def _traffic(self, registry: CollectorRegistry) -> None:
+        # Records read from the topic, counted after their transaction. outcome: event |
+        # dead_letter. Many dead letters: look at `flywheel dead-letters list`.
+        self.records = Counter(
+            "flywheel_records_total",
+            "Records read from the topic.",
+            ["outcome"],
+            registry=registry,
+        )
+        # task also `unclaimed`. served_by: student | teacher | app.
+        self.events = Counter(
+            "flywheel_events_total",
+            "Prompt events, by who answered.",
+            ["task", "served_by"],
+            registry=registry,
+        )
+        # Events that no student assessed although there is one: the gateway was down.
+        self.unassessed = Counter(
+            "flywheel_events_unassessed_total",
+            "Events that could not be assessed.",
+            ["task"],
+            registry=registry,
+        )
+        # reason: as SampleReason.
+        self.samples = Counter(
+            "flywheel_samples_total",
+            "Events chosen for the teacher or the training set.",
+            ["task", "reason"],
+            registry=registry,
+        )
+        # Growing: ingest does not keep up, or is held.
+        self.topic_lag = Gauge(
+            "flywheel_topic_lag_records", "Records not read yet.", registry=registry
+        )
+        # What hinders reading right now; the log has a sentence for each.
+        self.topic_problems = Gauge(
+            "flywheel_topic_problems", "Problems that hinder reading.", registry=registry
+        )
+        # Records that retention removed before they were read. Must stay 0.
+        self.topic_gap_records = Counter(
+            "flywheel_topic_gap_records_total",
+            "Records lost to the topic's retention.",
+            registry=registry,
+        )
+        # 1: paused by an operator, by poison, or by a full disk.
+        self.ingest_held = Gauge(
+            "flywheel_ingest_held", "Whether ingest is held.", registry=registry
+        )
+        self.ingest_batch_seconds = Histogram(
+            "flywheel_ingest_batch_seconds",
+            "Time to make one batch durable.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.dead_letters = Gauge(
+            "flywheel_dead_letters", "Dead letters that were not replayed.", registry=registry
+        )
+        self.disk_free_bytes = Gauge(
+            "flywheel_disk_free_bytes", "Free space of the data folder's disk.", registry=registry
+        )
+
+    def _money(self, registry: CollectorRegistry) -> None:
+        # source: bought | given | correction.
+        self.labels = Counter(
+            "flywheel_labels_total",
+            "Labels that came in.",
+            ["task", "source"],
+            registry=registry,
+        )
+        # status: pending | held (outcome unknown) | failed.
+        self.samples_waiting = Gauge(
+            "flywheel_samples_waiting",
+            "Samples without a label, by why.",
+            ["task", "status"],
+            registry=registry,
+        )
+        # outcome: received | not_sent | rate_limited | unknown | impossible | refused.
+        self.teacher_calls = Counter(
+            "flywheel_teacher_calls_total",
+            "Calls to the teacher, by how they ended.",
+            ["outcome"],
+            registry=registry,
+        )
+        # Held until an operator releases or drops them: `flywheel unknown list`.
+        self.unknown_outcomes = Gauge(
+            "flywheel_teacher_unknown_outcomes",
+            "Teacher calls of which nobody knows whether they were charged.",
+            registry=registry,
+        )
+        # kind: calls | tokens | money. Of today (UTC), reserved amounts included.
+        self.label_spend = Gauge(
+            "flywheel_label_spend_today",
+            "What labels cost today.",
+            ["kind"],
+            registry=registry,
+        )
+        self.label_budget = Gauge(
+            "flywheel_label_budget_today",
+            "What labels may cost a day.",
+            ["kind"],
+            registry=registry,
+        )
+        # kind: calls | money.
+        self.escalation_spend = Gauge(
+            "flywheel_escalation_spend_today",
+            "What escalations cost today, leases included.",
+            ["kind"],
+            registry=registry,
+        )
+        # Against asking the teacher for everything; since the first event.
+        self.saved_money = Gauge(
+            "flywheel_saved_money",
+            "Money that the student's answers saved.",
+            ["task"],
+            registry=registry,
+        )
+
+    def _quality(self, registry: CollectorRegistry) -> None:
+        # Share of all assessed traffic above the threshold: what the student may answer.
+        self.coverage = Gauge(
+            "flywheel_trusted_coverage",
+            "Trusted coverage of the last minutes, with its interval.",
+            ["task", "bound"],
+            registry=registry,
+        )
+        self.certified_coverage = Gauge(
+            "flywheel_certified_coverage",
+            "Trusted coverage on the held-out items when the champion was certified.",
+            ["task"],
+            registry=registry,
+        )
+        # scope: assessed (all traffic) | served (what the student answered).
+        self.agreement = Gauge(
+            "flywheel_agreement",
+            "Agreement with the teacher, unbiased, with its anytime-valid interval.",
+            ["task", "scope", "bound"],
+            registry=registry,
+        )
+        self.audit_labels = Gauge(
+            "flywheel_audit_labels",
+            "Audited events with a label since the champion's promotion.",
+            ["task"],
+            registry=registry,
+        )
+        self.audit_unanswered = Gauge(
+            "flywheel_audit_unanswered",
+            "Audited events whose label has not come.",
+            ["task"],
+            registry=registry,
+        )
+        # -1: nothing could be certified, every request escalates.
+        self.threshold = Gauge(
+            "flywheel_cascade_threshold",
+            "Confidence from which the student's answer is served.",
+            ["task"],
+            registry=registry,
+        )
+        # Always 1; role: champion | previous.
+        self.student_info = Gauge(
+            "flywheel_student_info",
+            "The student versions in use.",
+            ["task", "version", "role"],
+            registry=registry,
+        )
+        # side: training | held_out.
+        self.labels_stored = Gauge(
+            "flywheel_labels_stored",
+            "Labels that a dataset can be made of.",
+            ["task", "side"],
+            registry=registry,
+        )
+        self.gate_verdicts = Counter(
+            "flywheel_gate_verdicts_total",
+            "Evaluations, by the gate's verdict.",
+            ["task", "verdict"],
+            registry=registry,
+        )
+        # 1: an operator is needed.
+        self.versions_waiting = Gauge(
+            "flywheel_versions_waiting",
+            "Versions that wait for an operator.",
+            ["task"],
+            registry=registry,
+        )
+        # action: approve | reject | rollback.
+        self.decisions = Counter(
+            "flywheel_decisions_total",
+            "Operators' decisions.",
+            ["task", "action"],
+            registry=registry,
+        )
+
+    def _loop(self, registry: CollectorRegistry) -> None:
+        # job: relabel | train | evaluate | watch | retention. Alert when now minus this
+        # exceeds three times the job's interval.
+        self.job_last_success = Gauge(
+            "flywheel_job_last_success_timestamp_seconds",
+            "When a job last ended without an error.",
+            ["job"],
+            registry=registry,
+        )
+        # outcome: done | nothing | failed | paused | missed.
+        self.job_ticks = Counter(
+            "flywheel_job_ticks_total",
+            "Firings of the schedule, by what came of them.",
+            ["job", "outcome"],
+            registry=registry,
+        )
+        self.job_seconds = Histogram(
+            "flywheel_job_seconds",
+            "How long a job took.",
+            ["job"],
+            buckets=(0.01, 0.05, 0.25, 1, 5, 15, 60, 300, 1800),
+            registry=registry,
+        )
+        self.training_running = Gauge(
+            "flywheel_training_running", "Whether a trainer runs.", registry=registry
+        )
+        self.training_progress = Gauge(
+            "flywheel_training_progress_ratio", "Share of the run that is done.", registry=registry
+        )
+        self.training_rate = Gauge(
+            "flywheel_training_examples_per_second", "Speed of the run.", registry=registry
+        )
+        self.training_seconds_left = Gauge(
+            "flywheel_training_seconds_left", "Estimated time to its end.", registry=registry
+        )
+        # outcome: succeeded | failed.
+        self.training_runs = Counter(
+            "flywheel_training_runs_total",
+            "Training runs, by how they ended.",
+            ["task", "outcome"],
+            registry=registry,
+        )
+        self.training_seconds = Gauge(
+            "flywheel_training_last_seconds",
+            "How long the last run took.",
+            ["task"],
             registry=registry,
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pipelines.tally import Tally, TrafficKey
 from storage.database import Cursor, to_db_time
 
 ADD_TRAFFIC = """
@@ -84,25 +85,6 @@ DELETE_OFFSETS = "DELETE FROM offsets WHERE topic = ?"
 INSERT_GAP = "INSERT INTO gaps VALUES ($topic, $partition, $first, $last, $now)"
 
 
-@dataclass(slots=True, kw_only=True)
-class TrafficSums:
-    """What one batch adds to one (minute, task, version, segment). Mutable: it is added up."""
-
-    bins: int
-    events: int = 0
-    assessed: int = 0
-    served: int = 0
-    teacher_served: int = 0
-    sum_f: float = 0.0
-    sum_f2: float = 0.0
-    served_sum_f: float = 0.0
-    served_sum_f2: float = 0.0
-    histogram: list[int] | None = None
-
-    def counts(self) -> list[int]:
-        return self.histogram if self.histogram is not None else [0] * self.bins
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSums:
     """Traffic of one task (and version) over a window. f = predicted agreement."""
@@ -117,10 +99,7 @@ class WindowSums:
     served_sum_f2: float
 
 
-TrafficKey = tuple[datetime, str, str, str]
-
-
-def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, TrafficSums]) -> None:
+def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, Tally]) -> None:
     """Add one batch's sums to what is stored."""
     if not sums:
         return
@@ -131,7 +110,7 @@ def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, TrafficSums]) -> None:
         "task": [key[1] for key in keys],
         "version": [key[2] for key in keys],
         "segment": [key[3] for key in keys],
-        "histogram": [value.counts() for value in values],
+        "histogram": [value.histogram for value in values],
     }
     for name in ("events", "assessed", "served", "teacher_served"):
         parameters[name] = [getattr(value, name) for value in values]

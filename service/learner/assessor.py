@@ -1,0 +1,70 @@
+"""Asks the gateway what the student would have said to events that came without its answer."""
+
+from collections.abc import Callable, Sequence
+
+import httpx2
+import structlog
+
+from pipelines.types import PromptEvent, StudentAnswer
+
+log = structlog.get_logger()
+
+BATCH = 128
+TIMEOUT_SECONDS = 10.0
+
+
+class Assessor:
+    """A client of `/v1/assess`. While the gateway is down, events go unassessed and are counted."""
+
+    def __init__(self, url: Callable[[], str], key: str = "") -> None:
+        self._url = url  # asked each time: the gateway may come back on another port
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(timeout=TIMEOUT_SECONDS, headers=headers)
+        self._down = False
+
+    def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]:
+        """Answers by event id; empty for what could not be assessed."""
+        answers: dict[str, StudentAnswer] = {}
+        for start in range(0, len(events), BATCH):
+            found = self._ask(task, events[start : start + BATCH])
+            if found is None:
+                break
+            answers |= found
+        return answers
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _ask(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer] | None:
+        body = {
+            "task": task,
+            "events": [
+                {
+                    "event_id": event.event_id,
+                    "messages": [
+                        {"role": message.role, "content": message.content}
+                        for message in event.messages
+                    ],
+                }
+                for event in events
+            ],
+        }
+        try:
+            response = self._client.post(f"{self._url()}/v1/assess", json=body)
+            response.raise_for_status()
+            found = response.json()
+            answers = {
+                answer["event_id"]: StudentAnswer(
+                    version=found["version"],
+                    label=answer["label"],
+                    confidence=float(answer["confidence"]),
+                )
+                for answer in found["answers"]
+            }
+        except (httpx2.HTTPError, KeyError, TypeError, ValueError) as error:
+            if not self._down:
+                log.warning("assessment_unavailable", task=task, error=type(error).__name__)
+            self._down = True
+            return None
+        self._down = False
+        return answers

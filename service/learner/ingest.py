@@ -1,0 +1,406 @@
+"""The ingest loop: records in, sums and samples out, exactly once in the database."""
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Lock
+from typing import NamedTuple, Protocol
+
+import msgspec
+import structlog
+
+from pipelines.ask import TeacherPolicy, cost, prompt_version
+from pipelines.assess import assess
+from pipelines.curate import NearDuplicates
+from pipelines.decode import DecodePolicy, decode
+from pipelines.errors import DiskFull, InvalidMessage, OffsetsLost
+from pipelines.label import read_label
+from pipelines.render import classifier_text
+from pipelines.sample import SamplingPolicy, choose, settle
+from pipelines.tally import tally
+from pipelines.types import (
+    Assessment,
+    Label,
+    PromptEvent,
+    Sample,
+    SourceOffset,
+    StudentAnswer,
+    Task,
+)
+from service.metrics import LearnerMetrics
+from service.settings import IngestSettings
+from service.topics import Batch, TopicReader
+from storage.database import Database
+from storage.labels import add_labels
+from storage.samples import (
+    DeadLetter,
+    Group,
+    add_dead_letters,
+    add_groups,
+    add_samples,
+    stored_groups,
+)
+from storage.ticks import is_paused, pause
+from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
+
+log = structlog.get_logger()
+
+JOB = "ingest"
+FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is about
+RETRY_SECONDS = 2.0
+
+
+class Assesses(Protocol):
+    """Says what the student would answer."""
+
+    def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenPolicy:
+    """Under which terms an answer that was there anyway is a label; None terms: it is none."""
+
+    terms: str | None
+    teacher: TeacherPolicy
+
+
+class _Judged(NamedTuple):
+    event: PromptEvent
+    assessment: Assessment
+    teacher_label: str | None
+
+
+class Sampling:
+    """The sampling policies in force, by task. Replaced as a whole by the watch job."""
+
+    def __init__(self, policies: Mapping[str, SamplingPolicy]) -> None:
+        self._policies = dict(policies)
+        self._lock = Lock()
+
+    def policy(self, task: str) -> SamplingPolicy:
+        with self._lock:
+            return self._policies[task]
+
+    def replace(self, task: str, policy: SamplingPolicy) -> None:
+        with self._lock:
+            self._policies[task] = policy
+
+
+class Ingest:
+    """Stores what a batch means together with the offset that follows it.
+
+    A crash at any point repeats a batch whose transaction did not happen, or skips one whose
+    transaction did: the database's offset decides, never the broker's.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: TopicReader,
+        database: Database,
+        tasks: Mapping[str, Task],
+        decoding: DecodePolicy,
+        sampling: Sampling,
+        given: GivenPolicy,
+        assessor: Assesses,
+        has_student: Callable[[str], bool],
+        group_salt: bytes,
+        settings: IngestSettings,
+        data_dir: Path,
+        metrics: LearnerMetrics,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._reader = reader
+        self._database = database
+        self._tasks = tasks
+        self._decoding = decoding
+        self._sampling = sampling
+        self._given = given
+        self._assessor = assessor
+        self._has_student = has_student
+        self._settings = settings
+        self._data_dir = data_dir
+        self._metrics = metrics
+        self._now = now
+        self._identity = ""
+        self._groups = {name: NearDuplicates(group_salt) for name in tasks}
+        self._unsaved: list[Group] = []
+        self._outcomes: deque[bool] = deque(maxlen=settings.dead_letter_window)
+        self.why_stopped: str | None = None
+        self.last_poll = time.monotonic()
+
+    def start(self) -> None:
+        """Take up where the database says. Raises `OffsetsLost` for another topic's offsets."""
+        with self._database.snapshot() as tx:
+            offsets, identity = stored_offsets(tx, self._reader.name)
+            for name, groups in self._groups.items():
+                for group in stored_groups(tx, name):
+                    groups.restore(group.group_id, group.side, group.text)
+        self._identity = self._reader.identity()
+        if identity is not None and identity != self._identity:
+            raise OffsetsLost(
+                f"the topic {self._reader.name} was deleted and created again since we read it; "
+                "`flywheel learner --reset-offsets` reads the new one from its beginning"
+            )
+        gaps = self._reader.seek(offsets)
+        self._note_gaps([(gap.partition, gap.first, gap.last) for gap in gaps])
+
+    def run(self, stop: Event) -> None:
+        """Run until asked to stop. The current batch is always finished first."""
+        while not stop.is_set():
+            self.run_once()
+
+    def run_once(self) -> int:
+        """One poll and its transaction. Returns how many records it read."""
+        self._hold_or_go_on()
+        batch = self._reader.poll(
+            max_records=self._settings.max_records,
+            timeout_seconds=self._settings.poll_timeout.total_seconds(),
+        )
+        self.last_poll = time.monotonic()
+        lost = self._reader.take_gaps()
+        self._note_gaps([(gap.partition, gap.first, gap.last) for gap in lost])
+        if batch.records:
+            self._store(batch)
+        self._metrics.topic_lag.set(sum(self._reader.lag().values()))
+        self._metrics.topic_problems.set(len(self._reader.problems()))
+        return len(batch.records)
+
+    def _hold_or_go_on(self) -> None:
+        """While held the topic is paused and still polled, so that nothing times out."""
+        why = self._why_hold()
+        if why != self.why_stopped:
+            log.warning("ingest_held", reason=why) if why else log.info("ingest_resumed")
+            self._outcomes.clear()
+        self.why_stopped = why
+        self._metrics.ingest_held.set(why is not None)
+        if why:
+            self._reader.pause()
+        else:
+            self._reader.resume()
+
+    def _why_hold(self) -> str | None:
+        free = shutil.disk_usage(self._data_dir).free // 2**20
+        if free < self._settings.min_free_disk_mb:
+            return f"only {free} MB are free on the disk of {self._data_dir}"
+        with self._database.snapshot() as tx:
+            if is_paused(tx, JOB):
+                return "paused; `flywheel resume ingest` goes on"
+        return None
+
+    def _store(self, batch: Batch) -> None:
+        started = time.perf_counter()
+        events, letters = self._decode(batch)
+        events = self._with_answers(events)
+        judged = [_judge(event, self._tasks) for event in events]
+        prompts = [item for item in judged if FEEDBACK_ON not in item.event.attributes]
+        samples = list(self._samples(judged))
+        given = self._labels(judged, samples)
+        self._commit(batch, prompts, samples, given, letters)
+        self._reader.report_progress(batch.next_offsets)
+        self._metrics.ingest_batch_seconds.observe(time.perf_counter() - started)
+        self._limit_poison(len(events), len(letters))
+
+    def _commit(
+        self,
+        batch: Batch,
+        prompts: Sequence[_Judged],
+        samples: Sequence[Sample],
+        given: Mapping[str, Sequence[Label]],
+        letters: Sequence[DeadLetter],
+    ) -> None:
+        """One transaction for all of it. A full disk is waited out: nothing was committed."""
+        sums = tally((item.event, item.assessment.segment) for item in prompts)
+        while True:
+            now = self._now()
+            try:
+                with self._database.transaction() as tx:
+                    add_traffic(tx, sums)
+                    add_groups(tx, self._unsaved, now)
+                    new = add_samples(tx, samples, now)
+                    for task, labels in given.items():
+                        add_labels(tx, task, labels, now)
+                    new_letters = add_dead_letters(tx, letters, now)
+                    store_offsets(tx, self._reader.name, self._identity, batch.next_offsets, now)
+                break
+            except DiskFull as error:
+                log.error("ingest_disk_full", error=str(error))
+                self._metrics.ingest_held.set(1)
+                time.sleep(RETRY_SECONDS)
+        self._unsaved.clear()
+        self._count(prompts, [sample for sample in samples if sample.event.event_id in new], given)
+        self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
+
+    def _decode(self, batch: Batch) -> tuple[list[PromptEvent], list[DeadLetter]]:
+        events, letters = [], []
+        name = self._reader.name
+        for record in batch.records:
+            source = SourceOffset(name, record.partition, record.offset)
+            try:
+                event = decode(
+                    record.value, record.headers, source, record.timestamp_ms, self._decoding
+                )
+                events.append(event)
+            except InvalidMessage as error:
+                letters.append(
+                    DeadLetter(
+                        topic=name,
+                        partition=record.partition,
+                        offset=record.offset,
+                        payload=record.value,
+                        headers=record.headers,
+                        reason=str(error),
+                    )
+                )
+        return events, letters
+
+    def _with_answers(self, events: Sequence[PromptEvent]) -> list[PromptEvent]:
+        """Have the gateway assess what came without a student's answer."""
+        missing: dict[str, list[PromptEvent]] = {}
+        for event in events:
+            if event.task and event.student is None and self._has_student(event.task):
+                missing.setdefault(event.task, []).append(event)
+        found: dict[str, StudentAnswer] = {}
+        for task, unassessed in missing.items():
+            answers = self._assessor.assess(task, unassessed)
+            found |= answers
+            self._metrics.unassessed.labels(task=task).inc(len(unassessed) - len(answers))
+        if not found:
+            return list(events)
+        return [
+            msgspec.structs.replace(event, student=found[event.event_id])
+            if event.event_id in found and event.student is None
+            else event
+            for event in events
+        ]
+
+    def _samples(self, judged: Iterable[_Judged]) -> Iterable[Sample]:
+        for item in judged:
+            if item.event.task is None:
+                continue
+            sample = self._sample(item, self._tasks[item.event.task])
+            if sample is not None:
+                yield sample
+
+    def _sample(self, item: _Judged, task: Task) -> Sample | None:
+        """Hash first; the text, the group and the side are worked out for the chosen only."""
+        policy = self._sampling.policy(task.name)
+        usable = item.teacher_label is not None and self._given.terms is not None
+        choice = choose(item.event, item.assessment, policy, has_teacher_label=usable)
+        if choice is None:
+            return None
+        text = classifier_text(item.event.messages, task)
+        if not text.strip():
+            return None
+        place = self._groups[task.name].place(text, item.event.event_id)
+        if place.founded:
+            self._unsaved.append(Group(place.group_id, task.name, place.side, text))
+        settled = settle(choice, place.side)
+        if settled is None:
+            return None
+        reason, draws = settled
+        return Sample(
+            event=item.event,
+            text=text,
+            reason=reason,
+            draws=draws,
+            group_id=place.group_id,
+            side=place.side,
+            assessment=item.assessment,
+            policy_version=policy.version,
+        )
+
+    def _labels(
+        self, judged: Iterable[_Judged], samples: Sequence[Sample]
+    ) -> dict[str, list[Label]]:
+        """Labels that cost the label budget nothing: teacher answers and people's corrections."""
+        labels: dict[str, list[Label]] = {}
+        if self._given.terms is None:
+            return labels
+        sampled = {sample.event.event_id for sample in samples}
+        for item in judged:
+            if item.event.event_id not in sampled or item.event.task is None:
+                continue
+            task = self._tasks[item.event.task]
+            correction = _correction(item.event, task)
+            if correction is not None:
+                labels.setdefault(task.name, []).append(self._label(item, correction, task, True))
+            elif item.teacher_label is not None:
+                labels.setdefault(task.name, []).append(
+                    self._label(item, item.teacher_label, task, False)
+                )
+        return labels
+
+    def _label(self, item: _Judged, label: str, task: Task, corrected: bool) -> Label:
+        usage = item.event.usage
+        prompt, completion = (
+            (usage.prompt_tokens, usage.completion_tokens) if usage and not corrected else (0, 0)
+        )
+        return Label(
+            event_id=item.event.event_id,
+            label=label,
+            source="correction" if corrected else "given",
+            teacher_model="a person" if corrected else item.event.teacher_model or "",
+            prompt_version=prompt_version(task),
+            terms="" if corrected else self._given.terms or "",
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost=cost(prompt, completion, self._given.teacher),
+        )
+
+    def _count(
+        self,
+        prompts: Sequence[_Judged],
+        samples: Sequence[Sample],
+        given: Mapping[str, Sequence[Label]],
+    ) -> None:
+        """Counters move after the commit: a batch that is repeated is counted once."""
+        for item in prompts:
+            event = item.event
+            task = event.task or "unclaimed"
+            self._metrics.events.labels(task=task, served_by=event.served_by).inc()
+        self._metrics.records.labels(outcome="event").inc(len(prompts))
+        for sample in samples:
+            self._metrics.samples.labels(task=sample.event.task, reason=sample.reason.value).inc()
+        for task, labels in given.items():
+            for label in labels:
+                self._metrics.labels.labels(task=task, source=label.source).inc()
+
+    def _limit_poison(self, good: int, bad: int) -> None:
+        """All-bad traffic pauses the topic and alerts instead of draining it."""
+        self._outcomes.extend([False] * good + [True] * bad)
+        if len(self._outcomes) < self._settings.dead_letter_window:
+            return
+        rate = sum(self._outcomes) / len(self._outcomes)
+        if rate > self._settings.max_dead_letter_rate:
+            with self._database.transaction() as tx:
+                pause(tx, job=JOB, operator="flywheel", now=self._now())
+            log.error("ingest_paused_on_poison", dead_letter_rate=round(rate, 3))
+
+    def _note_gaps(self, gaps: Sequence[tuple[int, int, int]]) -> None:
+        if not gaps:
+            return
+        with self._database.transaction() as tx:
+            add_gaps(tx, self._reader.name, gaps, self._now())
+        for partition, first, last in gaps:
+            log.error("topic_gap", partition=partition, first=first, last=last)
+            self._metrics.topic_gap_records.inc(last - first)
+
+
+def _judge(event: PromptEvent, tasks: Mapping[str, Task]) -> _Judged:
+    if event.task is None:
+        return _Judged(event, Assessment(failure_probability=1.0, segment=""), None)
+    task = tasks[event.task]
+    return _Judged(event, assess(event, task), read_label(event.teacher_answer, task))
+
+
+def _correction(event: PromptEvent, task: Task) -> str | None:
+    if event.feedback is None or event.feedback.correction is None:
+        return None
+    return read_label(event.feedback.correction, task) or (
+        event.feedback.correction if event.feedback.correction in task.labels else None
+    )
