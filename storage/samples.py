@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -65,6 +65,11 @@ FROM dead_letters
 WHERE ($pending_only = false OR replayed_at IS NULL)
 ORDER BY received_at DESC, partition, source_offset DESC
 LIMIT $limit
+"""
+SELECT_DEAD_LETTER = """
+SELECT topic, partition, source_offset, payload, headers, reason, received_at, replayed_at
+FROM dead_letters
+WHERE topic = $topic AND partition = $partition AND source_offset = $source_offset
 """
 MARK_REPLAYED = """
 UPDATE dead_letters SET replayed_at = $now
@@ -211,19 +216,14 @@ def add_dead_letters(tx: Cursor, letters: Sequence[DeadLetter], now: datetime) -
 def dead_letters(tx: Cursor, *, limit: int, pending_only: bool = False) -> list[DeadLetter]:
     """Newest first."""
     rows = tx.execute(SELECT_DEAD_LETTERS, {"limit": limit, "pending_only": pending_only})
-    return [
-        DeadLetter(
-            topic=row[0],
-            partition=row[1],
-            offset=row[2],
-            payload=row[3],
-            headers=_decode_headers(row[4]),
-            reason=row[5],
-            received_at=from_db_time(row[6]),
-            replayed_at=None if row[7] is None else from_db_time(row[7]),
-        )
-        for row in rows.fetchall()
-    ]
+    return [_dead_letter(row) for row in rows.fetchall()]
+
+
+def dead_letter(tx: Cursor, topic: str, partition: int, offset: int) -> DeadLetter | None:
+    """The one at this place of the topic."""
+    at = {"topic": topic, "partition": partition, "source_offset": offset}
+    row = tx.execute(SELECT_DEAD_LETTER, at).fetchone()
+    return None if row is None else _dead_letter(row)
 
 
 def mark_replayed(tx: Cursor, letter: DeadLetter, now: datetime) -> None:
@@ -246,6 +246,19 @@ def count_dead_letters(tx: Cursor) -> int:
 
 def delete_dead_letters(tx: Cursor, before: datetime) -> None:
     tx.execute(DELETE_OLD_DEAD_LETTERS, [to_db_time(before)])
+
+
+def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
+    return DeadLetter(
+        topic=row[0],
+        partition=row[1],
+        offset=row[2],
+        payload=row[3],
+        headers=_decode_headers(row[4]),
+        reason=row[5],
+        received_at=from_db_time(row[6]),
+        replayed_at=None if row[7] is None else from_db_time(row[7]),
+    )
 
 
 def _encode_headers(headers: tuple[tuple[str, bytes], ...]) -> str:

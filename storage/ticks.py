@@ -39,6 +39,7 @@ SELECT_RECENT = (
     + """WHERE $job IS NULL OR job = $job
 ORDER BY scheduled_at DESC, job LIMIT $limit"""
 )
+SELECT_FAILED = _SELECT + "WHERE outcome = 'failed' ORDER BY scheduled_at DESC, job LIMIT $limit"
 DELETE_TICKS = "DELETE FROM ticks WHERE scheduled_at < $before AND outcome != 'running' RETURNING 1"
 
 PAUSE = """
@@ -131,6 +132,11 @@ def recent_ticks(tx: Cursor, limit: int, job: str | None = None) -> list[Tick]:
     return [
         _tick(row) for row in tx.execute(SELECT_RECENT, {"limit": limit, "job": job}).fetchall()
     ]
+
+
+def failed_ticks(tx: Cursor, limit: int) -> list[Tick]:
+    """Newest first."""
+    return [_tick(row) for row in tx.execute(SELECT_FAILED, {"limit": limit}).fetchall()]
 
 
 def delete_ticks(tx: Cursor, before: datetime) -> int:

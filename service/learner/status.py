@@ -143,7 +143,6 @@ class VersionDetail:
     dataset: StoredDataset | None
     teacher_share: float | None  # of all prompts, still asked of the teacher
     saved_per_day: float | None
-    currency_note: str
     training: Mapping[str, object]
 
 

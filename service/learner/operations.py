@@ -1,0 +1,364 @@
+"""Everything an operator can do. The console, the API and the command line only call this."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from pipelines.errors import ArtifactDamaged, Refused
+from pipelines.types import Decision, DecisionAction, StudentVersion
+from service.keys import Keys
+from service.learner.overview import Overview
+from service.learner.publish import approval_of, publish
+from service.learner.status import (
+    Activity,
+    Callbacks,
+    Status,
+    UnknownOutcome,
+    Version,
+    VersionDetail,
+)
+from service.learner.versions import History, load_history
+from service.settings import Settings
+from storage.artifacts import Artifacts
+from storage.database import Cursor, Database
+from storage.decisions import reconcile, record_decision
+from storage.live import Live
+from storage.reports import read_report
+from storage.samples import DeadLetter, dead_letter, dead_letters, mark_replayed
+from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
+
+log = structlog.get_logger()
+
+DECISIONS_FILE = "decisions.jsonl"
+AUTOMATIC = "flywheel"  # the operator's name in decisions that nobody took
+REPLAY_TIMEOUT_SECONDS = 10.0
+
+
+class Operations:
+    """An operator's view of, and hand on, one learner. Safe to use from several threads.
+
+    Decisions are made inside one write transaction, so of two operators who decide at the
+    same time the second meets what the first has done.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        artifacts: Artifacts,
+        settings: Settings,
+        keys: Keys,
+        live_path: Path,
+        now: Callable[[], datetime],
+        callbacks: Callbacks,
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._settings = settings
+        self._keys = keys
+        self._live_path = live_path
+        self._now = now
+        self._callbacks = callbacks
+        self._file = settings.data_dir / DECISIONS_FILE
+        self._overview = Overview(database, artifacts, settings, now, callbacks)
+
+    def recover(self) -> None:
+        """At start: both copies of the decisions agree, and `live.json` says the same."""
+        for link in reconcile(self._database, self._file):
+            log.warning("decision_recovered", sequence=link.sequence, task=link.task)
+        self.publish()
+
+    def publish(self) -> Live | None:
+        """Bring `live.json` in line with the decisions; None when it was."""
+        live = publish(
+            self._database,
+            self._artifacts,
+            self._settings.tasks,
+            self._live_path,
+            self._keys.live,
+        )
+        if live is not None:
+            self._callbacks.published(live)
+        return live
+
+    # What an operator sees.
+
+    def status(self) -> Status:
+        return self._overview.status()
+
+    def versions(self, task: str) -> list[Version]:
+        """All versions of a task with their states, newest first."""
+        self._check_task(task)
+        return self._overview.versions(task)
+
+    def show(self, task: str, number: int) -> VersionDetail:
+        """One version with its report."""
+        self._check_task(task)
+        return self._overview.show(task, number)
+
+    def activity(self, limit: int = 50) -> list[Activity]:
+        return self._overview.activity(limit)
+
+    def ticks(self, limit: int = 100, job: str | None = None) -> list[Tick]:
+        with self._database.snapshot() as tx:
+            return recent_ticks(tx, limit, job)
+
+    def waiting(self) -> list[Version]:
+        """The versions that wait for an approval."""
+        return [one.waiting for one in self.status().tasks if one.waiting]
+
+    # What an operator decides.
+
+    def approve(self, task: str, number: int, *, report: str, operator: str) -> Decision:
+        """Make a version the champion.
+
+        Only with the report that the operator looked at, if it is the latest one, says
+        promotable, and compares with the present champion; and only what verifies byte by
+        byte. Raises `Refused` or `ArtifactDamaged` otherwise.
+        """
+        with self._database.transaction() as tx:
+            version, history = self._find(tx, task, number)
+            self._check_approvable(history, version, report)
+            self._verify(version, report)
+            decision = self._record(tx, "approve", version, report, operator, "")
+        return self._decided(decision, version)
+
+    def reject(self, task: str, number: int, *, reason: str, operator: str) -> Decision:
+        """Say no to a version, with the reason."""
+        why = _required(reason, "reject")
+        with self._database.transaction() as tx:
+            version, history = self._find(tx, task, number)
+            if version.student in history.approved:
+                raise Refused(f"{version.name} was approved already; roll back instead")
+            if history.last_decision(version.student) is not None:
+                raise Refused(f"{version.name} was rejected already")
+            evaluation = history.evaluations.get(version.student)
+            report = evaluation.report if evaluation else None
+            decision = self._record(tx, "reject", version, report, operator, why)
+        return self._decided(decision, version)
+
+    def rollback(self, task: str, to: int | None, *, reason: str, operator: str) -> Decision:
+        """Make a formerly approved version the champion again; None: the one before."""
+        why = _required(reason, "roll back")
+        self._check_task(task)
+        with self._database.transaction() as tx:
+            history = load_history(tx, task)
+            number = to if to is not None else _approved_before(history, task)
+            version, history = self._find(tx, task, number)
+            if version.student == history.champion:
+                raise Refused(f"{version.name} is the champion already")
+            if version.student not in history.approved:
+                raise Refused(
+                    f"{version.name} was never approved; a rollback goes only to a version "
+                    "that an operator approved once"
+                )
+            report = approval_of(list(history.decisions), version.student).report
+            self._verify(version, report)
+            decision = self._record(tx, "rollback", version, report, operator, why)
+        return self._decided(decision, version)
+
+    def automatic_rollback(self, task: str, reason: str) -> Decision:
+        """The watch saw a significant regression: back to the version approved before."""
+        return self.rollback(task, None, reason=reason, operator=AUTOMATIC)
+
+    # What an operator starts and stops.
+
+    def pause(self, job: str, *, operator: str) -> None:
+        """Stop a job, or `all`, from its next tick on."""
+        self._check_job(job)
+        with self._database.transaction() as tx:
+            pause(tx, job=job, operator=operator, now=self._now())
+        log.info("job_paused", job=job, operator=operator)
+        self._overview.forget()
+
+    def resume(self, job: str, *, operator: str) -> None:
+        self._check_job(job)
+        with self._database.transaction() as tx:
+            lifted = resume(tx, job)
+            if job != ALL_JOBS and is_paused(tx, job):
+                raise Refused(
+                    f"the whole learner is paused; `flywheel resume` lifts that ({job} too)"
+                )
+        if not lifted:
+            raise Refused(
+                f"{'nothing' if job == ALL_JOBS else job} is paused"
+                if job == ALL_JOBS
+                else f"{job} is not paused"
+            )
+        log.info("job_resumed", jobs=lifted, operator=operator)
+        self._overview.forget()
+
+    def request_train(self, task: str, *, operator: str) -> None:
+        """Ask for a training run without waiting for its schedule."""
+        self._check_task(task)
+        if not self._settings.teacher.terms_allow_training:
+            raise Refused(
+                "the teacher's terms are not recorded as allowing training: set teacher.terms "
+                "and teacher.terms_allow_training"
+            )
+        log.info("training_requested", task=task, operator=operator)
+        self._callbacks.request_train(task)
+
+    # What could not be processed by itself.
+
+    def dead_letters(self, limit: int = 100, *, pending_only: bool = False) -> list[DeadLetter]:
+        with self._database.snapshot() as tx:
+            return dead_letters(tx, limit=limit, pending_only=pending_only)
+
+    def replay(self, topic: str, partition: int, offset: int, *, operator: str) -> None:
+        """Put a dead letter back on the topic, as it came. Marked only once it is durable."""
+        letter = self._find_letter(topic, partition, offset)
+        if letter.payload is None:
+            raise Refused("the record was empty; there is nothing to replay")
+        writer = self._callbacks.topic_writer()
+        writer.send(letter.payload, headers=letter.headers)
+        writer.flush(REPLAY_TIMEOUT_SECONDS)
+        with self._database.transaction() as tx:
+            mark_replayed(tx, letter, self._now())
+        log.info("dead_letter_replayed", partition=partition, offset=offset, operator=operator)
+        self._overview.forget()
+
+    def unknown_outcomes(self) -> list[UnknownOutcome]:
+        return list(self._callbacks.unknown_outcomes.list())
+
+    def release(self, key: str, *, operator: str) -> None:
+        """Ask the teacher again, although the first answer may have been paid for."""
+        self._check_unknown(key)
+        self._callbacks.unknown_outcomes.release(key)
+        log.info("unknown_outcome_released", key=key, operator=operator)
+        self._overview.forget()
+
+    def drop(self, key: str, *, operator: str) -> None:
+        """Never ask the teacher for this one again."""
+        self._check_unknown(key)
+        self._callbacks.unknown_outcomes.drop(key)
+        log.info("unknown_outcome_dropped", key=key, operator=operator)
+        self._overview.forget()
+
+    def note_change(self) -> None:
+        """Something that the overview shows has changed; the pages are told at once."""
+        self._overview.forget()
+
+    def _find(self, tx: Cursor, task: str, number: int) -> tuple[StudentVersion, History]:
+        self._check_task(task)
+        history = load_history(tx, task)
+        for version in history.versions:
+            if version.number == number:
+                return version, history
+        raise Refused(f"{task} has no version {number}")
+
+    def _check_approvable(self, history: History, version: StudentVersion, report: str) -> None:
+        name, decision = version.name, history.last_decision(version.student)
+        evaluation = history.evaluations.get(version.student)
+        if version.student == history.champion:
+            raise Refused(f"{name} is the champion already")
+        if version.student in history.approved:
+            raise Refused(f"{name} was approved before; roll back to it instead")
+        if decision is not None:
+            raise Refused(f"{name} was rejected by {decision.operator}: {decision.reason}")
+        if evaluation is None:
+            raise Refused(f"{name} was not evaluated yet")
+        if evaluation.report != report:
+            raise Refused(
+                f"the report that you looked at is not the latest one of {name}; look again"
+            )
+        if not evaluation.promotable:
+            raise Refused(f"the gate does not let {name} through: {evaluation.verdict}")
+        if history.is_stale(version.student):
+            raise Refused(
+                f"{name} was compared with another champion than the present one; "
+                "it has to be evaluated again"
+            )
+        if version.number < history.newest_approved():
+            raise Refused(f"a version newer than {name} was approved already")
+
+    def _verify(self, version: StudentVersion, report: str | None) -> None:
+        self._artifacts.open("student", version.student)
+        self._artifacts.open("encoder", version.encoder)
+        if report is None:
+            raise ArtifactDamaged(f"{version.name} was approved without a report")
+        content = read_report(self._artifacts, report)
+        if content.student != version.student or not content.gate.promotable:
+            raise ArtifactDamaged(
+                f"report {report[:12]} does not say that {version.name} may be served"
+            )
+
+    def _record(
+        self,
+        tx: Cursor,
+        action: DecisionAction,
+        version: StudentVersion,
+        report: str | None,
+        operator: str,
+        reason: str,
+    ) -> Decision:
+        return record_decision(
+            tx,
+            self._file,
+            task=version.task,
+            action=action,
+            student=version.student,
+            report=report,
+            operator=operator,
+            reason=reason,
+            now=self._now(),
+        )
+
+    def _decided(self, decision: Decision, version: StudentVersion) -> Decision:
+        log.info(
+            "decision_recorded",
+            action=decision.action,
+            student_version=version.name,
+            operator=decision.operator,
+            sequence=decision.sequence,
+        )
+        self.publish()
+        self._overview.forget()
+        return decision
+
+    def _find_letter(self, topic: str, partition: int, offset: int) -> DeadLetter:
+        with self._database.snapshot() as tx:
+            found = dead_letter(tx, topic, partition, offset)
+        if found is None:
+            raise Refused(f"there is no dead letter at {topic}/{partition}/{offset}")
+        if found.replayed_at is not None:
+            raise Refused(f"the dead letter at {topic}/{partition}/{offset} was replayed already")
+        return found
+
+    def _check_task(self, task: str) -> None:
+        if task not in self._settings.tasks:
+            known = ", ".join(self._settings.tasks) or "none"
+            raise Refused(f"there is no task {task}; the settings have: {known}")
+
+    def _check_job(self, job: str) -> None:
+        jobs = self._callbacks.next_ticks()
+        if job != ALL_JOBS and job not in jobs:
+            raise Refused(f"there is no job {job}; there are: {', '.join(sorted(jobs))}, all")
+
+    def _check_unknown(self, key: str) -> None:
+        if key not in {held.key for held in self._callbacks.unknown_outcomes.list()}:
+            raise Refused(f"no held call has the key {key}")
+
+
+def _required(reason: str, verb: str) -> str:
+    text = reason.strip()
+    if not text:
+        raise Refused(f"to {verb}, say why")
+    if len(text) > 2_000:
+        raise Refused("the reason is longer than 2,000 characters")
+    return text
+
+
+def _approved_before(history: History, task: str) -> int:
+    """The version that was approved before the champion was: never forward to a newer one."""
+    approvals = [link.student for link in history.decisions if link.action == "approve"]
+    if history.champion is None:
+        raise Refused(f"{task} has no champion yet; there is nothing to roll back")
+    earlier = approvals[: approvals.index(history.champion)]
+    numbers = {version.student: version.number for version in history.versions}
+    for student in reversed(earlier):
+        if student in numbers:
+            return numbers[student]
+    raise Refused(f"{task} has no version that was approved before the champion")

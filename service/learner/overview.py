@@ -1,0 +1,276 @@
+"""What the console and the API show, put together from the database and the learner."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from threading import Lock
+
+import structlog
+
+from pipelines.errors import ArtifactDamaged, Refused
+from service.learner.activity import recent_activity
+from service.learner.status import (
+    Activity,
+    Callbacks,
+    Figures,
+    JobStatus,
+    Need,
+    Status,
+    TaskStatus,
+    TeacherStatus,
+    Version,
+    VersionDetail,
+)
+from service.learner.versions import describe, load_history
+from service.settings import Settings
+from storage.artifacts import Artifacts
+from storage.database import Cursor, Database
+from storage.reports import Report, read_report
+from storage.samples import count_dead_letters
+from storage.students import dataset_by_digest, runs
+from storage.ticks import ALL_JOBS, last_successes, last_ticks, pauses
+
+log = structlog.get_logger()
+
+FRESH_SECONDS = 0.7  # several pages that look at once share one answer
+FEED_LENGTH = 30
+
+
+class Overview:
+    """Reads only. Reports are content-addressed, so one that was read is never read again."""
+
+    def __init__(
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        settings: Settings,
+        now: Callable[[], datetime],
+        callbacks: Callbacks,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._now = now
+        self._callbacks = callbacks
+        self._lock = Lock()
+        self._cached: tuple[float, Status] | None = None
+
+        @lru_cache(maxsize=256)
+        def read(digest: str) -> Report | None:
+            try:
+                return read_report(artifacts, digest)
+            except ArtifactDamaged as error:
+                log.error("report_unreadable", report=digest, error=str(error))
+                return None
+
+        self._read = read
+
+    def status(self) -> Status:
+        """The overview, at most a moment old."""
+        with self._lock:
+            if self._cached and time.monotonic() - self._cached[0] < FRESH_SECONDS:
+                return self._cached[1]
+            status = self._status()
+            self._cached = (time.monotonic(), status)
+            return status
+
+    def forget(self) -> None:
+        """Look again at the next call."""
+        with self._lock:
+            self._cached = None
+
+    def versions(self, task: str) -> list[Version]:
+        with self._database.snapshot() as tx:
+            return self._versions(tx, task)
+
+    def show(self, task: str, number: int) -> VersionDetail:
+        """One version. Raises `Refused` when there is no such number."""
+        with self._database.snapshot() as tx:
+            history = load_history(tx, task)
+            found = [v for v in describe(history, self._read) if v.number == number]
+            if not found:
+                raise Refused(f"{task} has no version {number}")
+            training = next(v.training for v in history.versions if v.number == number)
+            dataset = dataset_by_digest(tx, found[0].dataset)
+        version = found[0]
+        figures = self._callbacks.figures(task)
+        return VersionDetail(
+            version=version,
+            report=self._read(version.report) if version.report else None,
+            dataset=dataset,
+            teacher_share=None if version.coverage is None else 1 - version.coverage,
+            saved_per_day=_saved_per_day(version, figures),
+            training=training,
+        )
+
+    def activity(self, limit: int) -> list[Activity]:
+        with self._database.snapshot() as tx:
+            return recent_activity(tx, list(self._settings.tasks), limit)
+
+    def _status(self) -> Status:
+        unknown = len(self._callbacks.unknown_outcomes.list())
+        with self._database.snapshot() as tx:
+            tasks = tuple(self._task(tx, task) for task in self._settings.tasks)
+            jobs = self._jobs(tx)
+            letters = count_dead_letters(tx)
+            all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
+            feed = tuple(recent_activity(tx, list(self._settings.tasks), FEED_LENGTH))
+        teacher = teacher_status(self._settings)
+        return Status(
+            at=self._now(),
+            tasks=tasks,
+            needs=needs(tasks, jobs, teacher, letters, unknown, all_paused=all_paused),
+            jobs=jobs,
+            all_paused=all_paused,
+            progress=self._callbacks.progress(),
+            teacher=teacher,
+            dead_letters=letters,
+            unknown_outcomes=unknown,
+            activity=feed,
+        )
+
+    def _versions(self, tx: Cursor, task: str) -> list[Version]:
+        return describe(load_history(tx, task), self._read)
+
+    def _task(self, tx: Cursor, task: str) -> TaskStatus:
+        settings = self._settings.tasks[task]
+        described = self._versions(tx, task)
+        figures = self._callbacks.figures(task)
+        champion = next((v for v in described if v.state == "champion"), None)
+        last_run = runs(tx, task, 1)
+        return TaskStatus(
+            task=task,
+            labels=len(settings.labels),
+            target=settings.target,
+            champion=champion,
+            waiting=next((v for v in described if v.state == "waiting"), None),
+            newest=described[0] if described else None,
+            versions=len(described),
+            serving=_serving(champion, figures),
+            quality=_quality(champion, figures, settings.target),
+            figures=figures,
+            last_run=last_run[0] if last_run else None,
+        )
+
+    def _jobs(self, tx: Cursor) -> tuple[JobStatus, ...]:
+        last, successes = last_ticks(tx), last_successes(tx)
+        paused = {pause.job for pause in pauses(tx)}
+        coming = self._callbacks.next_ticks()
+        return tuple(
+            JobStatus(
+                job=job,
+                paused=job in paused or ALL_JOBS in paused,
+                last=last.get(job),
+                last_success=successes.get(job),
+                next_at=coming.get(job),
+            )
+            for job in [*coming, *sorted(set(last) - set(coming))]
+        )
+
+
+def teacher_status(settings: Settings) -> TeacherStatus:
+    """Who labels. A scripted teacher says so in its model's name."""
+    teacher = settings.teacher
+    return TeacherStatus(
+        model=teacher.model,
+        scripted=teacher.model.startswith("scripted") or "scripted" in teacher.terms.lower(),
+        terms=teacher.terms,
+        terms_allow_training=teacher.terms_allow_training,
+    )
+
+
+def needs(
+    tasks: tuple[TaskStatus, ...],
+    jobs: tuple[JobStatus, ...],
+    teacher: TeacherStatus,
+    letters: int,
+    unknown: int,
+    *,
+    all_paused: bool,
+) -> tuple[Need, ...]:
+    """What only a person can settle, the most pressing first."""
+    found = [
+        Need(
+            kind="approval",
+            sentence=f"{one.task}-v{one.waiting.number} waits for your approval",
+            link=f"/tasks/{one.task}/versions/{one.waiting.number}",
+            urgent=True,
+        )
+        for one in tasks
+        if one.waiting
+    ]
+    if teacher.model and not teacher.terms_allow_training:
+        found.append(
+            Need(
+                kind="terms",
+                sentence="The teacher's terms are not recorded as allowing training: nothing is "
+                "labelled or trained",
+                link="/#teacher",
+                urgent=True,
+            )
+        )
+    found += [
+        Need(
+            kind="failed",
+            sentence=f"The last training of {one.task} failed: {one.last_run.failure}",
+            link="/#activity",
+        )
+        for one in tasks
+        if one.last_run and one.last_run.status == "failed"
+    ]
+    if unknown:
+        found.append(
+            Need(
+                kind="unknown_outcomes",
+                sentence=f"{counted(unknown, 'teacher call')} may have been paid for without an "
+                "answer: ask again, or drop",
+                link="/unknown-outcomes",
+            )
+        )
+    if letters:
+        found.append(
+            Need(
+                kind="dead_letters",
+                sentence=f"{counted(letters, 'record')} could not be read",
+                link="/dead-letters",
+            )
+        )
+    paused = [job.job for job in jobs if job.paused]
+    if all_paused or paused:
+        what = "The whole learner is" if all_paused else f"{', '.join(paused)}:"
+        found.append(Need(kind="paused", sentence=f"{what} paused", link="/#jobs"))
+    return tuple(found)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 record`, `2 records`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _saved_per_day(version: Version, figures: Figures) -> float | None:
+    known = (version.coverage, figures.events_per_day, figures.cost_per_call)
+    if known[0] is None or known[1] is None or known[2] is None:
+        return None
+    return known[0] * known[1] * known[2]
+
+
+def _serving(champion: Version | None, figures: Figures) -> str:
+    if champion is None:
+        return "No student yet. The teacher answers every prompt."
+    if figures.served_by_student_share is None:
+        return f"{champion.task}-v{champion.number} is published."
+    share = f"{100 * figures.served_by_student_share:.0f} %"
+    return f"{champion.task}-v{champion.number} answers {share} of the prompts."
+
+
+def _quality(champion: Version | None, figures: Figures, target: float) -> str:
+    if champion is None:
+        return "Nothing to measure before the first student."
+    found, goal = figures.served_agreement, f"the target of {100 * target:g} %"
+    if found is None:
+        return "Too few audited answers for a live figure yet."
+    if found.high < target:
+        return f"Live agreement is below {goal}."
+    if found.low >= target:
+        return f"Live agreement holds {goal}."
+    return f"Live agreement is consistent with {goal}; the interval still contains it."

@@ -1,0 +1,168 @@
+"""The states of student versions, worked out from evaluations and decisions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.types import Decision, StudentVersion
+from service.learner.status import Version, VersionState
+from storage.database import Cursor
+from storage.decisions import decisions
+from storage.reports import Report
+from storage.students import StoredEvaluation, latest_evaluations, versions
+
+ReadReport = Callable[[str], Report | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All that was found and decided about one task's versions."""
+
+    versions: Sequence[StudentVersion]  # newest first
+    evaluations: Mapping[str, StoredEvaluation]  # the latest, by student
+    decisions: Sequence[Decision]  # oldest first
+
+    @property
+    def champion(self) -> str | None:
+        served = [link.student for link in self.decisions if link.action != "reject"]
+        return served[-1] if served else None
+
+    @property
+    def approved(self) -> set[str]:
+        return {link.student for link in self.decisions if link.action == "approve"}
+
+    def last_decision(self, student: str) -> Decision | None:
+        found = [link for link in self.decisions if link.student == student]
+        return found[-1] if found else None
+
+    def name_of(self, student: str) -> str:
+        found = [version.name for version in self.versions if version.student == student]
+        return found[0] if found else student[:8]
+
+    def newest_approved(self) -> int:
+        return max((v.number for v in self.versions if v.student in self.approved), default=0)
+
+    def is_stale(self, student: str) -> bool:
+        """Whether it was evaluated against a champion that serves no more."""
+        evaluation = self.evaluations.get(student)
+        return evaluation is not None and evaluation.champion != self.champion
+
+
+def load_history(tx: Cursor, task: str) -> History:
+    return History(
+        versions=versions(tx, task),
+        evaluations=latest_evaluations(tx, task),
+        decisions=decisions(tx, task),
+    )
+
+
+def describe(history: History, read: ReadReport) -> list[Version]:
+    """Every version with its state, newest first."""
+    described: list[Version] = []
+    waits = False
+    for version in history.versions:
+        state = _state(history, version, newer_waits=waits, newest=not described)
+        waits = waits or state == "waiting"
+        described.append(_describe(history, version, state, read))
+    return described
+
+
+def _state(
+    history: History, version: StudentVersion, *, newer_waits: bool, newest: bool
+) -> VersionState:
+    student = version.student
+    evaluation = history.evaluations.get(student)
+    if student == history.champion:
+        return "champion"
+    if student in history.approved:
+        return "approved"
+    if history.last_decision(student) is not None:
+        return "rejected"
+    overtaken = version.number < history.newest_approved()
+    if evaluation is None:
+        return "trained" if newest and not overtaken else "superseded"
+    if evaluation.promotable or (history.is_stale(student) and not overtaken):
+        if overtaken or newer_waits:
+            return "superseded"
+        return "trained" if history.is_stale(student) else "waiting"
+    if evaluation.verdict == "insufficient_evidence":
+        return "insufficient_evidence"
+    return "gate_failed"
+
+
+def _describe(
+    history: History, version: StudentVersion, state: VersionState, read: ReadReport
+) -> Version:
+    evaluation = history.evaluations.get(version.student)
+    report = read(evaluation.report) if evaluation else None
+    decision = history.last_decision(version.student)
+    return Version(
+        task=version.task,
+        number=version.number,
+        name=version.name,
+        student=version.student,
+        dataset=version.dataset,
+        labels_trained=version.labels_trained,
+        labels_bought=version.labels_bought,
+        trained_at=version.trained_at,
+        train_seconds=version.train_seconds,
+        state=state,
+        sentence=_sentence(history, version, state, report),
+        verdict=evaluation.verdict if evaluation else None,
+        agreement=report.evaluation.agreement.get("candidate") if report else None,
+        threshold=evaluation.threshold if evaluation else None,
+        coverage=evaluation.coverage if evaluation else None,
+        report=evaluation.report if evaluation else None,
+        evaluated_at=evaluation.evaluated_at if evaluation else None,
+        decided_by=decision.operator if decision else None,
+        decided_at=decision.decided_at if decision else None,
+        decision_reason=decision.reason if decision else None,
+        can_approve=state == "waiting" and report is not None,
+        can_reject=state in ("trained", "waiting", "insufficient_evidence", "gate_failed"),
+        can_roll_back=state == "approved",
+    )
+
+
+def _sentence(
+    history: History, version: StudentVersion, state: VersionState, report: Report | None
+) -> str:
+    decision = history.last_decision(version.student)
+    if state == "champion" and decision:
+        verb = "Rolled back to" if decision.action == "rollback" else "Approved"
+        return f"Serves. {verb} by {decision.operator}."
+    if state == "approved":
+        return "Served before. You can roll back to it."
+    if state == "rejected" and decision:
+        return f"Rejected by {decision.operator}: {decision.reason}"
+    if state == "superseded":
+        return "A newer version was approved or waits."
+    if state == "trained":
+        return _trained_sentence(history, version)
+    if state == "waiting":
+        return _waiting_sentence(report)
+    if (
+        failed := [check.sentence for check in report.gate.checks if not check.passed]
+        if report
+        else []
+    ):
+        return failed[0]
+    if state == "insufficient_evidence":
+        return "Too little evidence to tell. More held-out labels are needed."
+    return "The gate says no."
+
+
+def _trained_sentence(history: History, version: StudentVersion) -> str:
+    evaluation = history.evaluations.get(version.student)
+    if evaluation is None:
+        return "Not evaluated yet."
+    before = history.name_of(evaluation.champion) if evaluation.champion else "no champion"
+    return f"Was compared with {before}, which is out of date. It will be evaluated again."
+
+
+def _waiting_sentence(report: Report | None) -> str:
+    if report is None:
+        return "Its report cannot be read, so it cannot be approved. Evaluate it again."
+    if report.champion is None:
+        return "The gate says yes: it beats every rival. It waits for your approval."
+    if report.gate.verdict == "better":
+        return "The gate says it is better than the champion. It waits for your approval."
+    return "The gate says it is no worse than the champion. It waits for your approval."

@@ -1,0 +1,68 @@
+"""Reports: what an evaluation found, as an artifact that an approval is bound to."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from pipelines.errors import ArtifactDamaged
+from pipelines.types import Evaluation, GateReport
+from storage.artifacts import Artifact, Artifacts
+
+REPORT_FILE = "report.json"
+GOLDEN_FILE = "golden.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that an operator looks at before deciding about one version."""
+
+    task: str
+    student: str  # content hash
+    name: str
+    number: int
+    champion: str | None  # content hash of the champion it was compared with
+    champion_name: str | None
+    dataset: str
+    labels_trained: int
+    labels_bought: int
+    evaluation: Evaluation
+    gate: GateReport
+    evaluated_at: datetime
+    train_seconds: float
+    size_bytes: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """A prompt with the answer that every gateway must give before it swaps."""
+
+    text: str
+    label: str
+    confidence: float
+
+
+def write_report(scratch: Path, report: Report, golden: Sequence[Golden]) -> None:
+    """Fill a scratch folder, to be published as an artifact of the kind `report`."""
+    content = msgspec.to_builtins(report)
+    content["gate"]["promotable"] = report.gate.promotable
+    (scratch / REPORT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
+    prompts = [asdict(prompt) for prompt in golden]
+    (scratch / GOLDEN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(prompts), indent=1))
+
+
+def read_report(artifacts: Artifacts, digest: str) -> Report:
+    """Verify the artifact and read it, or raise `ArtifactDamaged`."""
+    return parse_report(artifacts.open("report", digest))
+
+
+def parse_report(artifact: Artifact) -> Report:
+    try:
+        return msgspec.json.decode(artifact.file(REPORT_FILE).read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ArtifactDamaged(
+            f"report {artifact.digest[:12]} has no readable {REPORT_FILE}: {error}"
+        ) from error

@@ -1,0 +1,477 @@
+"""A learner's operator side on real storage, with students, reports and figures to decide on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipelines.types import (
+    Check,
+    Estimate,
+    Evaluation,
+    Flip,
+    GateReport,
+    Slice,
+    StudentVersion,
+    Threshold,
+    Verdict,
+)
+from service.keys import open_keys
+from service.learner.operations import Operations
+from service.learner.status import Callbacks, Figures, HistoryPoint, Progress, UnknownOutcome
+from service.settings import Settings, TaskSettings, TeacherSettings
+from service.topics import Headers
+from storage.artifacts import Artifacts
+from storage.database import Database
+from storage.decisions import champion
+from storage.live import Live, read_live
+from storage.migrate import migrate
+from storage.reports import Golden, Report, write_report
+from storage.samples import DeadLetter, add_dead_letters
+from storage.students import (
+    StoredEvaluation,
+    add_dataset,
+    add_evaluation,
+    add_version,
+    attempts_since_approval,
+    end_run,
+    next_number,
+    start_run,
+    version_by_digest,
+)
+
+TASK = "support"
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+LABELS = ("refund", "delivery", "invoice", "cancel")
+
+
+@dataclass
+class Clock:
+    """A clock that moves when it is read, so that no two moments are the same."""
+
+    at: datetime = START
+
+    def __call__(self) -> datetime:
+        self.at += timedelta(seconds=1)
+        return self.at
+
+
+@dataclass
+class RecordingWriter:
+    """Stands where the topic's writer is; says what was made durable."""
+
+    queued: list[tuple[bytes, Headers]] = field(default_factory=list)
+    durable: list[tuple[bytes, Headers]] = field(default_factory=list)
+    broken: Exception | None = None
+
+    def send(self, value: bytes, *, key: bytes | None = None, headers: Headers = ()) -> None:
+        self.queued.append((value, headers))
+
+    def flush(self, timeout_seconds: float) -> None:
+        if self.broken:
+            raise self.broken
+        self.durable += self.queued
+        self.queued = []
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class HeldCalls:
+    """Teacher calls of unknown outcome."""
+
+    held: list[UnknownOutcome] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def list(self) -> Sequence[UnknownOutcome]:
+        return self.held
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
+        self.held = [call for call in self.held if call.key != key]
+
+    def drop(self, key: str) -> None:
+        self.dropped.append(key)
+        self.held = [call for call in self.held if call.key != key]
+
+
+@dataclass
+class Desk:
+    """Everything that a test of operations looks at."""
+
+    operations: Operations
+    database: Database
+    artifacts: Artifacts
+    settings: Settings
+    folder: Path
+    clock: Clock
+    writer: RecordingWriter
+    held: HeldCalls
+    encoder: str
+    trained: list[str] = field(default_factory=list)
+    published: list[Live] = field(default_factory=list)
+    figures: dict[str, Figures] = field(default_factory=dict)
+    progress: Progress | None = None
+
+    @property
+    def live_path(self) -> Path:
+        return self.folder / "live.json"
+
+    def live(self) -> Live:
+        return read_live(self.live_path, open_keys(self.folder).live)
+
+    def champion(self) -> str | None:
+        with self.database.snapshot() as tx:
+            return champion(tx, TASK)
+
+    def train(self, **about: Any) -> StudentVersion:
+        """A new student version, not evaluated yet."""
+        with self.database.transaction() as tx:
+            number = next_number(tx, TASK)
+        scratch = self._scratch(f"student-{number}")
+        (scratch / "student.json").write_text(f'{{"number": {number}}}')
+        student = self.artifacts.publish("student", scratch, {"task": TASK})
+        now = self.clock()
+        version = StudentVersion(
+            task=TASK,
+            number=number,
+            student=student.digest,
+            dataset=f"{number:064x}",
+            encoder=self.encoder,
+            recipe="head",
+            labels_trained=520 * number,
+            labels_bought=650 * number,
+            trained_at=now,
+            train_seconds=8.4,
+            training={"epochs": 40, "seed": 0},
+        )
+        with self.database.transaction() as tx:
+            add_dataset(
+                tx,
+                digest=version.dataset,
+                task=TASK,
+                parent=None if number == 1 else f"{number - 1:064x}",
+                labels=650 * number,
+                examples=520 * number,
+                held_out=160 * number,
+                cut_off=now,
+                now=now,
+            )
+            start_run(
+                tx,
+                run_id=f"run-{number}",
+                task=TASK,
+                dataset=version.dataset,
+                recipe="head",
+                reason=about.get("reason", "the labels have doubled"),
+                now=now,
+            )
+            end_run(
+                tx,
+                run_id=f"run-{number}",
+                status="succeeded",
+                student=student.digest,
+                now=self.clock(),
+            )
+            return add_version(tx, version)
+
+    def evaluate(
+        self,
+        version: StudentVersion,
+        *,
+        verdict: Verdict = "better",
+        passed: bool = True,
+        threshold: float | None = 0.62,
+    ) -> str:
+        """Evaluate against the present champion; returns the report's digest."""
+        now = self.clock()
+        with self.database.transaction() as tx:
+            before = champion(tx, TASK)
+            attempt = attempts_since_approval(tx, TASK) + 1
+            known = version_by_digest(tx, TASK, before) if before else None
+        report = make_report(
+            version,
+            champion=known,
+            verdict=verdict,
+            passed=passed,
+            threshold=threshold,
+            attempt=attempt,
+            at=now,
+        )
+        scratch = self._scratch(f"report-{version.number}-{attempt}")
+        write_report(scratch, report, [Golden(text="where is it", label="delivery", confidence=1)])
+        digest = self.artifacts.publish("report", scratch, {"task": TASK}).digest
+        with self.database.transaction() as tx:
+            add_evaluation(
+                tx,
+                StoredEvaluation(
+                    task=TASK,
+                    digest=version.student,
+                    attempt=attempt,
+                    champion=before,
+                    snapshot=report.evaluation.snapshot,
+                    items=report.evaluation.items,
+                    report=digest,
+                    verdict=verdict,
+                    promotable=report.gate.promotable,
+                    threshold=threshold,
+                    coverage=report.evaluation.threshold.coverage,
+                    evaluated_at=now,
+                ),
+            )
+        return digest
+
+    def candidate(self) -> tuple[StudentVersion, str]:
+        """A version that waits for approval, and its report."""
+        version = self.train()
+        return version, self.evaluate(version)
+
+    def approved(self) -> StudentVersion:
+        """A version that was approved just now."""
+        version, report = self.candidate()
+        self.operations.approve(TASK, version.number, report=report, operator="ada")
+        return version
+
+    def dead_letter(self, offset: int, payload: bytes | None, reason: str) -> None:
+        letter = DeadLetter(
+            topic="flywheel.prompts",
+            partition=0,
+            offset=offset,
+            payload=payload,
+            headers=(("producer", b"app"),),
+            reason=reason,
+        )
+        with self.database.transaction() as tx:
+            add_dead_letters(tx, [letter], self.clock())
+
+    def _scratch(self, name: str) -> Path:
+        folder = self.folder / "scratch" / name
+        folder.mkdir(parents=True)
+        return folder
+
+
+@contextmanager
+def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
+    """An operator's desk in `folder`."""
+    teacher = TeacherSettings(
+        base_url="http://127.0.0.1:9/v1",
+        model="scripted-teacher",
+        terms="scripted",
+        terms_allow_training=True,
+    )
+    support = TaskSettings(models=["gpt-support"], labels=list(LABELS))
+    options = {"data_dir": folder, "teacher": teacher, "tasks": {TASK: support}, **settings}
+    loaded = Settings(**options)
+    database = Database(folder / "flywheel.duckdb")
+    migrate(database)
+    artifacts = Artifacts(folder / "artifacts")
+    encoder = folder / "scratch" / "encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "tokenizer.json").write_text("{}")
+    clock, writer, held = Clock(), RecordingWriter(), HeldCalls()
+    trained: list[str] = []
+    published: list[Live] = []
+    figures: dict[str, Figures] = {}
+
+    def next_ticks() -> Mapping[str, datetime | None]:
+        jobs = ("relabel", "train", "evaluate", "watch", "retention")
+        return {job: clock.at + timedelta(seconds=20) for job in jobs}
+
+    operations = Operations(
+        database=database,
+        artifacts=artifacts,
+        settings=loaded,
+        keys=open_keys(folder),
+        live_path=folder / "live.json",
+        now=clock,
+        callbacks=Callbacks(
+            figures=lambda task: figures.get(task, Figures()),
+            progress=lambda: desk.progress,
+            next_ticks=next_ticks,
+            request_train=trained.append,
+            published=published.append,
+            topic_writer=lambda: writer,
+            unknown_outcomes=held,
+        ),
+    )
+    desk = Desk(
+        operations=operations,
+        database=database,
+        artifacts=artifacts,
+        settings=loaded,
+        folder=folder,
+        clock=clock,
+        writer=writer,
+        held=held,
+        encoder=artifacts.publish("encoder", encoder, {}).digest,
+        trained=trained,
+        published=published,
+        figures=figures,
+    )
+    try:
+        operations.recover()
+        yield desk
+    finally:
+        database.close()
+
+
+def make_report(
+    version: StudentVersion,
+    *,
+    champion: StudentVersion | None,
+    verdict: Verdict,
+    passed: bool,
+    threshold: float | None,
+    attempt: int,
+    at: datetime,
+) -> Report:
+    """A whole report, as an evaluation writes it."""
+    agreement = {
+        "candidate": Estimate(value=0.941, low=0.914, high=0.961, n=412),
+        "base": Estimate(value=0.612, low=0.566, high=0.657, n=412),
+        "majority": Estimate(value=0.118, low=0.09, high=0.151, n=412),
+        "nearest": Estimate(value=0.871, low=0.837, high=0.9, n=412),
+    }
+    difference = {
+        "base": Estimate(value=0.329, low=0.281, high=0.377, n=412),
+        "majority": Estimate(value=0.823, low=0.782, high=0.86, n=412),
+        "nearest": Estimate(value=0.07, low=0.042, high=0.1, n=412),
+    }
+    if champion:
+        agreement["champion"] = Estimate(value=0.903, low=0.871, high=0.929, n=412)
+        difference["champion"] = Estimate(value=0.038, low=0.012, high=0.064, n=412)
+    evaluation = Evaluation(
+        snapshot="5" * 64,
+        items=412,
+        agreement=agreement,
+        difference=difference,
+        slices=_slices(champion is not None),
+        flips=_flips() if champion else (),
+        negative_flip_rate=Estimate(value=0.012, low=0.005, high=0.028, n=412)
+        if champion
+        else None,
+        calibration_error=Estimate(value=0.031, low=0.019, high=0.052, n=412),
+        threshold=Threshold(
+            value=threshold,
+            target=0.97,
+            confidence_level=0.95,
+            agreement_above=Estimate(value=0.989, low=0.972, high=1.0, n=341),
+            coverage=0.828,
+            reason="341 of 412 held-out items lie above 0.62; 337 of them agree",
+        ),
+        champion_threshold=None,
+    )
+    checks = (
+        Check(
+            name="held-out groups",
+            passed=True,
+            value=412,
+            threshold=150,
+            sentence="412 distinct held-out groups were judged; at least 150 are needed.",
+        ),
+        Check(
+            name="beats the base model",
+            passed=True,
+            value=0.281,
+            threshold=0.0,
+            sentence="It agrees with the teacher 28.1 points more often than the base model.",
+        ),
+        Check(
+            name="negative flips",
+            passed=passed,
+            value=0.012 if passed else 0.047,
+            threshold=0.03,
+            sentence="1.2 % of the items were right before and are wrong now; 3 % are allowed."
+            if passed
+            else "4.7 % of the items were right before and are wrong now; 3 % are allowed.",
+        ),
+        Check(
+            name="calibration",
+            passed=True,
+            value=0.019,
+            threshold=0.1,
+            sentence="The confidence is off by 3.1 points on average; 10 are allowed.",
+        ),
+    )
+    return Report(
+        task=version.task,
+        student=version.student,
+        name=version.name,
+        number=version.number,
+        champion=champion.student if champion else None,
+        champion_name=champion.name if champion else None,
+        dataset=version.dataset,
+        labels_trained=version.labels_trained,
+        labels_bought=version.labels_bought,
+        evaluation=evaluation,
+        gate=GateReport(verdict=verdict, checks=checks, attempt=attempt, alpha=0.0304),
+        evaluated_at=at,
+        train_seconds=version.train_seconds,
+        size_bytes=412_733,
+        latency_ms=2.7,
+    )
+
+
+def _slices(compared: bool) -> tuple[Slice, ...]:
+    figures = [
+        ("gift_card", 0.78, 0.62, 0.89, 41),
+        ("cancel", 0.88, 0.76, 0.95, 52),
+        ("invoice", 0.93, 0.85, 0.97, 88),
+        ("delivery", 0.96, 0.91, 0.99, 121),
+        ("refund", 0.98, 0.94, 1.0, 110),
+    ]
+    return tuple(
+        Slice(
+            segment=name,
+            agreement=Estimate(value=value, low=low, high=high, n=n),
+            difference=Estimate(value=0.02, low=-0.03, high=0.07, n=n) if compared else None,
+        )
+        for name, value, low, high, n in figures
+    )
+
+
+def _flips() -> tuple[Flip, ...]:
+    return (
+        Flip(
+            event_id="e-1",
+            text="I gave the voucher to my sister & it says <used> – can she still swap it?",
+            label="gift_card",
+            before="gift_card",
+            after="refund",
+            negative=True,
+        ),
+        Flip(
+            event_id="e-2",
+            text="pls stop the parcel, i dont want it any more",
+            label="cancel",
+            before="delivery",
+            after="cancel",
+            negative=False,
+        ),
+    )
+
+
+def make_history(end: datetime, points: int = 60) -> tuple[HistoryPoint, ...]:
+    """Coverage that falls when something new appears, and comes back once it is learned."""
+    found = []
+    for index in range(points):
+        share = index / (points - 1)
+        coverage = 0.55 + 0.35 * min(1.0, share * 2.2)
+        if 0.55 < share < 0.8:
+            coverage -= 0.18
+        agreement = 0.965 + 0.012 * share
+        band = 0.05 / (1 + 2 * share)
+        found.append(
+            HistoryPoint(
+                at=end - timedelta(minutes=points - index),
+                coverage=None if share < 0.12 else coverage,
+                agreement=None if share < 0.2 else agreement,
+                low=None if share < 0.2 else max(0.0, agreement - band),
+                high=None if share < 0.2 else min(1.0, agreement + band),
+                spend=0.02 * index,
+            )
+        )
+    return tuple(found)
