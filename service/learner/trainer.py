@@ -1,0 +1,210 @@
+"""Runs a short-lived child (training, answering) within its limits and reports its progress.
+
+The child gets a specification file and a scratch folder, no keys, no database; the learner
+checks what came out. Whatever happens to it, the learner goes on.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import IO, Any
+
+import psutil
+import structlog
+
+from pipelines.errors import TrainingFailed
+from service.settings import TrainerSettings
+
+log = structlog.get_logger()
+
+CHECK_SECONDS = 0.2
+GRACE_SECONDS = 3.0
+# All that a child may know of our environment. No secret is in it.
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+
+Progress = Mapping[str, Any]
+
+
+class Trainer:
+    """Starts children one after the other. `progress` is what the present one last told."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+        self._stopping = Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        self.progress: Progress | None = None
+
+    @property
+    def threads(self) -> int:
+        return self._settings.threads or os.cpu_count() or 1
+
+    def stop(self) -> None:
+        """Ends the present child and refuses another. Safe to call from any thread."""
+        self._stopping.set()
+
+    def run(
+        self,
+        module: str,
+        spec: Mapping[str, Any],
+        scratch: Path,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> dict[str, Any]:
+        """Run `python -m MODULE SPEC` to its end and return what it reported as done.
+
+        Raises `TrainingFailed` with the reason when it fails, hangs, takes too long or too
+        much memory, or when the learner stops.
+        """
+        specification = scratch.with_suffix(".spec.json")
+        specification.write_text(json.dumps(spec))
+        child = self._start(module, specification)
+        log.info("child_started", module=module, pid=child.pid)
+        lines: Queue[bytes | None] = Queue()
+        assert child.stdout is not None
+        assert child.stderr is not None
+        Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
+        errors: list[str] = []
+        Thread(target=_read_errors, args=(child.stderr, errors), daemon=True).start()
+        try:
+            return self._follow(child, lines, errors, on_progress)
+        finally:
+            _end(child)
+            self._child = None
+            self.progress = None
+            specification.unlink(missing_ok=True)
+
+    def _start(self, module: str, specification: Path) -> "subprocess.Popen[bytes]":
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= {
+            "OMP_NUM_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", module, str(specification.resolve())],
+            stdin=subprocess.PIPE,  # its end is the child's signal that we are gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_be_nice,
+        )
+        return self._child
+
+    def _follow(
+        self,
+        child: "subprocess.Popen[bytes]",
+        lines: "Queue[bytes | None]",
+        errors: list[str],
+        on_progress: Callable[[Progress], None],
+    ) -> dict[str, Any]:
+        started = last_heard = time.monotonic()
+        while True:
+            try:
+                line = lines.get(timeout=CHECK_SECONDS)
+            except Empty:
+                line = b""
+            if line is None:
+                child.wait()
+                raise TrainingFailed(_why_ended(child.returncode, errors))
+            if line:
+                last_heard = time.monotonic()
+                message = _parse(line)
+                if "done" in message:
+                    return dict(message["done"])
+                if "failed" in message:
+                    raise TrainingFailed(str(message["failed"])[:500])
+                if "progress" in message:
+                    self.progress = message["progress"]
+                    on_progress(message["progress"])
+            self._check_limits(child, started, last_heard)
+
+    def _check_limits(
+        self, child: "subprocess.Popen[bytes]", started: float, last_heard: float
+    ) -> None:
+        now = time.monotonic()
+        if self._stopping.is_set():
+            raise TrainingFailed("the learner stops")
+        if now - started > self._settings.time_limit.total_seconds():
+            raise TrainingFailed(
+                f"took longer than trainer.time_limit ({self._settings.time_limit})"
+            )
+        if now - last_heard > self._settings.heartbeat_timeout.total_seconds():
+            raise TrainingFailed("no sign of life within trainer.heartbeat_timeout")
+        # Resident memory: a limit on address space would count mappings that cost nothing.
+        megabytes = _resident_mb(child.pid)
+        if megabytes > self._settings.memory_limit_mb:
+            raise TrainingFailed(
+                f"out of memory: {megabytes} MB resident, "
+                f"trainer.memory_limit_mb is {self._settings.memory_limit_mb}"
+            )
+
+
+def _be_nice() -> None:
+    """Serving comes first: the child takes what processors are left."""
+    os.nice(10)
+
+
+def _read_lines(stream: IO[bytes], lines: "Queue[bytes | None]") -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _read_errors(stream: IO[bytes], kept: list[str]) -> None:
+    for line in stream:
+        text = line.decode(errors="replace").rstrip()
+        log.debug("child_said", line=text)
+        kept.append(text)
+        del kept[:-20]
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        raise TrainingFailed("the child wrote something that is not its protocol") from None
+    if not isinstance(message, dict):
+        raise TrainingFailed("the child wrote something that is not its protocol")
+    return message
+
+
+def _why_ended(code: int, errors: list[str]) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"ended with code {code} and no result: {errors[-1] if errors else 'nothing was said'}"
+
+
+def _resident_mb(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss // 2**20)
+    except psutil.Error:
+        return 0
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Terminate, then kill, the child and all that it started."""
+    assert child.stdin is not None
+    child.stdin.close()
+    for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        if child.poll() is None:
+            try:
+                os.killpg(child.pid, sent)
+            except ProcessLookupError:
+                pass
+            try:
+                child.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    child.stderr.close()
