@@ -75,6 +75,9 @@ class RecordingWriter:
         self.durable += self.queued
         self.queued = []
 
+    def failed(self) -> int:
+        return 0
+
     def close(self) -> None: ...
 
 
