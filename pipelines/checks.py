@@ -1,0 +1,212 @@
+"""The checks that need no statistics of their own: is the evidence sound, are limits kept?
+
+With the policy and the facts that a judgement rests on. `pipelines.gate` adds the comparisons.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.evaluate import BASE, CANDIDATE, CHAMPION, MAJORITY
+from pipelines.types import Check, Evaluation, PairCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """What a candidate has to show. Limits that are None are not checked."""
+
+    alpha: float = 0.05
+    delta: float = 0.01
+    min_groups: int = 150
+    min_segment_pairs: int = 200
+    max_negative_flips: float = 0.03
+    max_calibration_error: float = 0.10
+    max_latency_ms: float | None = None
+    max_size_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateFacts:
+    """What the evaluation cannot know about itself. The caller has to say it."""
+
+    has_champion: bool  # a student is serving now
+    champion_is_current: bool  # and it is the one that was compared (or there is none)
+    evaluation_is_fresh: bool  # of this artifact, on the present held-out window
+    leaked_items: int  # held-out items whose near-duplicates the candidate was trained on
+    latency_ms: float | None = None
+    size_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Everything that one judgement rests on."""
+
+    evaluation: Evaluation
+    policy: GatePolicy
+    facts: GateFacts
+    alpha: float  # alpha_k
+    look: int
+    departed: Mapping[str, PairCounts]
+
+    def seen(self, rival: str) -> PairCounts:
+        """Every pair that the candidate ever met, for the e-process."""
+        now, gone = self.evaluation.pairs[rival], self.departed.get(rival, PairCounts())
+        return PairCounts(
+            wins=now.wins + gone.wins, losses=now.losses + gone.losses, ties=now.ties + gone.ties
+        )
+
+
+def conclusion(
+    name: str, passed: bool, value: float | None, threshold: float | None, sentence: str
+) -> Check:
+    return Check(
+        name=name, passed=bool(passed), value=value, threshold=threshold, sentence=sentence
+    )
+
+
+# --- May this evaluation be judged at all? ---
+
+
+def policy_makes_sense(policy: GatePolicy) -> Check:
+    sound = (
+        0.0 < policy.alpha < 0.5
+        and 0.0 <= policy.delta < 1.0
+        and policy.min_groups >= 1
+        and policy.min_segment_pairs >= 1
+        and 0.0 <= policy.max_negative_flips <= 1.0
+        and 0.0 <= policy.max_calibration_error <= 1.0
+    )
+    sentence = "The gate's settings are usable." if sound else "The gate's settings are unusable."
+    return conclusion("settings", sound, None, None, sentence)
+
+
+def evidence_checks(case: Case) -> list[Check]:
+    return [
+        _baseline(case),
+        _fresh(case),
+        _untouched(case),
+        _enough(case),
+        _aligned(case),
+        _usable(case),
+    ]
+
+
+def bars(case: Case) -> tuple[str, ...]:
+    return (CHAMPION,) if case.facts.has_champion else (MAJORITY, BASE)
+
+
+def _baseline(case: Case) -> Check:
+    compared = CHAMPION in case.evaluation.pairs
+    if not case.facts.champion_is_current or compared != case.facts.has_champion:
+        passed, sentence = False, "The comparison was not made with the student that serves now."
+    elif any(bar not in case.evaluation.pairs for bar in bars(case)):
+        missing = ", ".join(bar for bar in bars(case) if bar not in case.evaluation.pairs)
+        passed, sentence = False, f"There is no comparison with: {missing}."
+    elif compared:
+        passed, sentence = True, "Compared with the student that serves now."
+    else:
+        passed, sentence = True, "A first student: compared with majority class and base model."
+    return conclusion("baseline", passed, None, None, sentence)
+
+
+def _fresh(case: Case) -> Check:
+    fresh = case.facts.evaluation_is_fresh
+    sentence = "The evaluation is up to date." if fresh else "The evaluation is out of date."
+    return conclusion("fresh", fresh, None, None, sentence)
+
+
+def _untouched(case: Case) -> Check:
+    leaked = case.facts.leaked_items
+    sentence = (
+        "No held-out item is near anything that the candidate was trained on."
+        if leaked == 0
+        else f"{leaked} held-out items are near something that the candidate was trained on."
+    )
+    return conclusion("untouched_items", leaked == 0, leaked, 0, sentence)
+
+
+def _enough(case: Case) -> Check:
+    items, needed = case.evaluation.items, case.policy.min_groups
+    sentence = (
+        f"{items} distinct held-out groups; {needed} are needed."
+        if items < needed
+        else f"{items} distinct held-out groups, at least the {needed} that are needed."
+    )
+    return conclusion("enough_items", items >= needed, items, needed, sentence)
+
+
+def _aligned(case: Case) -> Check:
+    items = case.evaluation.items
+    counted = [case.evaluation.pairs.get(bar, PairCounts()) for bar in bars(case)]
+    aligned = all(
+        pairs.total == items and min(pairs.wins, pairs.losses, pairs.ties) >= 0 for pairs in counted
+    )
+    sentence = (
+        "All were asked the same items." if aligned else "They were not asked the same items."
+    )
+    return conclusion("same_items", aligned, None, None, sentence)
+
+
+def _usable(case: Case) -> Check:
+    broken = case.evaluation.unusable_answers
+    agreement = case.evaluation.agreement.get(CANDIDATE)
+    usable = broken == 0 and agreement is not None and 0.0 <= agreement.value <= 1.0
+    sentence = (
+        "Every answer of the candidate has a label and a confidence."
+        if usable
+        else f"{broken} answers of the candidate lack a label or a confidence between 0 and 1."
+        if broken
+        else "The candidate's agreement is not a number."
+    )
+    return conclusion("usable_answers", usable, broken, 0, sentence)
+
+
+# --- For every candidate ---
+
+
+def calibration(case: Case) -> Check:
+    error, limit = case.evaluation.calibration_error, case.policy.max_calibration_error
+    if not 0.0 <= error.low <= error.value <= 1.0:
+        return conclusion("calibration", False, None, limit, "Calibration is unknown.")
+    return conclusion(
+        "calibration",
+        error.low <= limit,
+        error.low,
+        limit,
+        f"Confidence is off by {percent(error.value)} on average, of which {percent(error.low)} "
+        f"are more than chance; {percent(limit)} are accepted.",
+    )
+
+
+def limits(case: Case) -> list[Check]:
+    checks = []
+    if case.policy.max_latency_ms is not None:
+        checks.append(
+            _limit(
+                "latency",
+                case.facts.latency_ms,
+                case.policy.max_latency_ms,
+                "An answer takes",
+                "ms",
+            )
+        )
+    if case.policy.max_size_mb is not None:
+        checks.append(
+            _limit("size", case.facts.size_mb, case.policy.max_size_mb, "The student takes", "MB")
+        )
+    return checks
+
+
+def _limit(name: str, value: float | None, limit: float, words: str, unit: str) -> Check:
+    if value is None or math.isnan(value):
+        return conclusion(name, False, None, limit, f"{words} an unknown number of {unit}.")
+    sentence = f"{words} {value:.3g} {unit}; {limit:g} {unit} are allowed."
+    return conclusion(name, 0.0 <= value <= limit, value, limit, sentence)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    return f"{100 * share:+.1f}"

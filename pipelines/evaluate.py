@@ -1,0 +1,237 @@
+"""Candidate, champion and rivals on one held-out snapshot: agreement, slices, flips, threshold.
+
+Nothing here decides. `pipelines.gate` judges what this module counts.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pipelines.calibration import calibration_error
+from pipelines.certify import certify_threshold, coverage_gain_p
+from pipelines.intervals import count_pairs, exact_share, paired_difference, wilson_share
+from pipelines.types import Answers, Estimate, Evaluation, Flip, HeldOutItem, PairCounts, Slice
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+BASE = "base"
+MAJORITY = "majority"
+NEAREST = "nearest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Marked:
+    """One student's answers with their marks."""
+
+    answers: Answers
+    correct: tuple[bool, ...]
+
+
+def snapshot_hash(items: Sequence[HeldOutItem]) -> str:
+    """Content hash of a snapshot, whatever the order of its items."""
+    rows = sorted(
+        (
+            item.event_id,
+            item.group_id,
+            item.text,
+            item.label,
+            item.segment,
+            item.inclusion_probability.hex(),
+        )
+        for item in items
+    )
+    return hashlib.blake2b(msgspec.json.encode(rows), digest_size=16).hexdigest()
+
+
+def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
+    """Keep items so that all were drawn with equal probability: the snapshot's lowest.
+
+    Decided by hashing the event id: the same item stays or goes in every evaluation. Exact
+    tests need equal probabilities; weights would leave only approximations.
+    """
+    if not items:
+        return ()
+    lowest = min(item.inclusion_probability for item in items)
+    if not 0.0 < lowest <= 1.0:
+        raise ValueError(f"an item cannot have been drawn with probability {lowest}")
+    return tuple(
+        item for item in items if _unit_hash(item.event_id) * item.inclusion_probability < lowest
+    )
+
+
+def majority_answers(items: Sequence[HeldOutItem], label_counts: Mapping[str, int]) -> Answers:
+    """The most frequent label of the training set, given to every item."""
+    if not label_counts:
+        raise ValueError("the majority class of no labels is not defined")
+    label = min(label_counts, key=lambda name: (-label_counts[name], name))
+    share = label_counts[label] / sum(label_counts.values())
+    return Answers(name=MAJORITY, labels=(label,) * len(items), confidences=(share,) * len(items))
+
+
+def evaluate(
+    items: Sequence[HeldOutItem],
+    candidate: Answers,
+    rivals: Mapping[str, Answers],
+    *,
+    target: float,
+    confidence_level: float = 0.95,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> Evaluation:
+    """Compare all on the same items. Intervals are two-sided at `alpha`.
+
+    `rivals` are keyed `champion`, `base`, `majority`, `nearest`; without `champion` the
+    candidate is a first student. Raises ValueError when the snapshot repeats a group or the
+    answers do not belong to it.
+    """
+    _refuse_repeated_groups(items)
+    kept_ids = {item.event_id for item in thin(items)}
+    keep = [index for index, item in enumerate(items) if item.event_id in kept_ids]
+    kept = [items[index] for index in keep]
+    marked = {
+        name: _mark(items, keep, answers)
+        for name, answers in {CANDIDATE: candidate, **rivals}.items()
+    }
+    ours, champion = marked[CANDIDATE], marked.get(CHAMPION)
+    pairs = {
+        name: count_pairs(ours.correct, other.correct)
+        for name, other in marked.items()
+        if name != CANDIDATE
+    }
+    return Evaluation(
+        snapshot=snapshot_hash(items),
+        items=len(kept),
+        agreement={
+            name: wilson_share(sum(other.correct), len(kept), alpha)
+            for name, other in marked.items()
+        },
+        difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
+        slices=_slices(kept, ours, champion, alpha),
+        flips=_flips(kept, ours, champion) if champion else (),
+        negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
+        calibration_error=calibration_error(
+            ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
+        ),
+        threshold=certify_threshold(
+            ours.answers.confidences,
+            ours.correct,
+            target=target,
+            confidence_level=confidence_level,
+        ),
+        champion_threshold=certify_threshold(
+            champion.answers.confidences,
+            champion.correct,
+            target=target,
+            confidence_level=confidence_level,
+        )
+        if champion
+        else None,
+        pairs=pairs,
+        coverage_gain_p=coverage_gain_p(
+            (ours.answers.confidences, ours.correct),
+            (champion.answers.confidences, champion.correct),
+            target=target,
+            confidence_level=confidence_level,
+            seed=seed,
+        )
+        if champion
+        else None,
+        unusable_answers=_unusable(ours.answers),
+    )
+
+
+def _refuse_repeated_groups(items: Sequence[HeldOutItem]) -> None:
+    groups: set[str] = set()
+    for item in items:
+        if item.group_id in groups:
+            raise ValueError(f"near-duplicate group {item.group_id} is in the snapshot twice")
+        groups.add(item.group_id)
+    if len({item.event_id for item in items}) != len(items):
+        raise ValueError("an event is in the snapshot twice")
+
+
+def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -> _Marked:
+    if not len(answers.labels) == len(answers.confidences) == len(items):
+        raise ValueError(
+            f"{answers.name} gave {len(answers.labels)} labels and {len(answers.confidences)} "
+            f"confidences for {len(items)} items"
+        )
+    return _Marked(
+        answers=Answers(
+            name=answers.name,
+            labels=tuple(answers.labels[index] for index in keep),
+            confidences=tuple(answers.confidences[index] for index in keep),
+        ),
+        correct=tuple(answers.labels[index] == items[index].label for index in keep),
+    )
+
+
+def _slices(
+    items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked | None, alpha: float
+) -> tuple[Slice, ...]:
+    """Every segment, however small; the worst first."""
+    members: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        members.setdefault(item.segment, []).append(index)
+    slices = []
+    for segment, indexes in members.items():
+        right = [ours.correct[index] for index in indexes]
+        pairs = (
+            count_pairs(right, [champion.correct[index] for index in indexes]) if champion else None
+        )
+        slices.append(
+            Slice(
+                segment=segment,
+                agreement=wilson_share(sum(right), len(right), alpha),
+                difference=paired_difference(pairs, alpha) if pairs else None,
+                pairs=pairs,
+            )
+        )
+    return tuple(sorted(slices, key=_badness))
+
+
+def _badness(part: Slice) -> tuple[float, float, str]:
+    """Sorts by what is surely bad: the upper end of the interval, not the luck of two items."""
+    difference = part.difference.high if part.difference else 0.0
+    return (difference, part.agreement.high, part.segment)
+
+
+def _flips(items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked) -> tuple[Flip, ...]:
+    """Negative first, and among them the surest first: those would be served."""
+    found = [
+        (
+            -ours.answers.confidences[index],
+            Flip(
+                event_id=item.event_id,
+                text=item.text,
+                label=item.label,
+                before=champion.answers.labels[index],
+                after=ours.answers.labels[index],
+                negative=champion.correct[index],
+            ),
+        )
+        for index, item in enumerate(items)
+        if ours.correct[index] != champion.correct[index]
+    ]
+    found.sort(key=lambda pair: (not pair[1].negative, pair[0], pair[1].event_id))
+    return tuple(flip for _, flip in found)
+
+
+def _flip_rate(pairs: PairCounts | None, alpha: float) -> Estimate | None:
+    return exact_share(pairs.losses, pairs.total, alpha / 2.0) if pairs else None
+
+
+def _unusable(answers: Answers) -> int:
+    return sum(
+        1
+        for label, confidence in zip(answers.labels, answers.confidences, strict=True)
+        if not label or not 0.0 <= confidence <= 1.0 or math.isnan(confidence)
+    )
+
+
+def _unit_hash(event_id: str) -> float:
+    digest = hashlib.blake2b(event_id.encode(), digest_size=8, person=b"thin").digest()
+    return int.from_bytes(digest, "big") / 2**64

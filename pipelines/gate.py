@@ -1,0 +1,295 @@
+"""The promotion gate: an evaluation in, a `GateReport` out. It fails closed.
+
+What is claimed, over all candidates judged since the last approval, with alpha = .05:
+a candidate worse than the champion by `delta` or more passes with probability at most alpha;
+so does a candidate that is neither better nor covers more. Candidate k may spend
+alpha_k = 6 alpha / (pi^2 k^2), divided among the ways to pass (the shares below).
+"""
+
+import math
+from collections.abc import Mapping
+
+from pipelines.checks import (
+    Case,
+    GateFacts,
+    GatePolicy,
+    bars,
+    calibration,
+    conclusion,
+    evidence_checks,
+    limits,
+    percent,
+    points,
+    policy_makes_sense,
+)
+from pipelines.evaluate import BASE, CHAMPION, MAJORITY
+from pipelines.intervals import (
+    exact_low,
+    holm,
+    normal_quantile,
+    paired_high,
+    paired_low,
+    sign_test,
+)
+from pipelines.sequences import pair_e_value
+from pipelines.types import Check, Evaluation, GateReport, PairCounts, Verdict
+
+__all__ = ["GateFacts", "GatePolicy", "attempt_alpha", "compared", "judge"]
+
+# How alpha_k is divided. A candidate's first look uses tests of fixed size, which need about
+# half the items; every later look at the same candidate uses the e-process, which may be
+# looked at for ever and so costs nothing more.
+BETTER_SHARE = 0.6
+COVERAGE_SHARE = 0.2
+LATER_LOOKS_SHARE = 0.2
+FIRST_LOOK_SHARE = BETTER_SHARE + COVERAGE_SHARE
+
+
+def attempt_alpha(alpha: float, attempt: int) -> float:
+    """What the k-th candidate since the last approval may spend; all together spend alpha."""
+    return 6.0 * alpha / (math.pi**2 * attempt**2)
+
+
+def compared(report: GateReport) -> bool:
+    """Did this judgement use its items up? Only then does it count as an attempt or a look."""
+    comparisons = {"not_worse", f"beats_{MAJORITY}", f"beats_{BASE}"}
+    return any(check.name in comparisons for check in report.checks)
+
+
+def judge(
+    evaluation: Evaluation | None,
+    policy: GatePolicy,
+    facts: GateFacts,
+    *,
+    attempt: int,
+    look: int = 1,
+    departed: Mapping[str, PairCounts] | None = None,
+) -> GateReport:
+    """Judge one candidate.
+
+    `attempt` counts the candidates since the last approval, from 1. `look` counts the
+    comparisons of this very candidate, from 1: when the evidence was insufficient and items
+    were added, judge it again with look 2, 3, ... and the same attempt. A judgement that did
+    not get as far as comparing (see `compared`) counts as neither. Items that it met and
+    that have left the window since are passed as `departed`, by rival. A promotable report
+    stands; it is not looked at again.
+    """
+    alpha = 0.0
+    try:
+        if attempt < 1 or look < 1:
+            raise ValueError(f"attempt {attempt} and look {look} count from 1")
+        alpha = attempt_alpha(policy.alpha, attempt)
+        return _judge(evaluation, policy, facts, attempt, alpha, look, departed or {})
+    except Exception as error:  # whatever goes wrong, the answer is no
+        sentence = f"The candidate could not be judged: {error}."
+        return _report([conclusion("judgement", False, None, None, sentence)], attempt, alpha)
+
+
+def _judge(
+    evaluation: Evaluation | None,
+    policy: GatePolicy,
+    facts: GateFacts,
+    attempt: int,
+    alpha: float,
+    look: int,
+    departed: Mapping[str, PairCounts],
+) -> GateReport:
+    if evaluation is None:
+        sentence = "There is no evaluation of this candidate."
+        return _report([conclusion("evaluation", False, None, None, sentence)], attempt, alpha)
+    case = Case(
+        evaluation=evaluation,
+        policy=policy,
+        facts=facts,
+        alpha=alpha,
+        look=look,
+        departed=departed,
+    )
+    evidence = [policy_makes_sense(policy), *evidence_checks(case)]
+    if not all(check.passed for check in evidence):
+        return _report(evidence, attempt, alpha)
+    if facts.has_champion:
+        comparison, verdict = _against_champion(case)
+    else:
+        comparison, verdict = _first_student(case)
+    kept = [calibration(case), *limits(case)]
+    return _report([*evidence, *comparison, *kept], attempt, alpha, verdict)
+
+
+def _report(
+    checks: list[Check], attempt: int, alpha: float, verdict: Verdict = "insufficient_evidence"
+) -> GateReport:
+    return GateReport(verdict=verdict, checks=tuple(checks), attempt=attempt, alpha=alpha)
+
+
+# --- Against the champion ---
+
+
+def _against_champion(case: Case) -> tuple[list[Check], Verdict]:
+    not_worse = _not_worse(case)
+    shown_better = _shown_better(case, CHAMPION, BETTER_SHARE)
+    checks = [
+        not_worse,
+        _better_or_more_coverage(case, shown_better),
+        _segments(case),
+        _negative_flips(case),
+    ]
+    if not_worse.passed:
+        return checks, "better" if shown_better else "non_inferior"
+    return checks, _worse_or_unknown(case)
+
+
+def _not_worse(case: Case) -> Check:
+    pairs, delta = case.evaluation.pairs[CHAMPION], case.policy.delta
+    gain = points((pairs.wins - pairs.losses) / pairs.total)
+    if case.look > 1:
+        wealth = pair_e_value(case.seen(CHAMPION), margin=delta)
+        return _wealth_check(
+            case, "not_worse", wealth, f"not worse than the champion by {100 * delta:g} points"
+        )
+    low = paired_low(pairs, case.alpha * FIRST_LOOK_SHARE)
+    return conclusion(
+        "not_worse",
+        low > -delta,
+        low,
+        -delta,
+        f"Agreement differs from the champion's by {gain} points; the cautious figure is "
+        f"{points(low)} points and has to be above {points(-delta)}.",
+    )
+
+
+def _shown_better(case: Case, rival: str, share: float) -> bool:
+    if case.look > 1:
+        return pair_e_value(case.seen(rival)) >= _wealth_needed(case)
+    pairs, level = case.evaluation.pairs[rival], case.alpha * share
+    # The score bound is an approximation far out in the tail; the sign test is exact.
+    return paired_low(pairs, level) > 0.0 and sign_test(pairs) <= level
+
+
+def _better_or_more_coverage(case: Case, shown_better: bool) -> Check:
+    name = "better_or_more_coverage"
+    if case.look > 1:
+        wealth = pair_e_value(case.seen(CHAMPION))
+        return _wealth_check(case, name, wealth, "better than the champion")
+    low = paired_low(case.evaluation.pairs[CHAMPION], case.alpha * BETTER_SHARE)
+    if shown_better:
+        sentence = f"Better than the champion, by at least {points(low)} points."
+        return conclusion(name, True, low, 0.0, sentence)
+    before = case.evaluation.champion_threshold
+    chance, after = case.evaluation.coverage_gain_p, case.evaluation.threshold
+    if chance is None or before is None:
+        return conclusion(name, False, low, 0.0, "Not shown to be better than the champion.")
+    passed = after.coverage > before.coverage and chance <= case.alpha * COVERAGE_SHARE
+    change = f"from {percent(before.coverage)} to {percent(after.coverage)}"
+    if passed:
+        sentence = (
+            f"Not shown to be better, but trusted coverage goes {change}, more than two equally "
+            f"good students would differ (p = {chance:.2g})."
+        )
+    else:
+        sentence = (
+            f"Not shown to be better: with {case.evaluation.items} items a gain of about "
+            f"{points(_visible_gain(case))} points would show. Nor is more trusted coverage "
+            f"({change}; p = {chance:.2g}, has to be {case.alpha * COVERAGE_SHARE:.2g} or less)."
+        )
+    return conclusion(name, passed, low, 0.0, sentence)
+
+
+def _visible_gain(case: Case) -> float:
+    pairs = case.evaluation.pairs[CHAMPION]
+    differing = max(pairs.wins + pairs.losses, 1) / pairs.total
+    z = normal_quantile(1.0 - case.alpha * BETTER_SHARE)
+    return z * math.sqrt(differing / pairs.total)
+
+
+def _wealth_needed(case: Case) -> float:
+    return 1.0 / (case.alpha * LATER_LOOKS_SHARE)
+
+
+def _wealth_check(case: Case, name: str, wealth: float, claim: str) -> Check:
+    needed = _wealth_needed(case)
+    return conclusion(
+        name,
+        wealth >= needed,
+        wealth,
+        needed,
+        f"Look {case.look} at this candidate: the evidence that it is {claim} is {wealth:.3g}; "
+        f"it has to reach {needed:.0f}.",
+    )
+
+
+def _segments(case: Case) -> Check:
+    smallest = case.policy.min_segment_pairs
+    judged = [
+        (part.segment, part.pairs)
+        for part in case.evaluation.slices
+        if part.pairs is not None and part.pairs.total >= smallest
+    ]
+    p_values = [
+        sign_test(PairCounts(wins=pairs.losses, losses=pairs.wins, ties=pairs.ties))
+        for _, pairs in judged
+    ]
+    worse = [
+        segment
+        for (segment, _), rejected in zip(judged, holm(p_values, case.policy.alpha), strict=True)
+        if rejected
+    ]
+    if worse:
+        sentence = f"Worse than the champion on: {', '.join(sorted(worse))}."
+    elif judged:
+        sentence = f"None of {len(judged)} segments with {smallest} items or more got worse."
+    else:
+        sentence = f"No segment has the {smallest} items that it takes to judge it alone."
+    return conclusion("segments", not worse, len(worse), 0, sentence)
+
+
+def _negative_flips(case: Case) -> Check:
+    """Fails when the rate is surely above the budget: an honest 2.5 % must not fail by chance."""
+    pairs, budget = case.evaluation.pairs[CHAMPION], case.policy.max_negative_flips
+    rate = pairs.losses / pairs.total
+    low = exact_low(pairs.losses, pairs.total, case.policy.alpha)
+    return conclusion(
+        "negative_flips",
+        low <= budget,
+        low,
+        budget,
+        f"{pairs.losses} of {pairs.total} items ({percent(rate)}) were right and are wrong now: "
+        f"surely at least {percent(low)}, and {percent(budget)} are accepted.",
+    )
+
+
+# --- A first student ---
+
+
+def _first_student(case: Case) -> tuple[list[Check], Verdict]:
+    checks = [
+        _beats(case, MAJORITY, "always giving the most frequent label"),
+        _beats(case, BASE, "the base model used directly"),
+    ]
+    if all(check.passed for check in checks):
+        return checks, "better"
+    return checks, _worse_or_unknown(case)
+
+
+def _beats(case: Case, rival: str, words: str) -> Check:
+    name, pairs = f"beats_{rival}", case.evaluation.pairs[rival]
+    passed = _shown_better(case, rival, FIRST_LOOK_SHARE)
+    if case.look > 1:
+        return _wealth_check(case, name, pair_e_value(case.seen(rival)), f"better than {words}")
+    low = paired_low(pairs, case.alpha * FIRST_LOOK_SHARE)
+    gain = points((pairs.wins - pairs.losses) / pairs.total)
+    return conclusion(
+        name,
+        passed,
+        low,
+        0.0,
+        f"Agreement differs from that of {words} by {gain} points; the cautious figure is "
+        f"{points(low)} points and has to be above 0.",
+    )
+
+
+def _worse_or_unknown(case: Case) -> Verdict:
+    surely_worse = any(
+        paired_high(case.evaluation.pairs[bar], case.policy.alpha) < 0.0 for bar in bars(case)
+    )
+    return "worse" if surely_worse else "insufficient_evidence"
