@@ -119,6 +119,20 @@ def curate(samples: Sequence[LabelledSample], policy: CurationPolicy) -> Curated
     return Curated(training=tuple(training), held_out=tuple(held_out), dropped=dict(dropped))
 
 
+def uncontaminated(
+    items: Sequence[HeldOutItem], training_texts: Iterable[str]
+) -> list[HeldOutItem]:
+    """Held-out items that no text of a training set is a near-duplicate of.
+
+    Curation drops training examples near the held-out items of its time; this drops the items
+    that came later.
+    """
+    index = NearDuplicates(b"contamination")
+    for at, text in enumerate(training_texts):
+        index.restore(str(at), Side.TRAINING, text)
+    return [item for item in items if not index.resembles(item.text)]
+
+
 def _held_out(samples: Sequence[LabelledSample], window: int) -> list[HeldOutItem]:
     """The newest groups that the held-out draw chose: one item each, its first."""
     first: dict[str, HeldOutItem] = {}

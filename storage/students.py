@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import NamedTuple, Any, Literal
 
 from pipelines.types import StudentVersion, Verdict
 from storage.database import Cursor, from_db_time, from_db_time_or_none, to_db_time
@@ -107,6 +107,23 @@ WHERE task = $task AND evaluated_at > coalesce(
     (SELECT max(decided_at) FROM decisions WHERE task = $task AND action = 'approve'),
     TIMESTAMP '0001-01-01')
 """
+
+
+# Candidates judged since the last approval, in the order of their first judgement.
+SELECT_JUDGED = """
+SELECT digest, count(*) FROM evaluations
+WHERE task = $task AND evaluated_at > coalesce(
+    (SELECT max(decided_at) FROM decisions WHERE task = $task AND action = 'approve'),
+    TIMESTAMP '0001-01-01')
+GROUP BY digest ORDER BY min(evaluated_at), digest
+"""
+
+
+class GateTurn(NamedTuple):
+    """The how-manieth candidate since the last approval, and the how-manieth look at it."""
+
+    attempt: int
+    look: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,3 +416,14 @@ def _evaluation(row: tuple[Any, ...]) -> StoredEvaluation:
     names = StoredEvaluation.__dataclass_fields__
     found = dict(zip(list(names)[:-1], plain, strict=True))
     return StoredEvaluation(**found, evaluated_at=from_db_time(evaluated_at))
+
+
+def gate_turn(tx: Cursor, task: str, digest: str) -> GateTurn:
+    """The turn of a candidate that is about to be judged."""
+    rows = tx.execute(SELECT_JUDGED, {"task": task}).fetchall()
+    judged = [row[0] for row in rows]
+    if digest in judged:
+        return GateTurn(
+            attempt=judged.index(digest) + 1, look=int(rows[judged.index(digest)][1]) + 1
+        )
+    return GateTurn(attempt=len(judged) + 1, look=1)
