@@ -144,12 +144,18 @@ class _TeacherReply(Struct, frozen=True):
 
 
 class TeacherReply(Struct, frozen=True, kw_only=True):
-    """What a teacher said. `answer` is None unless it is whole: a cut one is no answer."""
+    """What a teacher said."""
 
-    answer: str | None = None
+    content: str | None = None
+    finish_reason: str | None = None
     id: str | None = None
     model: str | None = None
     usage: Usage | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The content when it is whole: a cut answer could be read as another label."""
+        return self.content if self.finish_reason == "stop" else None
 
 
 decode_chat = msgspec.json.Decoder(ChatRequest).decode
@@ -203,7 +209,13 @@ def completion(*, event_id: str, model: str, answer: str, usage: WireUsage, crea
 
 
 def chunks(
-    *, event_id: str, model: str, answer: str, usage: WireUsage | None, created: int
+    *,
+    event_id: str,
+    model: str,
+    answer: str,
+    usage: WireUsage | None,
+    created: int,
+    finish_reason: str = "stop",
 ) -> bytes:
     """The same answer as a stream of server-sent events; `usage` None: not asked for."""
     name = ID_PREFIX + event_id
@@ -214,7 +226,7 @@ def chunks(
 
     parts = [
         event([_ChunkChoice(delta=_Delta(role="assistant", content=answer))]),
-        event([_ChunkChoice(delta=_Delta(), finish_reason="stop")]),
+        event([_ChunkChoice(delta=_Delta(), finish_reason=finish_reason)]),
     ]
     if usage is not None:
         parts.append(event([], usage))
@@ -235,9 +247,9 @@ def read_reply(body: bytes) -> TeacherReply | None:
     if not reply.choices:
         return None
     choice = reply.choices[0]
-    whole = choice.finish_reason == "stop"
     return TeacherReply(
-        answer=choice.message.content if whole else None,
+        content=choice.message.content,
+        finish_reason=choice.finish_reason,
         id=reply.id,
         model=reply.model,
         usage=_usage(reply.usage),
@@ -277,11 +289,20 @@ class StreamReader:
     def reply(self) -> TeacherReply:
         """What was said. Without a proper end there is no answer."""
         return TeacherReply(
-            answer="".join(self._content) if self._finish == "stop" else None,
+            content="".join(self._content),
+            finish_reason=self._finish,
             id=self._last.id,
             model=self._last.model,
             usage=_usage(self._usage),
         )
+
+
+def wire_usage(usage: Usage | None) -> WireUsage:
+    """Tokens as an answer tells them."""
+    prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    return WireUsage(
+        prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
+    )
 
 
 def _usage(usage: WireUsage | None) -> Usage | None:

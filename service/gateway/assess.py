@@ -1,0 +1,83 @@
+"""POST /v1/assess: what the champion says to events that somebody else answered."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipelines.render import classifier_text
+from pipelines.types import Message, Task
+from service.gateway.generations import Generation, Generations
+from service.gateway.router import MAX_CHARACTERS
+from service.gateway.turn import Rejected, json_response, read_body
+from service.gateway.wire import MALFORMED, encode
+
+MOST_EVENTS = 256
+MAX_BODY_BYTES = 32 << 20
+
+
+class AssessEvent(msgspec.Struct, frozen=True):
+    event_id: str
+    messages: tuple[Message, ...]
+
+
+class AssessRequest(msgspec.Struct, frozen=True):
+    """Events of one task, at most 256."""
+
+    task: str
+    events: list[AssessEvent]
+
+
+class AssessAnswer(msgspec.Struct, frozen=True):
+    event_id: str
+    label: str
+    confidence: float
+
+
+class AssessReply(msgspec.Struct, frozen=True):
+    """The answers of one version, in the order of the events."""
+
+    version: str
+    answers: list[AssessAnswer]
+
+
+class Assess:
+    """The endpoint. Requests of apps go first; nothing of this is captured."""
+
+    def __init__(self, *, tasks: Mapping[str, Task], generations: Generations) -> None:
+        self._tasks = tasks
+        self._generations = generations
+
+    async def __call__(self, request: Request) -> Response:
+        body = await read_body(request, MAX_BODY_BYTES)
+        try:
+            wanted = msgspec.json.decode(body, type=AssessRequest)
+        except MALFORMED:
+            raise Rejected(
+                400,
+                'wanted: {"task": ..., "events": [{"event_id": ..., "messages": [...]}]}',
+                code="malformed_request",
+            ) from None
+        if len(wanted.events) > MOST_EVENTS:
+            raise Rejected(400, f"at most {MOST_EVENTS} events at once", code="too_many_events")
+        task = self._tasks.get(wanted.task)
+        if task is None:
+            raise Rejected(404, "there is no task of this name", code="unknown_task")
+        generation = self._generations.champion(task.name)
+        if generation is None:
+            raise Rejected(409, f"{task.name} has no student yet", code="no_student")
+        return json_response(encode(await _assess(wanted, task, generation)))
+
+
+async def _assess(wanted: AssessRequest, task: Task, generation: Generation) -> AssessReply:
+    texts = [classifier_text(event.messages, task)[:MAX_CHARACTERS] for event in wanted.events]
+    replies = await asyncio.gather(
+        *(generation.batcher.answer(text, generation.head, patient=True) for text in texts)
+    )
+    answers = [
+        AssessAnswer(event.event_id, reply.label, reply.confidence)
+        for event, reply in zip(wanted.events, replies, strict=True)
+    ]
+    return AssessReply(generation.version, answers)

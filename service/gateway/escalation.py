@@ -1,0 +1,120 @@
+"""Escalation: an unsure request goes to the teacher, on our money, within the lease."""
+
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import structlog
+
+from pipelines.render import teacher_messages
+from pipelines.types import Message, Task, Usage
+from service.gateway.lease import Lease
+from service.gateway.upstream import Upstream, UpstreamError
+from service.gateway.wire import ChatRequest, TeacherReply, read_reply, replace_fields
+from service.metrics import GatewayMetrics
+from service.settings import TeacherSettings
+
+log = structlog.get_logger()
+
+# After so many failures in a row unsure requests stop waiting for the teacher, for a while.
+FAILURES_TO_PAUSE = 3
+LONGEST_PAUSE_SECONDS = 30.0
+
+Outcome = Literal["answered", "no_lease", "teacher_failed"]
+
+
+class Escalated(NamedTuple):
+    """What became of an escalation; reply, body and headers only when it was answered."""
+
+    outcome: Outcome
+    reply: TeacherReply | None = None
+    body: bytes = b""
+
+
+class Escalations:
+    """Asks the teacher. Whatever goes wrong, the caller still has the student's answer."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        lease: Lease,
+        settings: TeacherSettings,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._upstream = upstream
+        self._lease = lease
+        self._settings = settings
+        self._metrics = metrics
+        self._failures = 0
+        self._paused_until = float("-inf")
+
+    async def ask(
+        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
+    ) -> Escalated:
+        """The teacher's answer to the app's own messages, whole, or why there is none."""
+        escalated = await self._ask(body, request, messages, task)
+        self._metrics.escalations.labels(task.name, escalated.outcome).inc()
+        return escalated
+
+    async def _ask(
+        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
+    ) -> Escalated:
+        if not self._upstream.configured or time.monotonic() < self._paused_until:
+            return Escalated("teacher_failed")
+        content, most = self._render(body, request, messages, task)
+        # No text has more tokens than bytes.
+        ceiling = self._price(Usage(prompt_tokens=len(content), completion_tokens=most))
+        reservation = await self._lease.reserve(ceiling)
+        if reservation is None:
+            return Escalated("no_lease")
+        cost = ceiling  # of a call with an unknown outcome, too
+        try:
+            escalated = await self._call(content)
+            if escalated.reply and escalated.reply.usage:
+                cost = self._price(escalated.reply.usage)
+        except UpstreamError as error:
+            cost = 0.0 if error.kind == "connect" else cost
+            escalated = Escalated("teacher_failed")
+        finally:
+            self._lease.settle(reservation, cost)
+        self._note(escalated.outcome)
+        return escalated
+
+    async def _call(self, content: bytes) -> Escalated:
+        async with self._upstream.open(content) as answer:
+            body = await answer.read()
+            reply = read_reply(body) if answer.ok else None
+        if reply is None or reply.content is None:
+            return Escalated("teacher_failed")
+        return Escalated("answered", reply, body)
+
+    def _render(
+        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
+    ) -> tuple[bytes, int]:
+        """The app's request with our model, a bounded answer, and never as a stream."""
+        settings, new = self._settings, {}
+        rendered = teacher_messages(messages, task)
+        if len(rendered) != len(messages):
+            new["messages"] = rendered
+        asked = request.max_completion_tokens or request.max_tokens or settings.max_tokens
+        most = min(asked, settings.max_tokens)
+        field = settings.max_tokens_field
+        content = replace_fields(
+            body,
+            {"model": self._upstream.model or request.model, **new, field: most},
+            drop=("stream", "stream_options", "max_tokens", "max_completion_tokens"),
+        )
+        return content, most
+
+    def _price(self, usage: Usage) -> float:
+        prompt = usage.prompt_tokens * self._settings.price_per_million_in
+        return (prompt + usage.completion_tokens * self._settings.price_per_million_out) / 1e6
+
+    def _note(self, outcome: Outcome) -> None:
+        self._failures = 0 if outcome == "answered" else self._failures + 1
+        beyond = self._failures - FAILURES_TO_PAUSE
+        if beyond >= 0:
+            pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond, 10))
+            self._paused_until = time.monotonic() + pause
+            if beyond == 0:
+                log.warning("escalation_stopped", reason="the teacher fails", seconds=pause)

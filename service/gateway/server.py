@@ -1,0 +1,89 @@
+"""The HTTP server of the gateway: its socket, its signals, its end."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from pipelines.errors import ExitCode, PortInUse, SettingsError
+from service.settings import GatewaySettings
+
+BACKLOG = 2048
+LOOK_SECONDS = 0.1
+
+
+def bind(settings: GatewaySettings) -> socket.socket:
+    """The listening socket, or `PortInUse` with what to do."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        # Listening at once, so that a second gateway cannot bind in between.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {settings.port} on {settings.host} is in use: stop what listens there, "
+                "or set gateway.port"
+            ) from error
+        raise SettingsError(
+            f"cannot listen on gateway.host = '{settings.host}', port {settings.port}: "
+            f"{error.strerror}"
+        ) from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal ends it with an exit code of 0, and a second one at once."""
+
+    def __init__(self, app: ASGIApp, drain_seconds: float, on_drain: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        )
+        super().__init__(config)
+        self._on_drain = on_drain
+
+    def drain(self) -> None:
+        """Finish what was begun and end."""
+        self._on_drain()
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(ExitCode.FAILURE)
+        self.drain()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = (signal.SIGINT, signal.SIGTERM)
+        before = {name: signal.signal(name, self.handle_exit) for name in wanted}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    async def stop_with(self, stop: threading.Event) -> None:
+        """Drain when `stop` is set."""
+        while not stop.is_set():
+            await asyncio.sleep(LOOK_SECONDS)
+        self.drain()

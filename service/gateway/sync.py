@@ -1,0 +1,201 @@
+"""Watches what is published, and lets the generations follow. One thread."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
+from service.gateway.generations import Generations
+from service.gateway.link import LearnerLink
+from service.metrics import GatewayMetrics
+from storage.artifacts import Artifacts, Kind
+from storage.durable import write_durably
+from storage.live import Live, LiveStudent, decode_live
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 0.1  # at the file; asking over the network has its own setting
+RETRY_SECONDS = 3.0
+EVERYTHING = "all"  # the task label of what concerns no single task
+
+
+class LiveFile:
+    """`live.json` in the folder that learner and gateway share."""
+
+    interval = LOOK_SECONDS
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def read(self) -> bytes | None:
+        """The file when it is another one than at the last call."""
+        try:
+            status = self._path.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if seen == self._seen:
+                return None
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        self._seen = seen
+        return content
+
+    def prepare(self, live: Live) -> None:
+        """The artifacts are here already."""
+
+    def accepted(self, content: bytes) -> None:
+        """The file is here already."""
+
+    def forget(self) -> None:
+        self._seen = None
+
+
+class LiveOverHttp:
+    """`live.json` and artifacts from a learner elsewhere, kept here for the next start."""
+
+    def __init__(
+        self, link: LearnerLink, artifacts: Artifacts, data_dir: Path, *, interval: float
+    ) -> None:
+        self.interval = interval
+        self._link = link
+        self._artifacts = artifacts
+        self._kept = data_dir / "live.json"
+        self._scratch = data_dir / "scratch" / "fetched"
+        self._started = False
+
+    def read(self) -> bytes | None:
+        """What the learner publishes. At the start what was kept comes first."""
+        if not self._started:
+            self._started = True
+            if self._kept.exists():
+                return self._kept.read_bytes()
+        return self._link.live()
+
+    def prepare(self, live: Live) -> None:
+        """Fetch what is missing, and again what is damaged."""
+        for task in live.tasks.values():
+            for student in (task.champion, task.previous):
+                if student is not None:
+                    self._fetch(student)
+
+    def accepted(self, content: bytes) -> None:
+        write_durably(self._kept, content)
+
+    def forget(self) -> None:
+        self._link.forget_live()
+
+    def _fetch(self, student: LiveStudent) -> None:
+        wanted: tuple[tuple[Kind, str], ...] = (
+            ("encoder", student.encoder),
+            ("student", student.student),
+            ("report", student.report),
+        )
+        for kind, digest in wanted:
+            if not self._artifacts.exists(kind, digest):
+                self._link.fetch(kind, digest, self._artifacts, self._scratch)
+
+
+class Watcher:
+    """Follows one source of `live.json`. A failed look or load changes nothing that serves."""
+
+    def __init__(
+        self,
+        source: LiveFile | LiveOverHttp,
+        generations: Generations,
+        metrics: GatewayMetrics,
+        *,
+        key: bytes,
+    ) -> None:
+        self._source = source
+        self._generations = generations
+        self._metrics = metrics
+        self._key = key
+        self._serial = -1
+        self._retry_at = float("inf")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-watcher", daemon=True)
+        self._looked = threading.Event()
+        self.problem: str | None = None  # why what is published cannot even be read
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(5.0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is published has been looked at once."""
+        return self._looked.is_set()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def status(self) -> dict[str, Any]:
+        """What is served, and what should be but is not."""
+        serving = {
+            name: served.champion.version
+            for name, served in self._generations.current.items()
+            if served.champion
+        }
+        failed = dict(self._generations.failures)
+        if self.problem:
+            failed[EVERYTHING] = self.problem
+        return {"serving": serving, "failed": failed, "serial": self._serial}
+
+    def _run(self) -> None:
+        while True:
+            self._look()
+            self._looked.set()
+            self._generations.note_resident()
+            if self._stopping.wait(self._source.interval):
+                return
+
+    def _look(self) -> None:
+        """Read and follow what is published."""
+        if time.monotonic() >= self._retry_at:
+            self._retry_at = float("inf")
+            self._source.forget()
+        try:
+            content = self._source.read()
+            if content is None:
+                return
+            live = decode_live(content, self._key)
+            self._refuse_older(live)
+            self._source.prepare(live)
+        except (FlywheelError, OSError) as error:
+            self._note_problem(error)
+            return
+        self.problem = None
+        self._serial = live.serial
+        self._source.accepted(content)
+        if not self._generations.apply(live):
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    def _refuse_older(self, live: Live) -> None:
+        # Somebody who can write the file, but not sign it, could put an old one back.
+        if live.serial < self._serial:
+            raise DataDamaged(
+                f"live.json is older (serial {live.serial}) than what is served "
+                f"(serial {self._serial}); it is not followed"
+            )
+
+    def _note_problem(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        if str(error) == self.problem:
+            return
+        self.problem = str(error)
+        reason = (
+            "artifact"
+            if isinstance(error, ArtifactDamaged)
+            else "signature"
+            if isinstance(error, DataDamaged)
+            else "unreachable"
+        )
+        self._metrics.swaps.labels(EVERYTHING, reason).inc()
+        log.error("live_not_followed", reason=reason, error=str(error))

@@ -1,0 +1,119 @@
+"""One chat request on its way through the gateway, and the forms that its end can take."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipelines.types import Message, Task
+from service.gateway.wire import ChatRequest, error_body
+
+ATTRIBUTE_PREFIX = b"x-flywheel-attribute-"
+# The gateway's own attributes, which an app cannot set.
+OWN_ATTRIBUTES = frozenset({"unsure", "escalation", "feedback_on"})
+ATTRIBUTE_NAME = re.compile(r"[a-z0-9_-]{1,40}")
+MOST_ATTRIBUTES = 16
+LONGEST_ATTRIBUTE = 200
+LONGEST_USER = 500
+
+
+class Rejected(Exception):
+    """A request that is turned away, with what its sender is told."""
+
+    def __init__(self, status: int, message: str, *, code: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Turn:
+    """What is known about a request from its arrival on."""
+
+    body: bytes
+    model: str
+    streams: bool
+    task: Task | None
+    request: ChatRequest | None  # None: malformed, the teacher will say so
+    messages: Sequence[Message] | None  # None: not plain text
+    attributes: dict[str, str]
+    captured: bool = False  # whether it becomes a prompt event
+    event_id: str = field(default_factory=lambda: uuid4().hex)
+    started: float = field(default_factory=time.perf_counter)
+    occurred_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def user(self) -> str | None:
+        user = self.request.user if self.request else None
+        return user[:LONGEST_USER] if user else None
+
+    @property
+    def task_name(self) -> str:
+        return self.task.name if self.task else "unclaimed"
+
+    def headers(
+        self,
+        *,
+        served_by: str,
+        version: str,
+        confidence: float | None = None,
+        unsure: str | None = None,
+    ) -> dict[str, str]:
+        """What every answer carries."""
+        headers = {
+            "x-flywheel-event-id": self.event_id,
+            "x-flywheel-served-by": served_by,
+            "x-flywheel-version": version,
+        }
+        if confidence is not None:
+            headers["x-flywheel-confidence"] = f"{confidence:.4f}"
+        if unsure is not None:
+            headers["x-flywheel-unsure"] = unsure
+        return headers
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """The body, or `Rejected` as soon as it is known to be too large."""
+    refusal = Rejected(413, f"the request is larger than {most} bytes", code="request_too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise refusal
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise refusal
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_attributes(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """What the app says about a request in headers `x-flywheel-attribute-NAME`."""
+    found: dict[str, str] = {}
+    for raw, value in headers:
+        if not raw.startswith(ATTRIBUTE_PREFIX) or len(found) == MOST_ATTRIBUTES:
+            continue
+        name = raw[len(ATTRIBUTE_PREFIX) :].decode("latin-1")
+        if ATTRIBUTE_NAME.fullmatch(name) and name not in OWN_ATTRIBUTES:
+            found[name] = value.decode("utf-8", "replace")[:LONGEST_ATTRIBUTE]
+    return found
+
+
+def json_response(
+    content: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON that is encoded already."""
+    return Response(content, status, headers, media_type="application/json")
+
+
+def rejection(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:
+    """The error in OpenAI's form."""
+    content = error_body(rejected.message, type=rejected.kind, code=rejected.code)
+    return json_response(content, status=rejected.status, headers=headers)

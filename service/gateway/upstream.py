@@ -1,0 +1,163 @@
+"""The teacher as the gateway calls it: one HTTP client, our key, no redirects, no retries.
+
+The app's own client retries; a second layer here would multiply its tries.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import httpx2
+from starlette.datastructures import Headers
+
+from pipelines.errors import FlywheelError
+from service.metrics import GatewayMetrics
+from service.settings import TeacherSettings, is_loopback
+
+# What travels on, either way. Everything else stays here, above all the app's own key.
+REQUEST_HEADERS = ("content-type", "accept", "openai-beta", "idempotency-key")
+RESPONSE_HEADERS = (
+    "content-type",
+    "retry-after",
+    "retry-after-ms",
+    "x-request-id",
+    "x-should-retry",
+    "openai-processing-ms",
+)
+RESPONSE_PREFIX = "x-ratelimit-"
+MAX_REPLY_BYTES = 16 << 20
+CONNECT_SECONDS = 5.0
+
+UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
+
+
+class UpstreamError(FlywheelError):
+    """The teacher gave no answer. `status` is what the app is told."""
+
+    def __init__(self, kind: UpstreamProblem, status: int, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+
+
+class Upstream:
+    """Calls the teacher of the settings."""
+
+    def __init__(self, settings: TeacherSettings, metrics: GatewayMetrics) -> None:
+        self.configured = bool(settings.base_url)
+        self.model = settings.model
+        self._metrics = metrics
+        self._seconds = settings.timeout.total_seconds()
+        key = settings.api_key.get_secret_value()
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        # Streams are read as they come, so they must not be compressed.
+        self._headers |= {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        self._url = f"{settings.base_url}/chat/completions"
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(self._seconds, connect=min(CONNECT_SECONDS, self._seconds)),
+            limits=httpx2.Limits(max_connections=512, max_keepalive_connections=64),
+            follow_redirects=False,
+            # A proxy of the environment is for the world outside this machine.
+            trust_env=not is_loopback(httpx2.URL(self._url).host) if self.configured else False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def open(self, body: bytes, app: Headers | None = None) -> AsyncIterator["Reply"]:
+        """Send a request and hold its reply open. Raises `UpstreamError` if none comes.
+
+        Replies of any status but a redirect are handed on: a refusal is the app's to read.
+        """
+        headers = {name: app[name] for name in REQUEST_HEADERS if app and name in app}
+        headers.setdefault("content-type", "application/json")
+        request = self._client.build_request(
+            "POST", self._url, content=body, headers=headers | self._headers
+        )
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._client.send(request, stream=True)
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise self._failed(
+                "timeout", 504, f"the teacher did not answer within {self._seconds:g} s"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise self._failed(
+                "connect", 502, f"the teacher cannot be reached: {type(error).__name__}"
+            ) from error
+        try:
+            self._check(response.status_code)
+            yield Reply(response, self._seconds, self._failed)
+        finally:
+            await response.aclose()
+
+    def _check(self, status: int) -> None:
+        if status < 300:
+            return
+        if status < 400:
+            raise self._failed(
+                "redirect",
+                502,
+                "the teacher redirects, which is not followed; see teacher.base_url",
+            )
+        kind: UpstreamProblem = (
+            "rate_limited" if status == 429 else "refused" if status < 500 else "broken"
+        )
+        self._metrics.upstream_errors.labels(kind).inc()
+
+    def _failed(self, kind: UpstreamProblem, status: int, message: str) -> UpstreamError:
+        self._metrics.upstream_errors.labels(kind).inc()
+        return UpstreamError(kind, status, message)
+
+
+class Reply:
+    """A reply whose body is still to come."""
+
+    def __init__(
+        self,
+        response: httpx2.Response,
+        seconds: float,
+        failed: Callable[[UpstreamProblem, int, str], UpstreamError],
+    ) -> None:
+        self.status = response.status_code
+        self.ok = response.status_code == 200
+        self.streams = response.headers.get("content-type", "").startswith("text/event-stream")
+        self._response = response
+        self._seconds = seconds
+        self._failed = failed
+
+    def headers(self) -> Mapping[str, str]:
+        """What of the teacher's headers the app gets."""
+        return {
+            name: value
+            for name, value in self._response.headers.items()
+            if name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIX)
+        }
+
+    async def read(self) -> bytes:
+        """The whole body, within the time for a whole call."""
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for part in self._response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_REPLY_BYTES:
+                        raise self._failed("broken", 502, "the teacher's answer is too large")
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise self._failed("timeout", 504, "the teacher's answer stopped coming") from error
+        except httpx2.HTTPError as error:
+            raise self._failed("broken", 502, "the teacher's answer broke off") from error
+        return b"".join(parts)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The body piece by piece, as it comes."""
+        try:
+            async for part in self._response.aiter_bytes():
+                yield part
+        except httpx2.TimeoutException as error:
+            raise self._failed("timeout", 504, "the teacher's answer stopped coming") from error
+        except httpx2.HTTPError as error:
+            raise self._failed("broken", 502, "the teacher's answer broke off") from error
