@@ -38,6 +38,8 @@ ORDER BY CASE reason WHEN 'held_out' THEN 0 WHEN 'audit' THEN 1 ELSE 2 END, samp
 LIMIT $limit
 """
 
+SELECT_TASKS = "SELECT event_id, task FROM samples WHERE event_id IN (SELECT unnest($event_ids))"
+
 COUNT_BY_STATUS = "SELECT task, status, count(*) FROM samples GROUP BY ALL"
 COUNT_BY_REASON = "SELECT task, reason, count(*) FROM samples GROUP BY ALL"
 
@@ -173,6 +175,13 @@ def set_status(
     """Move pending, held or failed samples on; those already labelled stay labelled."""
     if event_ids:
         tx.execute(SET_STATUS, {"event_ids": list(event_ids), "status": status, "failure": failure})
+
+
+def tasks_of(tx: Cursor, event_ids: Sequence[str]) -> dict[str, str]:
+    """The task of each sample that is there."""
+    if not event_ids:
+        return {}
+    return dict(tx.execute(SELECT_TASKS, {"event_ids": list(event_ids)}).fetchall())
 
 
 def count_by_status(tx: Cursor) -> dict[tuple[str, str], int]:

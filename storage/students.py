@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipelines.types import StudentVersion, Verdict
 from storage.database import Cursor, from_db_time, from_db_time_or_none, to_db_time

@@ -14,7 +14,7 @@ import structlog
 from openai.types.chat import ChatCompletion
 
 from pipelines.ask import Question, TeacherPolicy, cost
-from pipelines.errors import TeacherRefused
+from pipelines.errors import FlywheelError, TeacherRefused
 from service.settings import BudgetSettings, TeacherSettings
 from storage.ledger import Amounts, Ledger, Step
 
@@ -114,11 +114,14 @@ class Teacher:
         limit = asyncio.Semaphore(self._settings.max_concurrency)
         # Equal questions are asked once, whoever else asks them in the same batch.
         unique = {question.key: question for question in questions}
-        async with self._client() as client, asyncio.TaskGroup() as group:
-            tasks = {
-                key: group.create_task(self._answer_one(client, question, limit))
-                for key, question in unique.items()
-            }
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                tasks = {
+                    key: group.create_task(self._answer_one(client, question, limit))
+                    for key, question in unique.items()
+                }
+        except* FlywheelError as errors:  # a full disk, a damaged side store
+            raise errors.exceptions[0] from None
         replies = {key: task.result() for key, task in tasks.items()}
         refused = [reply for reply in replies.values() if isinstance(reply, TeacherRefused)]
         if refused:

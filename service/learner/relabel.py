@@ -1,0 +1,196 @@
+"""The relabel job: pending samples to the teacher, its answers to labels."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from threading import Event
+from typing import NamedTuple
+
+import structlog
+
+from pipelines.ask import ask, prompt_version
+from pipelines.errors import Refused
+from pipelines.label import read_label
+from pipelines.types import Label, Task
+from service.learner.status import UnknownOutcome
+from service.learner.teacher import Reply, Teacher
+from service.metrics import LearnerMetrics
+from storage.database import Database
+from storage.labels import add_labels
+from storage.ledger import Call, Ledger
+from storage.samples import PendingSample, pending_samples, set_status, tasks_of
+from storage.ticks import TickOutcome
+
+log = structlog.get_logger()
+
+BATCH = 64
+BATCHES_PER_TICK = 16
+OUTSIDE = "the answer is outside the label set"
+
+
+class JobResult(NamedTuple):
+    """What a tick did, or why it did nothing: one sentence for log, metric and page."""
+
+    outcome: TickOutcome
+    detail: str
+
+
+class Relabel:
+    """Asks the teacher about pending samples, evidence first, within the budget."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        ledger: Ledger,
+        teacher: Teacher,
+        tasks: Mapping[str, Task],
+        terms: str,
+        metrics: LearnerMetrics,
+        now: Callable[[], datetime],
+        stop: Event,
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._teacher = teacher
+        self._tasks = tasks
+        self._terms = terms
+        self._metrics = metrics
+        self._now = now
+        self._stop = stop
+
+    def run(self) -> JobResult:
+        """One tick. Everything received is applied before the next batch is asked."""
+        if why := self._teacher.why_not():
+            return JobResult("nothing", f"no label was bought: {why}")
+        outcomes: Counter[str] = Counter()
+        for _ in range(BATCHES_PER_TICK):
+            with self._database.snapshot() as tx:
+                pending = pending_samples(tx, BATCH)
+            if not pending or self._stop.is_set():
+                break
+            done = self._label(pending)
+            outcomes.update(done)
+            if done["not_sent"] or done["over_budget"]:
+                break  # the same samples would come again
+        return _summary(outcomes)
+
+    def recover(self) -> None:
+        """After a crash: what was in flight is held; what was received lies in the ledger, and
+        the next tick applies it without paying."""
+        held = self._teacher.recover()
+        if held:
+            log.warning("teacher_calls_unknown", calls=held)
+        with self._database.transaction() as tx:
+            set_status(tx, [call.event_id for call in self._ledger.unknown()], "held")
+
+    def _label(self, pending: Sequence[PendingSample]) -> Counter[str]:
+        questions = [
+            ask(sample.event_id, sample.messages, self._tasks[sample.task], self._teacher.policy)
+            for sample in pending
+            if sample.task in self._tasks
+        ]
+        # When this raises, what was received until then is in the ledger for the next tick.
+        return self._apply(self._teacher.answer(questions))
+
+    def _apply(self, replies: Sequence[Reply]) -> Counter[str]:
+        labels: dict[str, list[Label]] = {}
+        failed: dict[str, list[str]] = {}
+        held = []
+        for reply in replies:
+            event_id = reply.question.event_id
+            label = read_label(reply.text, self._tasks[reply.question.task])
+            if reply.outcome == "received" and label is not None:
+                labels.setdefault(reply.question.task, []).append(self._to_label(reply, label))
+            elif reply.outcome == "received":
+                failed.setdefault(OUTSIDE, []).append(event_id)
+            elif reply.outcome == "impossible":
+                failed.setdefault(reply.detail, []).append(event_id)
+            elif reply.outcome == "unknown":
+                held.append(event_id)
+        with self._database.transaction() as tx:
+            for task, found in labels.items():
+                add_labels(tx, task, found, self._now())
+            for why, event_ids in failed.items():
+                set_status(tx, event_ids, "failed", why)
+            set_status(tx, held, "held", "nobody knows whether the teacher answered")
+        for task, found in labels.items():
+            self._metrics.labels.labels(task=task, source="bought").inc(len(found))
+        counts = Counter(reply.outcome for reply in replies)
+        counts["outside"] = len(failed.get(OUTSIDE, []))
+        return Counter(dict(counts))
+
+    def _to_label(self, reply: Reply, label: str) -> Label:
+        return Label(
+            event_id=reply.question.event_id,
+            label=label,
+            source="bought",
+            teacher_model=reply.model,
+            prompt_version=prompt_version(self._tasks[reply.question.task]),
+            terms=self._terms,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cost=reply.cost,
+            ledger_key=reply.question.key,
+        )
+
+
+class HeldCalls:
+    """The calls with an unknown outcome, for the operator to decide."""
+
+    def __init__(self, database: Database, ledger: Ledger, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._now = now
+
+    def list(self) -> Sequence[UnknownOutcome]:
+        calls = self._ledger.unknown()
+        with self._database.snapshot() as tx:
+            tasks = tasks_of(tx, [call.event_id for call in calls])
+        return [
+            UnknownOutcome(
+                key=call.key,
+                event_id=call.event_id,
+                sent_at=call.at,
+                reserved=call.reserved.money,
+                detail=call.detail,
+                task=tasks.get(call.event_id, ""),
+            )
+            for call in calls
+        ]
+
+    def release(self, key: str) -> None:
+        """Ask again: it may be paid twice, and an operator says that this is fine."""
+        call = self._call(key)
+        self._ledger.note(key, "released", detail="by an operator", now=self._now())
+        with self._database.transaction() as tx:
+            set_status(tx, [call.event_id], "pending")
+
+    def drop(self, key: str) -> None:
+        """Do without this label."""
+        call = self._call(key)
+        self._ledger.note(key, "dropped", detail="by an operator", now=self._now())
+        with self._database.transaction() as tx:
+            set_status(tx, [call.event_id], "failed", "dropped by an operator")
+
+    def _call(self, key: str) -> Call:
+        call = self._ledger.call(key)
+        if call is None or call.step != "unknown":
+            raise Refused(f"no held call has the key {key}")
+        return call
+
+
+def _summary(outcomes: Counter[str]) -> JobResult:
+    if not outcomes:
+        return JobResult("nothing", "no sample waits for the teacher")
+    parts = [f"{outcomes['received'] - outcomes['outside']} labels"]
+    for name, phrase in (
+        ("outside", "answers outside the label set"),
+        ("unknown", "calls with an unknown outcome"),
+        ("impossible", "prompts that the teacher cannot answer"),
+        ("not_sent", "not sent, to be tried again"),
+        ("over_budget", "over today's label budget"),
+    ):
+        if outcomes[name]:
+            parts.append(f"{outcomes[name]} {phrase}")
+    return JobResult("done" if outcomes["received"] else "nothing", ", ".join(parts))
