@@ -79,7 +79,8 @@ class Classifier:
 def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
     """Write a student folder: safetensors and a JSON file, nothing executable."""
     tensors = {
-        "weight": head.weight.astype(np.float32),
+        # safetensors writes the buffer as it lies: in any other order it would be scrambled.
+        "weight": np.ascontiguousarray(head.weight, dtype=np.float32),
         "bias": head.bias.astype(np.float32),
         "temperature": np.array([head.temperature], dtype=np.float32),
     }
