@@ -125,7 +125,7 @@ def test_a_batch_names_where_the_next_one_starts(place: Place, opened: Any) -> N
     reader = opened(place.reader())
     reader.seek({})
 
-    positions = []
+    positions: list[int] = []
     while not positions or positions[-1] < 10:
         batch = reader.poll(max_records=4, timeout_seconds=5)
         assert len(batch.records) <= 4

@@ -176,9 +176,14 @@ class Broker:
             admin.delete_records({TopicPartition(name, p): at for p, at in before.items()})
 
     def committed_offsets(self, group: str) -> dict[int, int]:
-        """What lag tools see."""
-        with self._admin() as admin:
-            groups = admin.list_group_offsets({group: None})
+        """What lag tools see. Nothing as long as no group ever committed."""
+        from kafka.errors import RetriableError
+
+        try:
+            with self._admin() as admin:
+                groups = admin.list_group_offsets({group: None})
+        except RetriableError:
+            return {}
         return {tp.partition: at.offset for tp, at in groups[group].items()}
 
     def _admin(self) -> Any:
@@ -213,7 +218,8 @@ class Broker:
 
     def _format(self, libs: Path, properties: Path) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["format", "-t", cluster, "-c", str(properties), "--standalone"]
+        # In one word: an id may begin with a dash.
+        arguments = ["format", f"--cluster-id={cluster}", "-c", str(properties), "--standalone"]
         done = subprocess.run(
             self._java(libs, "kafka.tools.StorageTool", *arguments),
             capture_output=True,

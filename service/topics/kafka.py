@@ -1,4 +1,4 @@
-"""A Kafka topic through kafka-python, which only this file and kafka_connection.py import."""
+"""A Kafka topic through kafka-python, which only this file and its kafka_ neighbours import."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,6 @@ import structlog
 from kafka import (
     KafkaAdminClient,
     KafkaConsumer,
-    KafkaProducer,
     OffsetAndMetadata,
     OffsetSpec,
     TopicPartition,
@@ -19,14 +18,14 @@ from kafka import (
 
 from pipelines.decode import UNREADABLE_HEADER
 from pipelines.errors import (
-    BrokerUnavailable,
     FlywheelError,
-    InvalidMessage,
     OffsetsLost,
     SettingsError,
 )
 from service.topics import Batch, Gap, Headers, Record
 from service.topics.kafka_connection import (
+    ADMIN_SETTINGS,
+    CLOSE_SECONDS,
     KafkaOptions,
     Sighting,
     check_crc32c,
@@ -38,6 +37,7 @@ from service.topics.kafka_connection import (
     translated,
     why_unreachable,
 )
+from service.topics.kafka_writer import KafkaTopicWriter
 
 __all__ = ["KafkaOptions", "KafkaTopicReader", "KafkaTopicWriter"]
 
@@ -55,25 +55,8 @@ CONSUMER_SETTINGS: Mapping[str, Any] = {
     "metadata_max_age_ms": 30_000,
     "reconnect_backoff_max_ms": 2_000,
 }
-PRODUCER_SETTINGS: Mapping[str, Any] = {
-    "acks": "all",
-    "enable_idempotence": True,
-    "linger_ms": 20,
-    "batch_size": 64 << 10,
-    "compression_type": "lz4",
-    "allow_auto_create_topics": False,
-    "max_block_ms": 1_000,
-    "metadata_max_age_ms": 30_000,
-    "reconnect_backoff_max_ms": 2_000,
-}
-ADMIN_SETTINGS: Mapping[str, Any] = {
-    "request_timeout_ms": 10_000,
-    "reconnect_backoff_max_ms": 2_000,
-}
-MAX_QUEUED_BYTES = 64 << 20
 BLOCKED_RETRY_SECONDS = 60.0
 PROBE_MS = 1_500
-CLOSE_SECONDS = 5.0
 
 
 class KafkaTopicReader:
@@ -106,6 +89,7 @@ class KafkaTopicReader:
         self._gaps: list[Gap] = []
         self._progress: Mapping[int, int] = {}
         self._progress_lock = Lock()
+        self._progress_refused: list[str] = []
         self._unreachable: str | None = None
         self._stop = Event()
         self._watcher = Thread(target=self._watch, name="kafka-topic-watcher", daemon=True)
@@ -302,7 +286,7 @@ class KafkaTopicReader:
             found = None if p in self._blocked else self._probe(p, at)
             if found is None:
                 continue
-            if isinstance(found, UnicodeDecodeError):
+            if _is_malformed(found):
                 records += self._unreadable_records(p, at)
                 continue
             self._blocked[p] = (
@@ -339,7 +323,7 @@ class KafkaTopicReader:
                 good = middle
             else:
                 bad = middle
-        reason = ((UNREADABLE_HEADER, b"a header's name is not UTF-8, or shares a batch with one"),)
+        reason = ((UNREADABLE_HEADER, b"malformed as Kafka records go, or in one batch with such"),)
         return [Record(partition, at + i, None, reason, -1) for i in range(good)]
 
     # The second thread
@@ -368,101 +352,29 @@ class KafkaTopicReader:
             TopicPartition(self.name, p): OffsetAndMetadata(at, "", -1)
             for p, at in progress.items()
         }
-        answers = self._admin.alter_group_offsets(self._options.group, offsets)
-        refused = {error.__name__ for error in answers.values() if error is not errors.NoError}
-        if refused:
-            log.warning("kafka_progress_refused", group=self._options.group, why=sorted(refused))
-
-
-class KafkaTopicWriter:
-    """Sends without waiting; acknowledged means written by all in-sync replicas."""
-
-    def __init__(self, options: KafkaOptions, *, max_queued: int = 20_000) -> None:
-        check_crc32c()
-        check_extra(options.extra)
-        self._options = options
-        self._max_queued = max_queued
-        admin = connect(KafkaAdminClient, options, ADMIN_SETTINGS)
         try:
-            ensure_topic(admin, options)
-        finally:
-            admin.close()
-        self._producer = connect(KafkaProducer, options, PRODUCER_SETTINGS)
-        self._lock = Lock()  # guards all below
-        self._queued = 0
-        self._queued_bytes = 0
-        self._failed = 0
-        self._failed_at_flush = 0
-        self._last_failure: BaseException | None = None
-        with suppress(errors.KafkaError):  # so that the first send need not wait for it
-            self._producer.partitions_for(options.topic)
-
-    def send(self, value: bytes, *, key: bytes | None = None, headers: Headers = ()) -> None:
-        size = len(value)
-        with self._lock:
-            if self._queued >= self._max_queued or self._queued_bytes + size > MAX_QUEUED_BYTES:
-                raise BrokerUnavailable(
-                    f"{self._queued} records wait for {self._options.bootstrap_servers}"
-                    + (f": {self._last_failure}" if self._last_failure else "")
-                )
-            self._queued += 1
-            self._queued_bytes += size
-        try:
-            sent = self._producer.send(
-                self._options.topic, value=value, key=key, headers=list(headers)
-            )
-        except BaseException as problem:
-            self._settle(size, None)
-            if isinstance(problem, errors.MessageSizeTooLargeError):
-                raise InvalidMessage(f"{size} bytes; the broker's client takes less") from problem
-            if isinstance(problem, errors.KafkaError):
-                raise BrokerUnavailable(why_unreachable(self._options, problem)) from problem
-            raise
-        sent.add_callback(self._delivered, size)
-        sent.add_errback(self._given_up, size)
-
-    def flush(self, timeout_seconds: float) -> None:
-        try:
-            self._producer.flush(timeout=timeout_seconds)
-        except errors.KafkaTimeoutError as problem:
-            raise BrokerUnavailable(
-                f"{self._queued} records were not acknowledged within {timeout_seconds:g} s by "
-                f"{self._options.bootstrap_servers}."
-            ) from problem
-        with self._lock:
-            lost, self._failed_at_flush = self._failed - self._failed_at_flush, self._failed
-        if lost:
-            raise BrokerUnavailable(
-                f"{lost} records were given up since the last flush: {self._last_failure}"
-            )
-
-    def failed(self) -> int:
-        return self._failed
-
-    def close(self) -> None:
-        try:
-            self._producer.close(timeout=CLOSE_SECONDS)
-        except errors.KafkaTimeoutError:
-            # close() flushes first and lets go of nothing when that takes too long.
-            self._producer._sender.force_close()
-
-    def _delivered(self, size: int, _: Any) -> None:
-        self._settle(size, None)
-
-    def _given_up(self, size: int, problem: BaseException) -> None:
-        self._settle(size, problem)
-
-    def _settle(self, size: int, problem: BaseException | None) -> None:
-        with self._lock:
-            self._queued -= 1
-            self._queued_bytes -= size
-            if problem is not None:
-                self._failed += 1
-                self._last_failure = problem
+            answers = self._admin.alter_group_offsets(self._options.group, offsets)
+            refused = {e for e in answers.values() if e is not errors.NoError}
+        except errors.KafkaError as problem:
+            refused = {type(problem)}
+        if not refused:
+            return
+        with self._progress_lock:  # to be told next time, unless there is news by then
+            self._progress = {**progress, **self._progress}
+        # A group that is just being set up refuses for a while; that is nobody's business.
+        lasting = sorted(e.__name__ for e in refused if not issubclass(e, errors.RetriableError))
+        if lasting and lasting != self._progress_refused:
+            log.warning("kafka_progress_refused", group=self._options.group, why=lasting)
+        self._progress_refused = lasting
 
 
 def _headers(pairs: Iterable[tuple[str, bytes | None]]) -> Headers:
     return tuple((name, content or b"") for name, content in pairs)
+
+
+def _is_malformed(problem: Exception) -> bool:
+    """Whether a producer wrote it so: its checksum holds, but its parts make no sense."""
+    return isinstance(problem, errors.CorruptRecordError) and "structure" in str(problem)
 
 
 def _why_blocked(topic: str, partition: int, at: int, problem: Exception) -> str:

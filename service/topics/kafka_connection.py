@@ -10,11 +10,20 @@ from typing import Any, NamedTuple
 
 import structlog
 from kafka import IsolationLevel, KafkaConsumer, KafkaProducer, OffsetSpec, TopicPartition, errors
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipelines.errors import BrokerUnavailable, SettingsError
 
 log = structlog.get_logger(__name__)
 
+ADMIN_SETTINGS: Mapping[str, Any] = {
+    "request_timeout_ms": 10_000,
+    "reconnect_backoff_max_ms": 2_000,
+}
+CLOSE_SECONDS = 5.0
+LARGEST_REQUEST = 1 << 20  # unless the topic takes less
+RECORD_OVERHEAD = 200
+# What no setting may change, because the promises rest on it.
 OURS = frozenset(
     {
         "bootstrap_servers",
@@ -34,6 +43,18 @@ OURS = frozenset(
         "kafka_client",
     }
 )
+CHOICES = {
+    "security_protocol": ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
+    "sasl_mechanism": (
+        "PLAIN",
+        "SCRAM-SHA-256",
+        "SCRAM-SHA-512",
+        "GSSAPI",
+        "OAUTHBEARER",
+        "AWS_MSK_IAM",
+    ),
+    "isolation_level": ("read_uncommitted", "read_committed"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +155,17 @@ def offsets_at(
     return {partition.partition: at.offset for partition, at in sorted(found.items())}
 
 
+def largest_record(admin: Any, options: KafkaOptions) -> int:
+    """How large a record the topic takes, if we may know."""
+    wanted = ConfigResource(ConfigResourceType.TOPIC, options.topic)
+    try:
+        answer = admin.describe_configs([wanted], config_filter="all")
+        limit = int(answer["topic"][options.topic]["max.message.bytes"]["value"])
+    except (errors.KafkaError, KeyError, ValueError):
+        return LARGEST_REQUEST
+    return max(1, min(limit - RECORD_OVERHEAD, LARGEST_REQUEST))
+
+
 def check_crc32c() -> None:
     if importlib.util.find_spec("crc32c") is None:
         raise SettingsError(
@@ -146,6 +178,9 @@ def check_extra(extra: Mapping[str, Any]) -> None:
     known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys()
     if unknown := sorted(extra.keys() - known):
         raise SettingsError(f"kafka-python has no settings named {', '.join(unknown)}.")
+    for name, choices in CHOICES.items():  # which kafka-python takes as they come
+        if extra.get(name) not in (None, *choices):
+            raise SettingsError(f"{name} is {extra[name]}; it can be {', '.join(choices)}.")
     if ours := sorted(extra.keys() & OURS):
         raise SettingsError(f"flywheel decides these Kafka settings itself: {', '.join(ours)}.")
 

@@ -1,0 +1,49 @@
+"""Which topic the settings mean: Kafka where a broker is set, else the embedded one."""
+
+from typing import TYPE_CHECKING
+
+from service.settings import Settings
+from service.topics import TopicReader, TopicWriter
+
+if TYPE_CHECKING:
+    from service.topics.kafka import KafkaOptions
+
+EMBEDDED_FILE = "topic.sqlite"
+
+
+def open_reader(settings: Settings) -> TopicReader:
+    """Raises `BrokerUnavailable` or `DataDamaged` with what to do about it."""
+    if settings.kafka.bootstrap_servers:
+        from service.topics.kafka import KafkaTopicReader
+
+        return KafkaTopicReader(_kafka_options(settings))
+    from service.topics.embedded import EmbeddedTopicReader
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return EmbeddedTopicReader(settings.data_dir / EMBEDDED_FILE, name=settings.kafka.topic)
+
+
+def open_writer(settings: Settings) -> TopicWriter:
+    """Raises as `open_reader` does."""
+    if settings.kafka.bootstrap_servers:
+        from service.topics.kafka import KafkaTopicWriter
+
+        return KafkaTopicWriter(_kafka_options(settings))
+    from service.topics.embedded import EmbeddedTopicWriter
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return EmbeddedTopicWriter(settings.data_dir / EMBEDDED_FILE)
+
+
+def _kafka_options(settings: Settings) -> "KafkaOptions":
+    from service.topics.kafka import KafkaOptions
+
+    kafka = settings.kafka
+    return KafkaOptions(
+        bootstrap_servers=kafka.bootstrap_servers,
+        topic=kafka.topic,
+        group=kafka.group,
+        create_topic=kafka.create_topic,
+        partitions=kafka.partitions,
+        extra=kafka.options,
+    )
