@@ -102,6 +102,11 @@ class Upstream:
                 502,
                 "the teacher redirects, which is not followed; see teacher.base_url",
             )
+        if status in (401, 403):
+            # Handed on, the app would take it for a word about its own key.
+            raise self._failed(
+                "refused", 502, f"the teacher refuses our key ({status}); see teacher.api_key"
+            )
         kind: UpstreamProblem = (
             "rate_limited" if status == 429 else "refused" if status < 500 else "broken"
         )
