@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +157,7 @@ def _halves(sums: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.in
     return counts[:, :CONFIDENCE_BINS], counts[:, CONFIDENCE_BINS:]
 
 
+@lru_cache(maxsize=8)
 def _allowed_by_count(items: int, target: float, confidence_level: float) -> NDArray[np.int64]:
     """`errors_allowed` for every number of items up to `items`; it never falls."""
     allowed = np.full(items + 1, -1, dtype=np.int64)
@@ -164,6 +166,7 @@ def _allowed_by_count(items: int, target: float, confidence_level: float) -> NDA
         while binomial_at_most(current + 1, count, 1.0 - target) <= 1.0 - confidence_level:
             current += 1
         allowed[count] = current
+    allowed.flags.writeable = False  # it is cached
     return allowed
 
 

@@ -126,14 +126,6 @@ def _next_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
             f"{max(new, 0)} new labels since the last training; at least "
             f"{policy.min_new_labels} are needed."
         )
-    if state.drift_alarm:
-        return Due(f"The traffic has drifted, and there are {new} new labels.")
-    if state.certified_coverage is not None and state.coverage_drop > policy.coverage_drop:
-        return Due(
-            f"Trusted coverage fell by {_points(state.coverage_drop)} points below the "
-            f"{_points(state.certified_coverage)} % that were certified, and there are {new} new "
-            f"labels."
-        )
     wanted = policy.growth * state.labels_at_last_training
     if state.labels >= wanted:
         return Due(
@@ -141,9 +133,18 @@ def _next_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
             f"of the last training."
         )
     if state.candidate_waits:
+        # It was trained for the same alarm; another one would only use up the gate's items.
         return NotDue(
             f"A candidate waits for the operator; {state.labels} labels, the next training is "
             f"at {wanted:.0f}."
+        )
+    if state.drift_alarm:
+        return Due(f"The traffic has drifted, and there are {new} new labels.")
+    if state.certified_coverage is not None and state.coverage_drop > policy.coverage_drop:
+        return Due(
+            f"Trusted coverage fell by {_points(state.coverage_drop)} points below the "
+            f"{_points(state.certified_coverage)} % that were certified, and there are {new} new "
+            f"labels."
         )
     return NotDue(
         f"{state.labels} labels; the next training is at {wanted:.0f} ({policy.growth:g} times "
