@@ -70,6 +70,12 @@ SELECT_VERSION_BY_DIGEST = _SELECT_VERSION + "WHERE task = $task AND digest = $d
 SELECT_VERSION_BY_NUMBER = _SELECT_VERSION + "WHERE task = $task AND number = $number"
 SELECT_VERSIONS = _SELECT_VERSION + "WHERE task = $task ORDER BY number DESC"
 
+SELECT_VERSION_BY_CONTENT = (
+    _SELECT_VERSION
+    + """WHERE task = $task AND encoder = $encoder AND recipe = $recipe AND dataset = $dataset
+LIMIT 1"""
+)
+
 INSERT_EVALUATION = """
 INSERT INTO evaluations (
     task, digest, attempt, champion, snapshot, items, report, verdict, promotable,
@@ -298,6 +304,15 @@ def version_by_digest(tx: Cursor, task: str, digest: str) -> StudentVersion | No
 
 def version_by_number(tx: Cursor, task: str, number: int) -> StudentVersion | None:
     row = tx.execute(SELECT_VERSION_BY_NUMBER, {"task": task, "number": number}).fetchone()
+    return None if row is None else _version(row)
+
+
+def version_by_content(
+    tx: Cursor, task: str, dataset: str, encoder: str, recipe: str
+) -> StudentVersion | None:
+    """The version that was made of exactly this, if there is one."""
+    values = {"task": task, "dataset": dataset, "encoder": encoder, "recipe": recipe}
+    row = tx.execute(SELECT_VERSION_BY_CONTENT, values).fetchone()
     return None if row is None else _version(row)
 
 

@@ -116,9 +116,9 @@ class Relabel:
             set_status(tx, held, "held", "nobody knows whether the teacher answered")
         for task, found in labels.items():
             self._metrics.labels.labels(task=task, source="bought").inc(len(found))
-        counts = Counter(reply.outcome for reply in replies)
+        counts: Counter[str] = Counter(reply.outcome for reply in replies)
         counts["outside"] = len(failed.get(OUTSIDE, []))
-        return Counter(dict(counts))
+        return counts
 
     def _to_label(self, reply: Reply, label: str) -> Label:
         return Label(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
@@ -93,8 +94,10 @@ class Trainer:
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
-            preexec_fn=_be_nice,
         )
+        # Serving comes first: the child takes what processors are left.
+        with suppress(psutil.Error):
+            psutil.Process(self._child.pid).nice(10)
         return self._child
 
     def _follow(
@@ -146,11 +149,6 @@ class Trainer:
             )
 
 
-def _be_nice() -> None:
-    """Serving comes first: the child takes what processors are left."""
-    os.nice(10)
-
-
 def _read_lines(stream: IO[bytes], lines: "Queue[bytes | None]") -> None:
     for line in stream:
         lines.put(line)
@@ -196,10 +194,8 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     child.stdin.close()
     for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         if child.poll() is None:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(child.pid, sent)
-            except ProcessLookupError:
-                pass
             try:
                 child.wait(patience)
             except subprocess.TimeoutExpired:

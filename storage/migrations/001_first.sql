@@ -154,3 +154,12 @@ CREATE TABLE leases (
     spent_calls BIGINT NOT NULL, spent_money DOUBLE NOT NULL,
     settled BOOLEAN NOT NULL
 );
+
+-- What the watch job found, about once a minute: the history behind the charts.
+CREATE TABLE estimates (
+    task TEXT, at TIMESTAMP,
+    coverage DOUBLE, coverage_low DOUBLE, coverage_high DOUBLE,
+    agreement DOUBLE, agreement_low DOUBLE, agreement_high DOUBLE,
+    spend DOUBLE NOT NULL,
+    PRIMARY KEY (task, at)
+);

@@ -1,0 +1,255 @@
+"""The evaluate job: candidate, champion and rivals on the held-out items, then the gate."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from pipelines.curate import uncontaminated
+from pipelines.errors import ArtifactDamaged
+from pipelines.evaluate import CHAMPION, evaluate
+from pipelines.gate import GateFacts, GatePolicy, judge
+from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
+from service.learner.relabel import JobResult
+from service.learner.training import Workshop
+from storage.database import Cursor
+from storage.datasets import read_training_texts, write_items
+from storage.decisions import champion as champion_of
+from storage.decisions import decisions
+from storage.reports import Golden, Report, write_report
+from storage.students import (
+    GateTurn,
+    StoredEvaluation,
+    add_evaluation,
+    gate_turn,
+    latest_evaluation,
+    version_by_digest,
+    versions,
+)
+
+log = structlog.get_logger()
+
+# A candidate that lacked evidence is judged again when the held-out set has grown this much.
+LOOK_AGAIN_GROWTH = 1.2
+
+
+class Evaluating:
+    """Judges versions and publishes the reports that approvals are bound to."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._shop = workshop
+
+    def run(self, task_name: str) -> JobResult:
+        """One tick: judge the newest version if there is a reason to."""
+        with self._shop.database.snapshot() as tx:
+            found = versions(tx, task_name)
+            if not found:
+                return JobResult("nothing", f"{task_name}: no student was trained yet")
+            newest = found[0]
+            reason = self._why_judge(tx, newest)
+        if reason is not None and not self._items(newest):
+            return JobResult(
+                "nothing", f"{newest.name}: there are no held-out items to judge it on"
+            )
+        if reason is None:
+            return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
+        report = self.judge(newest)
+        return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
+
+    def _why_judge(self, tx: Cursor, version: StudentVersion) -> str | None:
+        if any(link.student == version.student for link in decisions(tx, version.task)):
+            return None
+        last = latest_evaluation(tx, version.task, version.student)
+        if last is None:
+            return "not judged yet"
+        if last.champion != champion_of(tx, version.task):
+            return "the champion has changed"
+        if last.promotable or last.verdict != "insufficient_evidence":
+            return None
+        items = len(self._items(version))
+        if items >= LOOK_AGAIN_GROWTH * last.items:
+            return f"{items} held-out items instead of {last.items}"
+        return None
+
+    def judge(self, version: StudentVersion) -> GateReport:
+        """Evaluate one version, publish its report and record the verdict."""
+        shop = self._shop
+        with shop.database.snapshot() as tx:
+            digest = champion_of(tx, version.task)
+            champion = version_by_digest(tx, version.task, digest) if digest else None
+            turn = gate_turn(tx, version.task, version.student)
+        items = self._items(version)
+        scratch = shop.scratch()
+        try:
+            answers, golden, facts = self._answer(version, champion, items, scratch)
+            evaluation = self._evaluate(version, items, answers)
+            gate = self._gate(evaluation, champion, turn, facts)
+            report = self._report(version, champion, evaluation, gate, facts)
+            self._publish(version, report, golden, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.with_suffix(".items.jsonl").unlink(missing_ok=True)
+        shop.metrics.gate_verdicts.labels(task=version.task, verdict=gate.verdict).inc()
+        log.info(
+            "version_judged",
+            student_version=version.name,
+            verdict=gate.verdict,
+            promotable=gate.promotable,
+            items=evaluation.items,
+            failed_checks=[check.name for check in gate.checks if not check.passed],
+        )
+        return gate
+
+    def _items(self, version: StudentVersion) -> list[HeldOutItem]:
+        """The present held-out window without what the version's training set resembles."""
+        task = self._shop.tasks[version.task]
+        held_out = self._shop.curated(task).held_out
+        dataset = self._shop.artifacts.path("dataset", version.dataset)
+        return uncontaminated(held_out, read_training_texts(dataset))
+
+    def _answer(
+        self,
+        version: StudentVersion,
+        champion: StudentVersion | None,
+        items: Sequence[HeldOutItem],
+        scratch: Path,
+    ) -> tuple[dict[str, Answers], list[Golden], dict[str, Any]]:
+        shop = self._shop
+        items_path = scratch.with_suffix(".items.jsonl")
+        write_items(items_path, items)
+        student = shop.artifacts.open("student", version.student)
+        rival = shop.artifacts.open("student", champion.student) if champion else None
+        spec = {
+            **shop.child_spec(),
+            "dataset": str(shop.artifacts.open("dataset", version.dataset).path.resolve()),
+            "items": str(items_path.resolve()),
+            "scratch": str(scratch.resolve()),
+            "candidate": str(student.path.resolve()),
+            "champion": str(rival.path.resolve()) if rival else None,
+            "labels": list(shop.tasks[version.task].labels),
+        }
+        facts = shop.trainer.run("pipelines.answer", spec, scratch)
+        facts["size_bytes"] = sum(file.stat().st_size for file in student.path.iterdir())
+        return (*_read_answers(scratch), facts)
+
+    def _evaluate(
+        self,
+        version: StudentVersion,
+        items: Sequence[HeldOutItem],
+        answers: dict[str, Answers],
+    ) -> Evaluation:
+        return evaluate(
+            items,
+            answers.pop("candidate"),
+            answers,
+            target=self._shop.settings.tasks[version.task].target,
+            alpha=self._shop.settings.gate.alpha,
+        )
+
+    def _gate(
+        self,
+        evaluation: Evaluation,
+        champion: StudentVersion | None,
+        turn: GateTurn,
+        facts: dict[str, Any],
+    ) -> GateReport:
+        gate = self._shop.settings.gate
+        policy = GatePolicy(
+            alpha=gate.alpha,
+            delta=gate.delta,
+            min_groups=gate.min_groups,
+            min_segment_pairs=gate.min_segment_pairs,
+            max_negative_flips=gate.max_negative_flips,
+            max_calibration_error=gate.max_calibration_error,
+        )
+        return judge(
+            evaluation,
+            policy,
+            GateFacts(
+                has_champion=champion is not None,
+                champion_is_current=(CHAMPION in evaluation.pairs) == (champion is not None),
+                evaluation_is_fresh=True,
+                leaked_items=0,
+                latency_ms=facts["latency_ms"],
+                size_mb=facts["size_bytes"] / 1e6,
+            ),
+            attempt=turn.attempt,
+            look=turn.look,
+        )
+
+    def _report(
+        self,
+        version: StudentVersion,
+        champion: StudentVersion | None,
+        evaluation: Evaluation,
+        gate: GateReport,
+        facts: dict[str, Any],
+    ) -> Report:
+        return Report(
+            task=version.task,
+            student=version.student,
+            name=version.name,
+            number=version.number,
+            champion=champion.student if champion else None,
+            champion_name=champion.name if champion else None,
+            dataset=version.dataset,
+            labels_trained=version.labels_trained,
+            labels_bought=version.labels_bought,
+            evaluation=evaluation,
+            gate=gate,
+            evaluated_at=self._shop.now(),
+            train_seconds=version.train_seconds,
+            size_bytes=facts["size_bytes"],
+            latency_ms=facts["latency_ms"],
+        )
+
+    def _publish(
+        self, version: StudentVersion, report: Report, golden: Sequence[Golden], scratch: Path
+    ) -> None:
+        for leftover in scratch.iterdir():
+            leftover.unlink()
+        write_report(scratch, report, golden)
+        artifact = self._shop.artifacts.publish("report", scratch, {"student": version.student})
+        threshold = report.evaluation.threshold
+        with self._shop.database.transaction() as tx:
+            add_evaluation(
+                tx,
+                StoredEvaluation(
+                    task=version.task,
+                    digest=version.student,
+                    attempt=report.gate.attempt,
+                    champion=report.champion,
+                    snapshot=report.evaluation.snapshot,
+                    items=report.evaluation.items,
+                    report=artifact.digest,
+                    verdict=report.gate.verdict,
+                    promotable=report.gate.promotable,
+                    threshold=threshold.value,
+                    coverage=threshold.coverage,
+                    evaluated_at=report.evaluated_at,
+                ),
+            )
+
+
+def _read_answers(scratch: Path) -> tuple[dict[str, Answers], list[Golden]]:
+    """What the child wrote, checked for its form."""
+    try:
+        rows: dict[str, list[tuple[str, float]]] = msgspec.json.decode(
+            (scratch / "answers.json").read_bytes(), type=dict[str, list[tuple[str, float]]]
+        )
+        golden = msgspec.json.decode((scratch / "golden.json").read_bytes(), type=list[Golden])
+    except (OSError, msgspec.MsgspecError, json.JSONDecodeError) as error:
+        raise ArtifactDamaged(f"the answers of the evaluation cannot be read: {error}") from error
+    answers = {
+        name: Answers(
+            name=name,
+            labels=tuple(label for label, _ in given),
+            confidences=tuple(confidence for _, confidence in given),
+        )
+        for name, given in rows.items()
+    }
+    return answers, golden

@@ -1,0 +1,96 @@
+"""The retention job: forgets what has been kept long enough."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from service.learner.relabel import JobResult
+from service.settings import Settings
+from service.topics.opening import EMBEDDED_FILE
+from storage.artifacts import Artifacts
+from storage.database import Cursor, Database
+from storage.decisions import decisions
+from storage.estimates import delete_estimates_before
+from storage.leases import delete_leases_before
+from storage.samples import delete_dead_letters, delete_labelled, expire_unlabelled
+from storage.students import latest_evaluations, versions
+from storage.ticks import delete_ticks
+from storage.traffic import delete_traffic_before, stored_offsets
+
+TICKS_KEPT = timedelta(days=3)
+LEASES_KEPT = timedelta(days=7)
+
+
+class Retention:
+    """Deletes old rows, records and artifacts. What was ever approved is kept."""
+
+    def __init__(
+        self,
+        database: Database,
+        artifacts: Artifacts,
+        settings: Settings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._settings = settings
+        self._now = now
+
+    def run(self) -> JobResult:
+        """One tick. Rows first, so that a crash leaves an artifact too many, never too few."""
+        now, kept = self._now(), self._settings.retention
+        with self._database.transaction() as tx:
+            expire_unlabelled(tx, now - kept.unlabelled_samples)
+            delete_labelled(tx, now - kept.labelled_samples)
+            delete_traffic_before(tx, now - kept.traffic)
+            delete_estimates_before(tx, now - kept.traffic)
+            delete_dead_letters(tx, now - kept.dead_letters)
+            delete_ticks(tx, now - TICKS_KEPT)
+            delete_leases_before(tx, (now - LEASES_KEPT).date())
+        pruned = self._prune_topic(now)
+        artifacts = self._prune_artifacts()
+        self._database.checkpoint()
+        if not pruned and not artifacts:
+            return JobResult("nothing", "nothing was old enough to be forgotten")
+        return JobResult("done", f"{pruned} topic records and {artifacts} artifacts removed")
+
+    def _prune_topic(self, now: datetime) -> int:
+        """Of the embedded topic only what was read: a broker has its own retention."""
+        if self._settings.kafka.bootstrap_servers:
+            return 0
+        from service.topics.topic_file import prune
+
+        with self._database.snapshot() as tx:
+            offsets, _ = stored_offsets(tx, self._settings.kafka.topic)
+        oldest = now - self._settings.retention.embedded_topic
+        return prune(
+            self._settings.data_dir / EMBEDDED_FILE,
+            before_offset=min(offsets.values(), default=0),
+            older_than_ms=int(oldest.timestamp() * 1000),
+        )
+
+    def _prune_artifacts(self) -> int:
+        with self._database.snapshot() as tx:
+            students, datasets, reports = self._kept(tx)
+        return (
+            len(self._artifacts.prune("student", students))
+            + len(self._artifacts.prune("dataset", datasets))
+            + len(self._artifacts.prune("report", reports))
+        )
+
+    def _kept(self, tx: Cursor) -> tuple[set[str], set[str], set[str]]:
+        students, datasets, reports = set(), set(), set()
+        for task in self._settings.tasks:
+            decided = decisions(tx, task)
+            approved = {link.student for link in decided if link.action != "reject"}
+            reports |= {link.report for link in decided if link.report}
+            found = versions(tx, task)
+            newest = {one.student for one in found[: self._settings.retention.students]}
+            kept = [one for one in found if one.student in newest | approved]
+            students |= {one.student for one in kept}
+            datasets |= {one.dataset for one in kept}
+            reports |= {
+                one.report
+                for digest, one in latest_evaluations(tx, task).items()
+                if digest in students
+            }
+        return students, datasets, reports

@@ -1,0 +1,429 @@
+"""The watch job: live estimates, the sampling controller, and whether a retrain is due."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+
+import structlog
+from prometheus_client import Gauge
+
+from pipelines.coverage import coverage_drop, trusted_coverage
+from pipelines.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
+from pipelines.sample import SamplingPolicy, next_learning_scale
+from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
+from pipelines.types import Estimate, StudentVersion, Task
+from service.learner.ingest import Sampling
+from service.learner.relabel import JobResult
+from service.learner.status import Figures, HistoryPoint
+from service.metrics import LearnerMetrics
+from service.settings import Settings
+from storage.database import Cursor, Database
+from storage.decisions import decisions
+from storage.estimates import StoredEstimate, add_estimate, estimate_history
+from storage.labels import (
+    Audited,
+    LabelCounts,
+    audited,
+    count_labels,
+    count_unanswered_audits,
+    mean_label_cost,
+    spend_since,
+)
+from storage.ledger import Ledger
+from storage.live import LiveStudent, LiveTask
+from storage.samples import count_by_status, count_dead_letters
+from storage.students import latest_evaluation, runs, versions
+from storage.traffic import WindowSums, confidence_histogram, window_sums
+
+log = structlog.get_logger()
+
+# Coverage of the shortest of these windows that holds enough events.
+COVERAGE_WINDOWS = tuple(timedelta(minutes=minutes) for minutes in (2, 10, 60, 1440))
+ENOUGH_EVENTS = 500
+HISTORY_STEP = timedelta(seconds=20)
+HISTORY_SHOWN = timedelta(days=1)
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+# Shares of the label budget that the uniform draws may use; the learning draw has the rest.
+AUDIT_SHARE, HELD_OUT_SHARE = 0.2, 0.2
+LEARNING_SHARE = 1.0 - AUDIT_SHARE - HELD_OUT_SHARE
+
+
+class Watch:
+    """Looks at each task every few seconds. `figures` is what it last saw."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        ledger: Ledger,
+        settings: Settings,
+        tasks: Mapping[str, Task],
+        sampling: Sampling,
+        metrics: LearnerMetrics,
+        live: Callable[[str], LiveTask],
+        start_training: Callable[[str, str], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._settings = settings
+        self._tasks = tasks
+        self._sampling = sampling
+        self._metrics = metrics
+        self._live = live
+        self._start_training = start_training
+        self._now = now
+        self._figures: dict[str, Figures] = {}
+        self._stored_at: dict[str, datetime] = {}
+        self._asked: set[str] = set()
+        self._lock = Lock()
+
+    def figures(self, task: str) -> Figures:
+        """The latest figures of a task; empty ones before the first tick."""
+        with self._lock:
+            return self._figures.get(task, Figures())
+
+    def ask_for_training(self, task: str) -> None:
+        """An operator's wish, heeded by the next tick."""
+        with self._lock:
+            self._asked.add(task)
+
+    def run(self) -> JobResult:
+        """One tick over all tasks."""
+        reasons = []
+        for name in self._tasks:
+            figures, counts = self._look(name)
+            with self._lock:
+                self._figures[name] = figures
+            self._control(name, figures, counts)
+            due = self._due(name, figures, counts)
+            if isinstance(due, Due):
+                self._start_training(name, due.reason)
+            reasons.append(f"{name}: {due.reason}")
+        self._measure()
+        return JobResult("done", " ".join(reasons) or "there are no tasks")
+
+    # Estimates.
+
+    def _look(self, task: str) -> tuple[Figures, LabelCounts]:
+        now = self._now()
+        live = self._live(task)
+        with self._database.snapshot() as tx:
+            counts = count_labels(tx, task)
+            total = window_sums(tx, task, None, BEGINNING, now + timedelta(days=1))
+            day = window_sums(tx, task, None, now - timedelta(days=1), now + timedelta(days=1))
+            figures = self._money(tx, task, counts, total, day, now)
+            if live.champion is not None:
+                figures = self._quality(tx, task, live.champion, figures, now)
+            pending = count_by_status(tx)
+        self._remember(task, figures, now)
+        with self._database.snapshot() as tx:
+            history = estimate_history(tx, task, now - HISTORY_SHOWN)
+        self._show(task, figures, counts, live, pending)
+        return (
+            replace(
+                figures,
+                pending_samples=pending.get((task, "pending"), 0),
+                history=tuple(map(_point, history)),
+            ),
+            counts,
+        )
+
+    def _money(
+        self,
+        tx: Cursor,
+        task: str,
+        counts: LabelCounts,
+        total: WindowSums,
+        day: WindowSums,
+        now: datetime,
+    ) -> Figures:
+        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        cost = mean_label_cost(tx, task)
+        spent = spend_since(tx, task, BEGINNING).money
+        answered = total.served + total.teacher_served
+        return Figures(
+            labels_bought=counts.bought,
+            labels_given=counts.given,
+            labels_by_side={
+                "training": counts.training,
+                "held_out": counts.held_out_groups,
+            },
+            spend_today=spend_since(tx, task, today).money,
+            budget_today=self._settings.budget.label_money,
+            saved_total=total.served * cost - spent,
+            events_total=total.events,
+            served_by_student_share=total.served / answered if answered else None,
+            events_per_day=float(day.events),
+            cost_per_call=cost,
+        )
+
+    def _quality(
+        self, tx: Cursor, task: str, champion: LiveStudent, figures: Figures, now: datetime
+    ) -> Figures:
+        evaluation = latest_evaluation(tx, task, champion.student)
+        everything, served = self._agreement(tx, task, champion, now)
+        self._metrics.audit_labels.labels(task=task).set(
+            everything.drawn - everything.unanswered if everything else 0
+        )
+        self._metrics.audit_unanswered.labels(task=task).set(
+            everything.unanswered if everything else 0
+        )
+        return replace(
+            figures,
+            trusted_coverage=_coverage(tx, task, champion, now),
+            certified_coverage=evaluation.coverage if evaluation else None,
+            agreement=everything.estimate if everything else None,
+            served_agreement=served.estimate if served else None,
+        )
+
+    def _agreement(
+        self, tx: Cursor, task: str, champion: LiveStudent, now: datetime
+    ) -> tuple[LiveAgreement | None, LiveAgreement | None]:
+        """Over all assessed traffic and over what the student served, since its promotion.
+
+        Whole minutes only, because the sums are kept by the minute.
+        """
+        promoted = [link for link in decisions(tx, task) if link.action != "reject"][-1]
+        since = promoted.decided_at.replace(second=0, microsecond=0)
+        until = now.replace(second=0, microsecond=0)
+        sums = window_sums(tx, task, champion.name, since, until)
+        if not sums.assessed:
+            return None, None
+        drawn = audited(tx, task, champion.name, since, until)
+        missing = count_unanswered_audits(tx, task, champion.name, since, until)
+        everything = TrafficSums(
+            events=sums.assessed, predicted=sums.sum_f, predicted_squares=sums.sum_f2
+        )
+        served = TrafficSums(
+            events=sums.served,
+            predicted=sums.served_sum_f,
+            predicted_squares=sums.served_sum_f2,
+        )
+        by_student = [item for item in drawn if item.served_by == "student"]
+        # Unserved audits are answered by escalation, so what is missing is the student's.
+        return _live(everything, drawn, missing), _live(served, by_student, missing)
+
+    def _remember(self, task: str, figures: Figures, now: datetime) -> None:
+        stored = self._stored_at.get(task)
+        if stored is not None and now - stored < HISTORY_STEP:
+            return
+        self._stored_at[task] = now
+        estimate = StoredEstimate(
+            at=now,
+            coverage=figures.trusted_coverage,
+            agreement=figures.agreement,
+            spend=figures.spend_today,
+        )
+        with self._database.transaction() as tx:
+            add_estimate(tx, task, estimate)
+
+    # The sampling controller.
+
+    def _control(self, task: str, figures: Figures, counts: LabelCounts) -> None:
+        """Set the rates so that the draws stay within their shares of the label budget."""
+        settings = self._settings.sampling
+        policy = self._sampling.policy(task)
+        now = self._now()
+        day_share = (now.hour * 3600 + now.minute * 60 + now.second) / 86400
+        budget = self._settings.budget.label_calls / max(1, len(self._tasks))
+        with self._database.snapshot() as tx:
+            today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            spent = spend_since(tx, task, today).calls
+            pending = count_by_status(tx).get((task, "pending"), 0)
+        bought_per_day = self._bought_per_day(figures)
+        full = pending >= settings.max_pending
+        wanted = settings.cold_start_labels or max(3 * len(self._tasks[task].labels), 200)
+        self._sampling.replace(
+            task,
+            replace(
+                policy,
+                audit_rate=_affordable(settings.audit_rate, AUDIT_SHARE * budget, bought_per_day),
+                # One event in five belongs to a held-out group.
+                held_out_rate=_affordable(
+                    settings.held_out_rate, HELD_OUT_SHARE * budget, bought_per_day / 5
+                ),
+                learning_scale=0.0
+                if full
+                else next_learning_scale(
+                    policy.learning_scale or 1.0,
+                    spent=spent,
+                    due=budget * LEARNING_SHARE * day_share,
+                    budget=budget,
+                ),
+                cold_start=counts.training < wanted and not full,
+            ),
+        )
+
+    def _bought_per_day(self, figures: Figures) -> float:
+        """Events a day whose label would have to be bought: those the teacher did not answer."""
+        share = figures.served_by_student_share
+        events = figures.events_per_day or 0.0
+        return events if share is None else events * share
+
+    # Triggers.
+
+    def _due(self, task: str, figures: Figures, counts: LabelCounts) -> Due | NotDue:
+        with self._lock:
+            asked = task in self._asked
+            self._asked.discard(task)
+        with self._database.snapshot() as tx:
+            state = self._state(tx, task, figures, counts, asked)
+        trigger = self._settings.trigger
+        return is_retrain_due(
+            state,
+            TriggerPolicy(
+                min_labels=trigger.min_labels,
+                min_groups=self._settings.gate.min_groups,
+                growth=trigger.growth,
+                min_new_labels=trigger.min_new_labels,
+                coverage_drop=trigger.coverage_drop,
+                min_interval=trigger.min_interval,
+            ),
+        )
+
+    def _state(
+        self, tx: Cursor, task: str, figures: Figures, counts: LabelCounts, asked: bool
+    ) -> TriggerState:
+        past = runs(tx, task, 20)
+        found = versions(tx, task)
+        newest = found[0] if found else None
+        judged = latest_evaluation(tx, task, newest.student) if newest else None
+        decided = newest is not None and any(
+            link.student == newest.student for link in decisions(tx, task)
+        )
+        failures = 0
+        for run in past:
+            if run.status != "failed":
+                break
+            failures += 1
+        certified, live = figures.certified_coverage, figures.trusted_coverage
+        return TriggerState(
+            labels=counts.training,
+            held_out_groups=counts.held_out_groups,
+            has_student=newest is not None,
+            labels_at_last_training=_training_labels(newest),
+            since_last_training=self._now() - past[0].started_at if past else None,
+            candidate_waits=bool(judged and judged.promotable and not decided),
+            training_runs=bool(past and past[0].status == "running"),
+            certified_coverage=certified,
+            coverage_drop=coverage_drop(certified, live)
+            if certified is not None and live is not None
+            else 0.0,
+            asked_by_operator=asked,
+            failures_in_a_row=failures,
+        )
+
+    # Metrics.
+
+    def _show(
+        self,
+        task: str,
+        figures: Figures,
+        counts: LabelCounts,
+        live: LiveTask,
+        statuses: Mapping[tuple[str, str], int],
+    ) -> None:
+        metrics = self._metrics
+        for status in ("pending", "held", "failed"):
+            metrics.samples_waiting.labels(task=task, status=status).set(
+                statuses.get((task, status), 0)
+            )
+        metrics.saved_money.labels(task=task).set(figures.saved_total)
+        metrics.labels_stored.labels(task=task, side="training").set(counts.training)
+        metrics.labels_stored.labels(task=task, side="held_out").set(counts.held_out_groups)
+        if live.champion is None:
+            return
+        threshold = live.champion.threshold
+        metrics.threshold.labels(task=task).set(-1 if threshold is None else threshold)
+        metrics.certified_coverage.labels(task=task).set(figures.certified_coverage or 0.0)
+        _set_bounds(metrics.coverage, figures.trusted_coverage, task=task)
+        _set_bounds(metrics.agreement, figures.agreement, task=task, scope="assessed")
+        _set_bounds(metrics.agreement, figures.served_agreement, task=task, scope="served")
+
+    def _measure(self) -> None:
+        metrics, budget = self._metrics, self._settings.budget
+        spent = self._ledger.spent_on(self._now())
+        for kind, used, limit in (
+            ("calls", spent.calls, budget.label_calls),
+            ("tokens", spent.tokens, budget.label_tokens),
+            ("money", spent.money, budget.label_money),
+        ):
+            metrics.label_spend.labels(kind=kind).set(used)
+            metrics.label_budget.labels(kind=kind).set(limit)
+        metrics.unknown_outcomes.set(len(self._ledger.unknown()))
+        metrics.disk_free_bytes.set(shutil.disk_usage(self._settings.data_dir).free)
+        with self._database.snapshot() as tx:
+            metrics.dead_letters.set(count_dead_letters(tx))
+
+
+def first_policy(settings: Settings, salt: bytes) -> SamplingPolicy:
+    """The policy before the first tick of the watch."""
+    sampling = settings.sampling
+    return SamplingPolicy(
+        salt=salt,
+        audit_rate=sampling.audit_rate,
+        held_out_rate=sampling.held_out_rate,
+        given_rate=sampling.given_rate,
+        learning_scale=1.0,
+        learning_pi_min=sampling.learning_pi_min,
+        cold_start_rate=sampling.cold_start_rate,
+        cold_start=True,
+    )
+
+
+def _coverage(tx: Cursor, task: str, champion: LiveStudent, now: datetime) -> Estimate | None:
+    """Of the shortest window with enough events, else of the longest."""
+    counts: list[int] = []
+    for window in COVERAGE_WINDOWS:
+        since = (now - window).replace(second=0, microsecond=0)
+        counts = confidence_histogram(tx, task, champion.name, since, now + timedelta(minutes=1))
+        if sum(counts) >= ENOUGH_EVENTS:
+            break
+    return trusted_coverage(counts, champion.threshold) if sum(counts) else None
+
+
+def _live(sums: TrafficSums, drawn: list[Audited], missing: int) -> LiveAgreement | None:
+    if not sums.events or not drawn:
+        return None
+    events = [
+        DrawnEvent(
+            predicted=item.predicted,
+            probability=item.inclusion_probability,
+            agrees=item.agrees,
+        )
+        for item in drawn
+    ]
+    mean = sum(item.predicted for item in drawn) / len(drawn)
+    rate = drawn[-1].inclusion_probability
+    events += [DrawnEvent(predicted=mean, probability=rate, agrees=None)] * missing
+    return live_agreement(sums, events)
+
+
+def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
+    return rate if events_a_day <= 0 else min(rate, calls_a_day / events_a_day)
+
+
+def _training_labels(newest: StudentVersion | None) -> int:
+    return newest.labels_trained if newest else 0
+
+
+def _set_bounds(gauge: Gauge, estimate: Estimate | None, **labels: str) -> None:
+    if estimate is None:
+        return
+    for bound in ("value", "low", "high"):
+        gauge.labels(**labels, bound=bound).set(getattr(estimate, bound))
+
+
+def _point(stored: StoredEstimate) -> HistoryPoint:
+    agreement = stored.agreement
+    return HistoryPoint(
+        at=stored.at,
+        coverage=stored.coverage.value if stored.coverage else None,
+        agreement=agreement.value if agreement else None,
+        low=agreement.low if agreement else None,
+        high=agreement.high if agreement else None,
+        spend=stored.spend,
+    )

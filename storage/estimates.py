@@ -1,0 +1,74 @@
+"""The history of estimates: what the charts show. All SQL about it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipelines.types import Estimate
+from storage.database import Cursor, from_db_time, to_db_time
+
+INSERT_ESTIMATE = """
+INSERT INTO estimates VALUES (
+    $task, $at, $coverage, $coverage_low, $coverage_high,
+    $agreement, $agreement_low, $agreement_high, $spend
+) ON CONFLICT DO NOTHING
+"""
+
+SELECT_HISTORY = """
+SELECT at, coverage, coverage_low, coverage_high, agreement, agreement_low, agreement_high, spend
+FROM estimates WHERE task = $task AND at >= $since ORDER BY at
+"""
+
+DELETE_OLD = "DELETE FROM estimates WHERE at < ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEstimate:
+    """One moment. None where there was nothing to measure; `n` is not kept and reads 0."""
+
+    at: datetime
+    coverage: Estimate | None
+    agreement: Estimate | None
+    spend: float
+
+
+def add_estimate(tx: Cursor, task: str, estimate: StoredEstimate) -> None:
+    coverage, agreement = estimate.coverage, estimate.agreement
+    tx.execute(
+        INSERT_ESTIMATE,
+        {
+            "task": task,
+            "at": to_db_time(estimate.at),
+            "coverage": coverage.value if coverage else None,
+            "coverage_low": coverage.low if coverage else None,
+            "coverage_high": coverage.high if coverage else None,
+            "agreement": agreement.value if agreement else None,
+            "agreement_low": agreement.low if agreement else None,
+            "agreement_high": agreement.high if agreement else None,
+            "spend": estimate.spend,
+        },
+    )
+
+
+def estimate_history(tx: Cursor, task: str, since: datetime) -> list[StoredEstimate]:
+    """Oldest first."""
+    rows = tx.execute(SELECT_HISTORY, {"task": task, "since": to_db_time(since)}).fetchall()
+    return [
+        StoredEstimate(
+            at=from_db_time(row[0]),
+            coverage=_estimate(row[1:4]),
+            agreement=_estimate(row[4:7]),
+            spend=row[7],
+        )
+        for row in rows
+    ]
+
+
+def delete_estimates_before(tx: Cursor, moment: datetime) -> None:
+    tx.execute(DELETE_OLD, [to_db_time(moment)])
+
+
+def _estimate(values: tuple[float | None, ...]) -> Estimate | None:
+    value, low, high = values
+    if value is None or low is None or high is None:
+        return None
+    return Estimate(value=value, low=low, high=high, n=0)
