@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -27,7 +27,7 @@ from pipelines.types import (
     Usage,
 )
 
-SCHEMA = "flywheel.prompt/1"
+SCHEMA: Final = "flywheel.prompt/1"
 PRODUCER_HEADER = "flywheel-producer"
 SIGNATURE_HEADER = "flywheel-signature"
 # A reader that could not even take a record apart says so in this header.
@@ -257,7 +257,7 @@ def _from_native(
         feedback=None
         if feedback is None
         else Feedback(verdict=feedback.verdict, correction=feedback.correction if signed else None),
-        user_key=None if record.user is None else user_key(record.user, policy.user_salt),
+        user_key=user_key(record.user, policy.user_salt) if record.user else None,
         attributes=record.attributes,
         source=source,
         **trusted,
@@ -326,7 +326,11 @@ def _from_pair(
         usage = response.usage if signed else None
     # No student can do these, so no task claims the request.
     beyond_students = (
-        request.tools is not UNSET or request.functions is not UNSET or (request.n or 1) > 1
+        any(
+            asked is not UNSET and bytes(asked) not in (b"null", b"[]")
+            for asked in (request.tools, request.functions)
+        )
+        or (request.n or 1) > 1
     )
     return PromptEvent(
         event_id=_event_id(event_id, source),
@@ -336,7 +340,7 @@ def _from_pair(
         messages=tuple(map(_plain_message, request.messages)),
         answer=answer,
         usage=_usage(usage),
-        user_key=None if request.user is None else user_key(request.user, policy.user_salt),
+        user_key=user_key(request.user, policy.user_salt) if request.user else None,
         attributes=request.metadata or {},
         source=source,
     )
