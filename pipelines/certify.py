@@ -61,7 +61,7 @@ def certify_threshold(
         raise ValueError(f"{len(confidences)} confidences for {len(correct)} outcomes")
     if not (0.0 < target < 1.0 and 0.0 < confidence_level < 1.0):
         return _no_threshold(
-            target, confidence_level, f"{_percent(target)} can never be certified."
+            target, confidence_level, f"A target of {100 * target:g} % can never be certified."
         )
     above, wrong = _counts_above(confidences, correct)
     start = first_step(len(correct), target, confidence_level)

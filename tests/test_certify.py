@@ -1,0 +1,177 @@
+"""The cascade threshold keeps its promise, and says in words why it cannot be given."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipelines.calibration import calibration_error
+from pipelines.certify import (
+    certify_threshold,
+    coverage_gain_p,
+    errors_allowed,
+    first_step,
+    items_needed,
+)
+from pipelines.coverage import CONFIDENCE_EDGES, confidence_bins
+
+
+@pytest.mark.parametrize(("target", "items"), [(0.98, 149), (0.97, 99), (0.90, 29)])
+def test_the_arithmetic_of_promises(target: float, items: int) -> None:
+    assert items_needed(target) == items
+    assert errors_allowed(items, target) == 0
+    assert errors_allowed(items - 1, target) == -1
+
+
+@pytest.mark.parametrize("items", [30, 157, 1_000])
+def test_errors_allowed_agrees_with_scipy(items: int) -> None:
+    allowed = errors_allowed(items, 0.97)
+    assert stats.binom.cdf(allowed + 1, items, 0.03) > 0.05
+    assert allowed < 0 or stats.binom.cdf(allowed, items, 0.03) <= 0.05
+
+
+def test_a_sure_student_is_certified_on_everything() -> None:
+    found = certify_threshold([0.95] * 300, [True] * 298 + [False] * 2, target=0.97)
+    assert found.value == 0.0
+    assert found.coverage == 1.0
+    assert found.agreement_above is not None
+    assert found.agreement_above.low >= 0.97
+    assert "Of the 300 items" in found.reason
+
+
+def test_the_threshold_separates_the_sure_from_the_unsure() -> None:
+    confidences = [0.99] * 200 + [0.60] * 100
+    found = certify_threshold(confidences, [True] * 200 + [False] * 100, target=0.97)
+    assert found.value in CONFIDENCE_EDGES
+    assert 0.60 < (found.value or 0.0) <= 0.99
+    assert found.coverage == pytest.approx(200 / 300)
+    assert found.agreement_above is not None
+    assert found.agreement_above.n == 200
+
+
+def test_too_few_items_are_named() -> None:
+    found = certify_threshold([0.99] * 112, [True] * 112, target=0.98)
+    assert found.value is None
+    assert found.coverage == 0.0
+    assert found.reason == (
+        "98 % needs 149 items without an error above the threshold; there are 112 items."
+    )
+
+
+def test_too_many_errors_are_named() -> None:
+    found = certify_threshold([0.99] * 200, [True] * 180 + [False] * 20, target=0.98)
+    assert found.value is None
+    assert "Even of the 200 most confident items" in found.reason
+    assert "20 disagree with the teacher; 98 % allows 0." in found.reason
+
+
+def test_a_noisy_teacher_cannot_certify_what_it_does_not_do_itself() -> None:
+    right = np.random.default_rng(0).random(5_000) >= 0.02
+    assert certify_threshold([0.999] * 5_000, right.tolist(), target=0.98).value is None
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, 1.5, float("nan")])
+def test_an_impossible_target_is_never_certified(target: float) -> None:
+    assert certify_threshold([0.9] * 500, [True] * 500, target=target).value is None
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 confidences for 1 outcomes"):
+        certify_threshold([0.9, 0.8], [True], target=0.9)
+
+
+def test_nothing_is_certified_from_nothing() -> None:
+    assert certify_threshold([], [], target=0.9).value is None
+
+
+def test_one_error_among_the_surest_does_not_end_it() -> None:
+    confidences = np.linspace(0.999, 0.80, 400).tolist()
+    right = [index not in (3, 170, 290) for index in range(400)]
+    assert first_step(400, 0.97) == 133
+    assert certify_threshold(confidences, right, target=0.95).coverage == 1.0
+
+
+def naive_threshold(confidences: np.ndarray, right: np.ndarray, target: float) -> float | None:
+    """The smallest threshold whose own bound holds: what one must not do."""
+    bins = confidence_bins(confidences)
+    for edge in range(len(CONFIDENCE_EDGES)):
+        above = bins >= edge
+        items, wrong = int(above.sum()), int((above & ~right).sum())
+        if items and stats.binom.cdf(wrong, items, 1 - target) <= 0.05:
+            return CONFIDENCE_EDGES[edge]
+    return None
+
+
+# Agreement above a threshold t is 97 % nowhere, or from t = 1/4 upwards only.
+@pytest.mark.parametrize(
+    ("at_zero", "at_one", "honest_from"), [(0.97, 0.97, 1.1), (0.92, 1.0, 0.25)]
+)
+def test_false_certificates_are_as_rare_as_promised_and_the_naive_rule_gives_more(
+    at_zero: float, at_one: float, honest_from: float
+) -> None:
+    generator = np.random.default_rng(2)
+    runs, ours, naive = 600, 0, 0
+    for _ in range(runs):
+        confidences = generator.random(600)
+        right = generator.random(600) < at_zero + (at_one - at_zero) * confidences
+        found = certify_threshold(confidences.tolist(), right.tolist(), target=0.9701).value
+        ours += found is not None and found < honest_from
+        smallest = naive_threshold(confidences, right, 0.9701)
+        naive += smallest is not None and smallest < honest_from
+    error = 2 * float(np.sqrt(0.05 * 0.95 / runs))
+    assert ours / runs <= 0.05 + error
+    assert naive / runs > 0.05 + error
+
+
+def test_a_gain_of_coverage_between_equal_students_is_seldom_called_real() -> None:
+    generator = np.random.default_rng(3)
+    runs, called = 150, 0
+    for run in range(runs):
+        first, second = generator.beta(9, 0.6, (2, 300))
+        p = coverage_gain_p(
+            (first.tolist(), (generator.random(300) < first).tolist()),
+            (second.tolist(), (generator.random(300) < second).tolist()),
+            target=0.95,
+            seed=run,
+            swaps=499,
+        )
+        called += p <= 0.05
+    assert called / runs <= 0.05 + 0.035
+
+
+def test_a_real_gain_of_coverage_is_recognized() -> None:
+    generator = np.random.default_rng(4)
+    right = generator.random(400) < 0.92
+    sorted_out = np.where(right, 0.97, 0.5).tolist()
+    mixed_up = generator.random(400).tolist()
+    marks = right.tolist()
+    better = coverage_gain_p((sorted_out, marks), (mixed_up, marks), target=0.97)
+    worse = coverage_gain_p((mixed_up, marks), (sorted_out, marks), target=0.97)
+    assert better < 0.001
+    assert worse == 1.0
+
+
+def test_a_perfect_student_shows_a_calibration_error_that_is_all_chance() -> None:
+    generator = np.random.default_rng(5)
+    values, wrongly_blamed, runs = [], 0, 200
+    for run in range(runs):
+        stated = generator.uniform(0.4, 1.0, 77)
+        found = calibration_error(
+            stated.tolist(), (generator.random(77) < stated).tolist(), seed=run
+        )
+        values.append(found.value)
+        wrongly_blamed += found.low > 0.0
+    assert np.mean(values) > 0.05
+    assert wrongly_blamed / runs <= 0.05 + 0.03
+
+
+def test_a_miscalibrated_student_is_seen_through_the_noise() -> None:
+    generator = np.random.default_rng(6)
+    stated = generator.uniform(0.8, 1.0, 600)
+    found = calibration_error(stated.tolist(), (generator.random(600) < stated - 0.2).tolist())
+    assert found.low > 0.1
+    assert found.low < 0.2 < found.high
+
+
+def test_calibration_of_unusable_confidences_is_unknown() -> None:
+    assert np.isnan(calibration_error([0.5, float("nan")], [True, False]).low)
+    assert np.isnan(calibration_error([], []).value)

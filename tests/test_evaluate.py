@@ -1,0 +1,151 @@
+"""An evaluation compares all on the same items, and counts each group once."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from simulated_pairs import held_out_items
+
+from pipelines.evaluate import evaluate, majority_answers, snapshot_hash, thin
+from pipelines.types import Answers, HeldOutItem, PairCounts
+
+
+def say(name: str, labels: str, confidence: float = 0.9) -> Answers:
+    """`+` is right, `-` is wrong."""
+    words = tuple("right" if mark == "+" else f"wrong by {name}" for mark in labels)
+    return Answers(name=name, labels=words, confidences=(confidence,) * len(words))
+
+
+def test_everyone_is_compared_on_the_same_items() -> None:
+    items = held_out_items(6)
+    found = evaluate(
+        items,
+        say("new", "+++++-"),
+        {"champion": say("old", "+++--+"), "base": say("base", "+-----")},
+        target=0.9,
+    )
+    assert found.items == 6
+    assert found.agreement["candidate"].value == pytest.approx(5 / 6)
+    assert found.agreement["champion"].value == pytest.approx(4 / 6)
+    assert found.pairs["champion"] == PairCounts(wins=2, losses=1, ties=3)
+    assert found.difference["base"].value == pytest.approx(4 / 6)
+    assert found.negative_flip_rate is not None
+    assert found.negative_flip_rate.value == pytest.approx(1 / 6)
+    assert found.champion_threshold is not None
+    assert found.coverage_gain_p == 1.0
+
+
+def test_flips_list_what_was_right_and_is_wrong_first() -> None:
+    found = evaluate(
+        held_out_items(4), say("new", "++-+"), {"champion": say("old", "+-+-")}, target=0.9
+    )
+    assert [(flip.event_id, flip.negative) for flip in found.flips] == [
+        ("event-2", True),
+        ("event-1", False),
+        ("event-3", False),
+    ]
+    assert (found.flips[0].before, found.flips[0].after) == ("right", "wrong by new")
+
+
+def test_slices_start_with_the_worst_and_leave_none_out() -> None:
+    items = held_out_items(300, segments=3)
+    champion = "+" * 300
+    candidate = "".join("-" if i % 3 == 1 and i < 60 else "+" for i in range(300))
+    found = evaluate(items, say("new", candidate), {"champion": say("old", champion)}, target=0.9)
+    assert found.slices[0].segment == "segment-1"
+    assert {part.segment for part in found.slices} == {"segment-0", "segment-1", "segment-2"}
+    worst = found.slices[0]
+    assert worst.pairs == PairCounts(losses=20, ties=80)
+    assert worst.difference is not None
+    assert worst.difference.high < 0
+    assert found.slices[1].difference is not None
+
+
+def test_a_first_student_has_no_flips() -> None:
+    found = evaluate(held_out_items(3), say("new", "++-"), {}, target=0.9)
+    assert found.flips == ()
+    assert found.negative_flip_rate is None
+    assert found.champion_threshold is None
+    assert found.coverage_gain_p is None
+
+
+def test_an_empty_snapshot_gives_unknown_figures_and_no_error() -> None:
+    found = evaluate([], say("new", ""), {"champion": say("old", "")}, target=0.9)
+    assert found.items == 0
+    assert math.isnan(found.agreement["candidate"].value)
+    assert found.threshold.value is None
+
+
+def test_a_group_counts_once() -> None:
+    items = held_out_items(3)
+    twin = dataclasses.replace(items[1], event_id="another")
+    with pytest.raises(ValueError, match="group-1 is in the snapshot twice"):
+        evaluate([*items, twin], say("new", "++++"), {}, target=0.9)
+
+
+def test_answers_that_do_not_belong_to_the_snapshot_are_refused() -> None:
+    with pytest.raises(ValueError, match="old gave 3 labels"):
+        evaluate(held_out_items(4), say("new", "++++"), {"champion": say("old", "+++")}, target=0.9)
+
+
+def test_unusable_answers_are_counted() -> None:
+    broken = Answers(
+        name="new",
+        labels=("right", "", "right", "right"),
+        confidences=(0.9, 0.9, math.nan, 1.5),
+    )
+    assert evaluate(held_out_items(4), broken, {}, target=0.9).unusable_answers == 3
+
+
+def test_the_same_seed_gives_the_same_evaluation() -> None:
+    items = held_out_items(50)
+    rivals = {"champion": say("old", "+-" * 25)}
+    candidate = say("new", "++++-" * 10)
+    once = evaluate(items, candidate, rivals, target=0.9, seed=3)
+    assert once == evaluate(items, candidate, rivals, target=0.9, seed=3)
+
+
+def test_majority_answers_are_the_most_frequent_label() -> None:
+    found = majority_answers(held_out_items(2), {"b": 3, "a": 3, "c": 1})
+    assert found.labels == ("a", "a")
+    assert found.confidences == pytest.approx((3 / 7, 3 / 7))
+    with pytest.raises(ValueError, match="no labels"):
+        majority_answers(held_out_items(2), {})
+
+
+def test_the_snapshot_hash_knows_content_and_not_order() -> None:
+    items = held_out_items(5)
+    changed = [dataclasses.replace(items[0], label="other"), *items[1:]]
+    assert snapshot_hash(items) == snapshot_hash(items[::-1])
+    assert snapshot_hash(items) != snapshot_hash(changed)
+    assert snapshot_hash(items) != snapshot_hash(items[1:])
+
+
+def drawn_items(generator: np.random.Generator) -> list[HeldOutItem]:
+    """Hard items (wrong for the candidate) were drawn four times as often."""
+    items = []
+    for item in held_out_items(8_000):
+        hard = generator.random() < 0.2
+        probability = 0.4 if hard else 0.1
+        if generator.random() < probability:
+            items.append(
+                dataclasses.replace(
+                    item, segment="hard" if hard else "easy", inclusion_probability=probability
+                )
+            )
+    return items
+
+
+def test_unequal_draws_are_thinned_to_equal_ones() -> None:
+    items = drawn_items(np.random.default_rng(0))
+    labels = "".join("-" if item.segment == "hard" else "+" for item in items)
+    found = evaluate(items, say("new", labels), {"champion": say("old", labels)}, target=0.9)
+    assert np.mean([mark == "+" for mark in labels]) < 0.6
+    assert found.agreement["candidate"].low < 0.8 < found.agreement["candidate"].high
+    assert found.pairs["champion"].total == found.items == len(thin(items)) < len(items)
+
+
+def test_equal_draws_are_all_kept() -> None:
+    items = [dataclasses.replace(item, inclusion_probability=0.05) for item in held_out_items(500)]
+    assert thin(items) == tuple(items)
