@@ -14,11 +14,12 @@ INSERT INTO estimates VALUES (
 """
 
 SELECT_HISTORY = """
-SELECT at, coverage, coverage_low, coverage_high, agreement, agreement_low, agreement_high, spend
-FROM estimates WHERE task = $task AND at >= $since ORDER BY at
+SELECT estimated_at, coverage, coverage_low, coverage_high,
+    agreement, agreement_low, agreement_high, spend
+FROM estimates WHERE task = $task AND estimated_at >= $since ORDER BY estimated_at
 """
 
-DELETE_OLD = "DELETE FROM estimates WHERE at < ?"
+DELETE_OLD = "DELETE FROM estimates WHERE estimated_at < ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

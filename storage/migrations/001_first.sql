@@ -157,9 +157,9 @@ CREATE TABLE leases (
 
 -- What the watch job found, about once a minute: the history behind the charts.
 CREATE TABLE estimates (
-    task TEXT, at TIMESTAMP,
+    task TEXT, estimated_at TIMESTAMP,
     coverage DOUBLE, coverage_low DOUBLE, coverage_high DOUBLE,
     agreement DOUBLE, agreement_low DOUBLE, agreement_high DOUBLE,
     spend DOUBLE NOT NULL,
-    PRIMARY KEY (task, at)
+    PRIMARY KEY (task, estimated_at)
 );
