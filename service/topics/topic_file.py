@@ -137,7 +137,8 @@ def prune(path: Path, *, before_offset: int | None = None, older_than_ms: int | 
             with transaction(connection):
                 connection.execute(DELETE_BEFORE, {"limit": first})
                 connection.execute(SET_FIRST_OFFSET, {"limit": first})
-        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        # As a script, because `execute` stops after the first of its steps: one page.
+        connection.executescript("PRAGMA incremental_vacuum")
         return max(0, limit - head.first_offset)
 
 
