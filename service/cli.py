@@ -53,6 +53,11 @@ class Chosen:
         overrides = {"data_dir": self.data_dir} if self.data_dir else {}
         return load_settings(self.config, **overrides)
 
+    def arguments(self) -> list[str]:
+        """The same options, for a child process."""
+        config = ["--config", str(self.config)] if self.config else []
+        return config + (["--data-dir", str(self.data_dir)] if self.data_dir else [])
+
     def client(self) -> "LearnerClient":
         from service.client import LearnerClient, find_learner
         from service.keys import read_operator_token
@@ -101,23 +106,40 @@ def run() -> None:
     """Run a gateway and a learner on this host, until stopped."""
     from service.supervisor import run as supervise
 
-    raise typer.Exit(supervise(chosen.settings()))
+    raise typer.Exit(supervise(chosen.settings(), chosen.arguments()))
 
 
 @app.command()
-def learner() -> None:
+def learner(
+    reset_offsets: Annotated[
+        bool,
+        typer.Option(
+            "--reset-offsets", help="Forget how far the topic was read; start at its beginning."
+        ),
+    ] = False,
+) -> None:
     """Run the learner alone: one a data folder."""
+    from service.supervisor import hold_life_line
+
+    hold_life_line()
     from service.learner.daemon import run_learner
 
-    raise typer.Exit(run_learner(chosen.settings()))
+    raise typer.Exit(run_learner(chosen.settings(), reset_offsets=reset_offsets))
 
 
 @app.command()
 def gateway() -> None:
     """Run a gateway alone, beside an app."""
-    from service.gateway.app import run_gateway
+    from service.supervisor import hold_life_line
 
-    raise typer.Exit(run_gateway(chosen.settings()))
+    hold_life_line()
+    from service.gateway.app import run_gateway
+    from service.logs import set_up_logs
+    from service.topics.opening import open_writer
+
+    set_up_logs("gateway")
+    settings = chosen.settings()
+    raise typer.Exit(run_gateway(settings, open_writer=lambda: open_writer(settings)))
 
 
 @app.command(

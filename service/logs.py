@@ -17,7 +17,7 @@ def set_up_logs(process: str) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _name_process(process),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -27,6 +27,14 @@ def set_up_logs(process: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
     # Libraries log through the standard library; theirs count from warnings on.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+def _name_process(process: str) -> Any:
+    """Not by context variables: a new thread would start without them."""
+
+    def name(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        return {"process": process, **event}
+
+    return name

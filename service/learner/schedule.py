@@ -82,7 +82,9 @@ class Schedule:
 
     def run_now(self, name: str) -> None:
         """Fire a job at once, beside its schedule."""
-        self._scheduler.add_job(self._fire, args=[name], id=f"{name}-now", replace_existing=True)
+        self._scheduler.add_job(
+            self._fire, args=[name, self._now()], id=f"{name}-now", replace_existing=True
+        )
 
     def next_ticks(self) -> dict[str, datetime | None]:
         """The next firing of each job."""
@@ -92,8 +94,8 @@ class Schedule:
             ticks[name] = job.next_run_time if job else None
         return ticks
 
-    def _fire(self, name: str) -> None:
-        scheduled = self._planned.get(name) or self._now()
+    def _fire(self, name: str, asked_at: datetime | None = None) -> None:
+        scheduled = asked_at or self._planned.get(name) or self._now()
         with self._running[name]:
             self._run(name, scheduled)
 

@@ -131,12 +131,6 @@ CREATE TABLE decisions (
     previous_digest TEXT NOT NULL, digest TEXT NOT NULL
 );
 
--- What a gateway reports that it serves, newest last.
-CREATE TABLE swaps (
-    gateway TEXT NOT NULL, task TEXT NOT NULL, version TEXT NOT NULL, outcome TEXT NOT NULL,
-    swapped_at TIMESTAMP NOT NULL
-);
-
 CREATE TABLE ticks (
     job TEXT, scheduled_at TIMESTAMP,
     started_at TIMESTAMP NOT NULL, ended_at TIMESTAMP,

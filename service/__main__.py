@@ -1,0 +1,5 @@
+"""`python -m service` is `flywheel`."""
+
+from service.cli import main
+
+main()

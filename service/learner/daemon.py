@@ -1,0 +1,521 @@
+"""The learner: builds its parts, starts them in order, drains them in reverse."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Thread
+from types import FrameType
+from typing import IO, Any
+
+import structlog
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from pipelines.ask import TeacherPolicy
+from pipelines.decode import DecodePolicy
+from pipelines.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
+from pipelines.errors import (
+    ArtifactDamaged,
+    DataLocked,
+    ExitCode,
+    FlywheelError,
+    PortInUse,
+    SettingsError,
+)
+from service.console.app import console_app
+from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
+from service.learner.assessor import Assessor
+from service.learner.evaluation import Evaluating
+from service.learner.gateway_api import gateway_routes
+from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.leases import LeaseBook
+from service.learner.operations import Operations
+from service.learner.relabel import HeldCalls, JobResult, Relabel
+from service.learner.retention import Retention
+from service.learner.schedule import Schedule
+from service.learner.status import Callbacks, Progress
+from service.learner.teacher import Teacher
+from service.learner.trainer import Trainer
+from service.learner.training import Training, Workshop
+from service.learner.watch import Watch, first_policy
+from service.logs import set_up_logs
+from service.metrics import LearnerMetrics
+from service.settings import Settings
+from service.topics import TopicWriter
+from service.topics.opening import open_reader, open_writer
+from storage.artifacts import Artifact, Artifacts, hash_file
+from storage.database import Database
+from storage.durable import write_json
+from storage.ledger import Ledger
+from storage.live import Live, LiveTask, read_live
+from storage.migrate import migrate
+from storage.traffic import forget_offsets
+
+log = structlog.get_logger()
+
+DATABASE_FILE = "flywheel.duckdb"
+LIVE_FILE = "live.json"
+RUN_FOLDER = "run"
+LEARNER_FILE = "learner.json"
+LOCK_FILE = "learner.lock"
+INGEST_JOB = "ingest"
+
+
+def run_learner(
+    settings: Settings, *, reset_offsets: bool = False, stop: Event | None = None
+) -> ExitCode:
+    """Run until a signal (or `stop`), then drain. Raises `FlywheelError` when it cannot start."""
+    set_up_logs("learner")
+    stop = stop or Event()
+    _drain_on_signals(stop)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(settings.data_dir)
+    try:
+        learner = Learner(settings, stop)
+        try:
+            learner.start(reset_offsets=reset_offsets)
+            learner.wait()
+        finally:
+            learner.close()
+        return learner.exit_code
+    finally:
+        lock.close()
+
+
+class Learner:
+    """Everything one learner owns, wired together."""
+
+    def __init__(self, settings: Settings, stop: Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self.exit_code = ExitCode.OK
+        self._listener = _bind(settings.learner.host, settings.learner.port)
+        self._registry = CollectorRegistry()
+        self._metrics = LearnerMetrics(self._registry)
+        self._keys = open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
+        self._tasks = {name: settings.task_of(name) for name in settings.tasks}
+        self._live: Mapping[str, LiveTask] = {}
+        self._gateways: dict[str, Mapping[str, Any]] = {}
+        self._threads: list[Thread] = []
+        self._closing: list[Callable[[], None]] = [self._listener.close]
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        settings = self._settings
+        self._database = Database(
+            settings.data_dir / DATABASE_FILE, memory_mb=settings.learner.database_memory_mb
+        )
+        self._closing.append(self._database.close)
+        for name in migrate(self._database):
+            log.info("migration_applied", name=name)
+        self._ledger = Ledger(settings.data_dir / "ledger")
+        self._closing.append(self._ledger.close)
+        self._artifacts = Artifacts(settings.data_dir / "artifacts")
+        self._sampling = Sampling(
+            {name: first_policy(settings, self._keys.sampling) for name in self._tasks}
+        )
+        self._build_jobs(publish_encoder(settings, self._artifacts))
+        self._build_console()
+
+    def _build_jobs(self, encoder: Artifact) -> None:
+        settings = self._settings
+        self._trainer = Trainer(settings.trainer)
+        shop = Workshop(
+            database=self._database,
+            artifacts=self._artifacts,
+            trainer=self._trainer,
+            settings=settings,
+            tasks=self._tasks,
+            encoder=encoder,
+            metrics=self._metrics,
+            now=self._now,
+        )
+        self._training, self._evaluating = Training(shop), Evaluating(shop)
+        self._teacher = Teacher(
+            settings.teacher,
+            settings.budget,
+            self._ledger,
+            now=self._now,
+            on_call=lambda outcome: self._metrics.teacher_calls.labels(outcome=outcome).inc(),
+        )
+        self._relabel = Relabel(
+            database=self._database,
+            ledger=self._ledger,
+            teacher=self._teacher,
+            tasks=self._tasks,
+            terms=settings.teacher.terms,
+            metrics=self._metrics,
+            now=self._now,
+            stop=self._stop,
+        )
+        self._watch = Watch(
+            database=self._database,
+            ledger=self._ledger,
+            settings=settings,
+            tasks=self._tasks,
+            sampling=self._sampling,
+            metrics=self._metrics,
+            live=lambda task: self._live.get(task, LiveTask()),
+            start_training=self._start_training,
+            now=self._now,
+        )
+        self._due: dict[str, str] = {}
+        retention = Retention(self._database, self._artifacts, settings, self._now)
+        when = settings.schedule
+        self._schedule = Schedule(
+            {
+                "relabel": (when.relabel, self._relabel.run),
+                "train": (when.train, self._train),
+                "evaluate": (when.evaluate, self._evaluate),
+                "watch": (when.watch, self._look),
+                "retention": (when.retention, retention.run),
+            },
+            self._database,
+            self._metrics,
+            self._now,
+        )
+
+    def _build_console(self) -> None:
+        settings = self._settings
+        live_path = settings.data_dir / LIVE_FILE
+        self._operations = Operations(
+            database=self._database,
+            artifacts=self._artifacts,
+            settings=settings,
+            keys=self._keys,
+            live_path=live_path,
+            now=self._now,
+            callbacks=Callbacks(
+                figures=self._watch.figures,
+                progress=self._progress,
+                next_ticks=lambda: {INGEST_JOB: None, **self._schedule.next_ticks()},
+                request_train=self._watch.ask_for_training,
+                published=self._published,
+                topic_writer=self._topic_writer,
+                unknown_outcomes=HeldCalls(self._database, self._ledger, self._now),
+            ),
+        )
+        self._leases = LeaseBook(self._database, settings.budget, now=self._now)
+        self._writer: TopicWriter | None = None
+        app = console_app(
+            self._operations,
+            operator_token(settings.data_dir),
+            settings,
+            gateway_routes(
+                keys=self._keys,
+                artifacts=self._artifacts,
+                live_path=live_path,
+                leases=self._leases,
+                on_status=self._gateway_said,
+            ),
+            registry=self._registry,
+            ready=self._ready,
+        )
+        self._app = app
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        )
+
+    # Life.
+
+    def start(self, *, reset_offsets: bool = False) -> None:
+        """Recover, publish, then console, schedules and ingest, in this order."""
+        settings = self._settings
+        self._training.recover()
+        self._relabel.recover()
+        self._operations.recover()
+        self._load_live()
+        self._serve_console()
+        self._schedule.start()
+        reader = open_reader(settings)
+        self._closing.append(reader.close)
+        if reset_offsets:
+            with self._database.transaction() as tx:
+                forget_offsets(tx, reader.name)
+            log.warning("offsets_reset", topic=reader.name)
+        key = settings.gateway.keys[0].get_secret_value() if settings.gateway.keys else ""
+        assessor = Assessor(lambda: _gateway_url(settings), key)
+        self._closing.append(assessor.close)
+        self._ingest = Ingest(
+            reader=reader,
+            database=self._database,
+            tasks=self._tasks,
+            decoding=DecodePolicy(
+                claims=settings.claims(),
+                tasks=frozenset(self._tasks),
+                producer_keys=self._producer_keys(),
+                user_salt=self._keys.users,
+                max_bytes=settings.ingest.max_record_bytes,
+            ),
+            sampling=self._sampling,
+            given=self._given(self._teacher.policy),
+            assessor=assessor,
+            has_student=lambda task: self._live.get(task, LiveTask()).champion is not None,
+            group_salt=self._keys.sampling,
+            settings=settings.ingest,
+            data_dir=settings.data_dir,
+            metrics=self._metrics,
+            now=self._now,
+        )
+        self._ingest.start()
+        self._thread("ingest", lambda: self._ingest.run(self._stop))
+        log.info("learner_started", port=self._port, tasks=sorted(self._tasks))
+
+    def wait(self) -> None:
+        """Until a signal, or until a thread has failed."""
+        while not self._stop.wait(0.5):
+            pass
+
+    def close(self) -> None:
+        """In reverse: ingest finishes its batch, schedules, trainer, console, then the stores."""
+        self._stop.set()
+        log.info("learner_draining")
+        if hasattr(self, "_trainer"):
+            self._trainer.stop()
+        deadline = time.monotonic() + self._settings.learner.drain_timeout.total_seconds()
+        for thread in reversed(self._threads):
+            if thread.name == "ingest":
+                thread.join(max(0.1, deadline - time.monotonic()))
+        if hasattr(self, "_schedule"):
+            self._schedule.stop()
+        if hasattr(self, "_server"):
+            self._app.state.stopping.set()
+            self._server.should_exit = True
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        for close in reversed(self._closing):
+            with suppress(OSError):
+                close()
+        self._closing.clear()
+        log.info("learner_stopped", exit_code=self.exit_code.name)
+
+    def _serve_console(self) -> None:
+        self._port = self._listener.getsockname()[1]
+        self._thread("console", lambda: self._server.run(sockets=[self._listener]))
+        folder = self._settings.data_dir / RUN_FOLDER
+        folder.mkdir(exist_ok=True)
+        write_json(
+            folder / LEARNER_FILE,
+            {"host": self._settings.learner.host, "port": self._port, "pid": os.getpid()},
+        )
+
+    def _thread(self, name: str, work: Callable[[], None]) -> None:
+        """A thread that cannot die unnoticed: its failure stops the daemon."""
+
+        def run() -> None:
+            try:
+                work()
+            except FlywheelError as error:
+                log.error("thread_failed", thread=name, error=str(error))
+                self.exit_code = error.exit_code
+            except Exception:
+                log.exception("thread_failed", thread=name)
+                self.exit_code = ExitCode.FAILURE
+            self._stop.set()
+
+        thread = Thread(target=run, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    # Jobs.
+
+    def _start_training(self, task: str, reason: str) -> None:
+        self._due[task] = reason
+        self._schedule.run_now("train")
+
+    def _train(self) -> JobResult:
+        """What a trigger asked for; on its own schedule, every task."""
+        due = {task: self._due.pop(task) for task in list(self._due)}
+        reasons = due or dict.fromkeys(self._tasks, "the schedule")
+        details, done = [], False
+        self._metrics.training_running.set(1)
+        try:
+            for task, reason in reasons.items():
+                result, version = self._training.run(task, reason)
+                details.append(result.detail)
+                if version is not None:
+                    done = True
+                    details.append(self._evaluating.run(task).detail)
+        finally:
+            self._metrics.training_running.set(0)
+            self._operations.note_change()
+        return JobResult("done" if done else "nothing", "; ".join(details) or "there are no tasks")
+
+    def _evaluate(self) -> JobResult:
+        results = [self._evaluating.run(task) for task in self._tasks]
+        done = any(result.outcome == "done" for result in results)
+        if done:
+            self._operations.note_change()
+        details = "; ".join(result.detail for result in results)
+        return JobResult("done" if done else "nothing", details or "there are no tasks")
+
+    def _look(self) -> JobResult:
+        result = self._watch.run()
+        for name in self._tasks:
+            waiting = sum(version.state == "waiting" for version in self._operations.versions(name))
+            self._metrics.versions_waiting.labels(task=name).set(waiting)
+        spent = self._leases.spent()
+        self._metrics.escalation_spend.labels(kind="calls").set(spent.calls)
+        self._metrics.escalation_spend.labels(kind="money").set(spent.money)
+        self._operations.note_change()
+        return result
+
+    # What the parts tell each other.
+
+    def _load_live(self) -> None:
+        self._published(read_live(self._settings.data_dir / LIVE_FILE, self._keys.live))
+
+    def _published(self, live: Live) -> None:
+        self._live = live.tasks
+        self._metrics.student_info.clear()
+        for task, one in live.tasks.items():
+            for role, student in (("champion", one.champion), ("previous", one.previous)):
+                if student is not None:
+                    info = self._metrics.student_info.labels(
+                        task=task, version=student.name, role=role
+                    )
+                    info.set(1)
+
+    def _gateway_said(self, said: Mapping[str, Any]) -> None:
+        """Logged when something has changed: a gateway reports every few seconds."""
+        name = str(said.get("gateway"))
+        if self._gateways.get(name) != said:
+            self._gateways[name] = said
+            log.info(
+                "gateway_reported",
+                gateway=name,
+                serving=said.get("serving"),
+                failed=said.get("failed"),
+            )
+
+    def _progress(self) -> Progress | None:
+        told = self._trainer.progress
+        if told is None:
+            return None
+        self._metrics.training_progress.set(told["step"] / max(1, told["total"]))
+        self._metrics.training_rate.set(told["examples_per_second"])
+        self._metrics.training_seconds_left.set(told["seconds_left"] or 0)
+        return Progress(
+            step=told["step"],
+            total=told["total"],
+            examples_per_second=told["examples_per_second"],
+            seconds_left=told["seconds_left"],
+            phase=told["phase"],
+        )
+
+    def _topic_writer(self) -> TopicWriter:
+        if self._writer is None:
+            self._writer = open_writer(self._settings)
+            self._closing.append(self._writer.close)
+        return self._writer
+
+    def _producer_keys(self) -> dict[str, bytes]:
+        trusted = self._settings.ingest.trusted_producers
+        keys = {name: secret.get_secret_value().encode() for name, secret in trusted.items()}
+        return {**keys, GATEWAY_PRODUCER: self._keys.capture}
+
+    def _given(self, policy: TeacherPolicy) -> GivenPolicy:
+        teacher = self._settings.teacher
+        allowed = bool(teacher.terms) and teacher.terms_allow_training
+        return GivenPolicy(terms=teacher.terms if allowed else None, teacher=policy)
+
+    def _ready(self) -> None:
+        """A real read and write, and ingest that polls. Raises when one of them fails."""
+        with self._database.transaction() as tx:
+            tx.execute("SELECT count FROM commits").fetchone()
+        if time.monotonic() - self._ingest.last_poll > 60:
+            raise FlywheelError("ingest has not polled for a minute")
+
+
+def publish_encoder(settings: Settings, artifacts: Artifacts) -> Artifact:
+    """Make the settings' encoder an artifact; the same files give the same one."""
+    encoder = settings.encoder
+    if encoder.path is None:
+        files = installed_encoder_files()
+    else:
+        files = {name: (encoder.path / name, "") for name in (MODEL_FILE, TOKENIZER_FILE)}
+    scratch = settings.data_dir / "scratch-encoder"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        for name, (path, digest) in files.items():
+            if not path.is_file():
+                raise SettingsError(f"encoder.path: there is no {name} in {encoder.path}")
+            shutil.copyfile(path, scratch / name)
+            if digest and hash_file(scratch / name) != digest:
+                raise ArtifactDamaged(f"{path.name} of the installed encoder is not the known one")
+        about = {"name": encoder.name, "max_tokens": encoder.max_tokens}
+        return artifacts.publish("encoder", scratch, about)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _gateway_url(settings: Settings) -> str:
+    """A gateway on port 0 says in the data folder where it listens."""
+    if settings.learner.gateway_url or settings.gateway.port:
+        return settings.gateway_url
+    try:
+        told = json.loads((settings.data_dir / RUN_FOLDER / "gateway.json").read_text())
+    except (OSError, ValueError):
+        return settings.gateway_url
+    return f"http://127.0.0.1:{told['port']}"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortInUse(
+            f"the learner cannot listen on {host}:{port} ({error.strerror}); stop what listens "
+            "there, or set learner.port"
+        ) from error
+    return listener
+
+
+def _lock(data_dir: Path) -> IO[str]:
+    """One learner a data folder. The lock goes with the process, however it ends."""
+    folder = data_dir / RUN_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK_FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise DataLocked(
+            f"a learner (process {holder}) already uses {data_dir}; stop it, or set another "
+            "data_dir"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _drain_on_signals(stop: Event) -> None:
+    """The first signal drains, the second ends at once."""
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    with suppress(ValueError):  # not in the main thread: a test
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, drain)

@@ -1,0 +1,162 @@
+"""Runs one gateway and one learner on this host, restarts what dies, and ends with both.
+
+Each child holds the reading end of a pipe: when the supervisor is gone, however it went, the
+pipe ends and so does the child. No orphan keeps a port or the database.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Event, Thread
+from types import FrameType
+
+import structlog
+
+from pipelines.errors import ExitCode
+from service.logs import set_up_logs
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+LIFE_LINE = "FLYWHEEL_LIFE_LINE"
+CHECK_SECONDS = 0.1
+# A child that ends this soon after its first start could not start: that is for a person.
+START_SECONDS = 10.0
+MAX_BACK_OFF_SECONDS = 30.0
+# What will be the same at the next try.
+HOPELESS = frozenset(
+    {
+        ExitCode.USAGE,
+        ExitCode.SETTINGS,
+        ExitCode.PORT_IN_USE,
+        ExitCode.DATA_LOCKED,
+        ExitCode.DATA_DAMAGED,
+        ExitCode.OFFSETS_LOST,
+    }
+)
+
+
+@dataclass(slots=True)
+class _Child:
+    """One kept process. Mutable: it is started again and again."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    started: float
+    first: bool = True
+    failures: int = 0
+    restart_at: float | None = None
+
+
+class Supervisor:
+    """Keeps the children alive until told to stop."""
+
+    def __init__(self, settings: Settings, arguments: Sequence[str]) -> None:
+        self._settings = settings
+        self._arguments = list(arguments)
+        self._stop = Event()
+        self._kill = False
+
+    def run(self) -> ExitCode:
+        """Until a signal. Ends with a child's exit code when that could not start."""
+        self._catch_signals()
+        children = [self._start(name) for name in ("gateway", "learner")]
+        code = ExitCode.OK
+        try:
+            while not self._stop.wait(CHECK_SECONDS):
+                hopeless = next(filter(None, map(self._look, children)), None)
+                if hopeless is not None:
+                    code = hopeless
+                    break
+        finally:
+            self._end(children)
+        return code
+
+    def _start(self, name: str) -> _Child:
+        return _Child(name=name, process=self._spawn(name), started=time.monotonic())
+
+    def _spawn(self, name: str) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", *self._arguments, name],
+            stdin=subprocess.PIPE,
+            env={**os.environ, LIFE_LINE: "1"},
+            start_new_session=True,  # Ctrl-C reaches us alone; we pass it on once
+        )
+        log.info("child_started", child=name, pid=process.pid)
+        return process
+
+    def _look(self, child: _Child) -> ExitCode | None:
+        """Restart a dead child when its time has come; a code when starting is hopeless."""
+        now = time.monotonic()
+        if child.restart_at is not None:
+            if now >= child.restart_at:
+                child.process, child.started = self._spawn(child.name), now
+                child.restart_at = None
+            return None
+        code = child.process.poll()
+        if code is None:
+            if child.failures and now - child.started > MAX_BACK_OFF_SECONDS:
+                child.failures = 0
+            return None
+        early = child.first and now - child.started < START_SECONDS
+        child.first = False
+        if early and code in HOPELESS:
+            return ExitCode(code)
+        wait = 0.0 if child.failures == 0 else min(MAX_BACK_OFF_SECONDS, 2.0**child.failures / 2)
+        child.failures += 1
+        child.restart_at = now + wait
+        log.error("child_died", child=child.name, exit_code=code, restart_in_seconds=wait)
+        return None
+
+    def _end(self, children: Sequence[_Child]) -> None:
+        """The learner first: the gateway answers until the last moment."""
+        settings = self._settings
+        patience = {
+            "learner": settings.learner.drain_timeout.total_seconds() + 5,
+            "gateway": settings.gateway.drain_timeout.total_seconds() + 5,
+        }
+        for child in reversed(children):
+            if child.process.poll() is None:
+                child.process.terminate()
+        deadline = time.monotonic() + max(patience.values())
+        for child in children:
+            while child.process.poll() is None and time.monotonic() < deadline and not self._kill:
+                time.sleep(CHECK_SECONDS)
+            if child.process.poll() is None:
+                log.error("child_killed", child=child.name)
+                os.killpg(child.process.pid, signal.SIGKILL)
+                child.process.wait()
+        log.info("supervisor_stopped")
+
+    def _catch_signals(self) -> None:
+        """The first signal drains, the second ends at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._kill = self._stop.is_set()
+            self._stop.set()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+
+def run(settings: Settings, arguments: Sequence[str] = ()) -> ExitCode:
+    """Supervise; `arguments` are those by which the children find the same settings."""
+    set_up_logs("supervisor")
+    return Supervisor(settings, arguments).run()
+
+
+def hold_life_line() -> None:
+    """In a child: end, by draining, when the supervisor's end of the pipe is closed."""
+    if not os.environ.pop(LIFE_LINE, None):
+        return
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=wait, name="life-line", daemon=True).start()
