@@ -48,6 +48,14 @@ def test_the_threshold_separates_the_sure_from_the_unsure() -> None:
     assert found.agreement_above.n == 200
 
 
+def test_the_sequence_stops_at_the_first_failure_even_if_a_looser_threshold_would_pass() -> None:
+    confidences = [0.99] * 100 + [0.95] * 20 + [0.90] * 180
+    right = [True] * 100 + [False] * 20 + [True] * 180
+    found = certify_threshold(confidences, right, target=0.9)
+    assert found.coverage == pytest.approx(100 / 300)
+    assert errors_allowed(300, 0.9) >= 20
+
+
 def test_too_few_items_are_named() -> None:
     found = certify_threshold([0.99] * 112, [True] * 112, target=0.98)
     assert found.value is None
