@@ -1,0 +1,149 @@
+"""What the terminal shows during the demonstration: what to look at first, then live progress."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from service.client import LearnerClient
+from service.demo.corpus import Corpus
+from service.demo.customers import Seen
+
+PLAIN_SECONDS = 5.0
+
+
+class Screen:
+    """A live panel on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(
+        self, data: Path, gateway: str, learner: str, client: LearnerClient, corpus: Corpus
+    ) -> None:
+        self._data = data
+        self._gateway = gateway
+        self._learner = learner
+        self._client = client
+        self._corpus = corpus
+        self._console = Console(highlight=False)
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._told: set[str] = set()
+
+    def __enter__(self) -> "Screen":
+        self._console.print(self._opening())
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.__exit__(None, None, None)
+
+    def say(self, sentence: str) -> None:
+        """A line that stays."""
+        self._console.print(f"[{self._clock()}] {sentence}", markup=False)
+
+    def show(self, status: dict[str, Any], seen: Seen) -> None:
+        """The state of the loop now."""
+        task = status["tasks"][0]
+        self._tell_once(task, seen)
+        if self._live:
+            self._live.update(self._panel(status, task, seen))
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(self._line(status, task, seen), markup=False)
+
+    def _opening(self) -> Panel:
+        login = self._client.post("login-codes")
+        lines = Text()
+        lines.append("The support desk of ", style="bold").append(self._corpus.company, "bold")
+        lines.append(
+            "\n\nCustomers write, a scripted teacher (a stand-in for a large model) answers, and\n"
+            "flywheel learns from it. In a minute or two a first student waits for your approval.\n"
+            "Once it serves, customers begin to write about something it has never seen.\n\n"
+        )
+        for what, where in (
+            ("approve it here  ", login["url"]),
+            ("or here          ", f"flywheel --config {self._data}/flywheel.toml approve"),
+            ("OpenAI endpoint  ", f"{self._gateway}/v1   (model: {self._corpus.task})"),
+            ("metrics          ", f"{self._gateway}/metrics   {self._learner}/metrics"),
+            ("the log          ", f"{self._data}/flywheel.log"),
+        ):
+            lines.append(f"  {what}", "dim").append(where + "\n")
+        lines.append("\nCtrl-C ends it.", "dim")
+        return Panel(lines, title="flywheel demo", expand=False)
+
+    def _tell_once(self, task: dict[str, Any], seen: Seen) -> None:
+        if task["waiting"]:
+            name = task["waiting"]["name"]
+            self._once(f"waiting {name}", f"{name} waits for your approval: {self._learner}")
+        if task["champion"]:
+            name = task["champion"]["name"]
+            self._once(f"champion {name}", f"{name} is the champion.")
+        if seen.new_intent_at is not None:
+            self._once(
+                "new intent",
+                f"Customers begin to write about something new: {self._corpus.new_intent}. "
+                "Watch trusted coverage.",
+            )
+
+    def _once(self, key: str, sentence: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self.say(sentence)
+
+    def _panel(self, status: dict[str, Any], task: dict[str, Any], seen: Seen) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for name, value in self._rows(status, task, seen):
+            table.add_row(Text(name, "dim"), value)
+        return Group(Panel(table, title=f"{self._clock()}", expand=False))
+
+    def _line(self, status: dict[str, Any], task: dict[str, Any], seen: Seen) -> str:
+        parts = [f"{name}: {value}" for name, value in self._rows(status, task, seen)]
+        return f"[{self._clock()}] " + " | ".join(parts)
+
+    def _rows(
+        self, status: dict[str, Any], task: dict[str, Any], seen: Seen
+    ) -> list[tuple[str, str]]:
+        figures = task["figures"]
+        sides = figures["labels_by_side"]
+        champion = task["champion"]["name"] if task["champion"] else "none yet"
+        rows = [
+            ("prompts", f"{seen.sent:,} sent, {seen.failed} failed"),
+            (
+                "labels",
+                f"{sides.get('training', 0):,} training, {sides.get('held_out', 0):,} held-out "
+                "groups",
+            ),
+            ("champion", champion),
+            ("answered by student", _share(seen.served_by_student)),
+            ("right, by the student", _share(seen.student_right)),
+            ("trusted coverage", _estimate(figures["trusted_coverage"])),
+            ("agreement, live", _estimate(figures["agreement"])),
+            ("saved", f"{figures['saved_total']:.2f}"),
+        ]
+        if progress := status["progress"]:
+            rows.append(("trainer", f"{progress['phase']} {progress['step']}/{progress['total']}"))
+        if task["waiting"]:
+            rows.append(("waits for you", task["waiting"]["name"]))
+        return rows
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def _share(outcomes: Any) -> str:
+    return f"{sum(outcomes) / len(outcomes):.0%}" if outcomes else "-"
+
+
+def _estimate(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
