@@ -1,0 +1,86 @@
+"""What it costs and what it saves, in the currency of the settings' prices."""
+
+from blocks import GREEN, NEUTRAL, ORANGE, RED, TASK, Panel, Query, graph, number, rate
+
+
+def money() -> list[Panel]:
+    """What it costs and what it saves. In the currency of the settings' prices."""
+    return [
+        number(
+            "Saved",
+            "Against asking the teacher for everything, since the first event. Falling: the "
+            "student answers too little for what its labels cost; see 'Trusted coverage'.",
+            Query(f"sum(flywheel_saved_money{{{TASK}}})", "saved"),
+            steps=((None, ORANGE), (0, GREEN)),
+            decimals=2,
+            span=8,
+        ),
+        number(
+            "Labels today",
+            "Money spent on labels today (UTC), reserved amounts included. It ends at "
+            "budget.label_money; raise that if 'Samples without a label' grows.",
+            Query('sum(flywheel_label_spend_today{kind="money"})', "spent"),
+            steps=NEUTRAL,
+            decimals=2,
+            span=8,
+        ),
+        number(
+            "Escalations today",
+            "Money spent on escalations today (UTC), leases included. It ends at "
+            "budget.escalation_money; then the student answers, marked unsure.",
+            Query('sum(flywheel_escalation_spend_today{kind="money"})', "spent"),
+            steps=NEUTRAL,
+            decimals=2,
+            span=8,
+        ),
+        graph(
+            "Label budget used",
+            "Share of today's ceiling. At 1 labelling rests until midnight UTC; runbook "
+            "LabelBudgetNearlySpent.",
+            Query(
+                "sum by (kind) (flywheel_label_spend_today)"
+                " / (sum by (kind) (flywheel_label_budget_today) > 0)",
+                "{{kind}}",
+            ),
+            unit="percentunit",
+            steps=((None, GREEN), (0.9, RED)),
+        ),
+        graph(
+            "Spend and saving",
+            "Labels and escalations of today beside the money saved since the first event. "
+            "Spend above budget cannot happen; if it does, stop the learner and report it.",
+            Query('sum(flywheel_label_spend_today{kind="money"})', "labels today"),
+            Query('sum(flywheel_label_budget_today{kind="money"})', "label budget"),
+            Query('sum(flywheel_escalation_spend_today{kind="money"})', "escalations today"),
+            Query(f"sum(flywheel_saved_money{{{TASK}}})", "saved"),
+            floor=None,
+        ),
+        graph(
+            "Calls of the day",
+            "Label and escalation calls of today. Escalations climb fast: trusted coverage fell, "
+            "or an app sends much more.",
+            Query('sum(flywheel_label_spend_today{kind="calls"})', "label calls"),
+            Query('sum(flywheel_escalation_spend_today{kind="calls"})', "escalation calls"),
+        ),
+        graph(
+            "Calls for labels, by how they ended",
+            "refused: the teacher's key or model is wrong. unknown: held for `flywheel unknown`. "
+            "rate_limited for long: lower teacher.max_concurrency. Runbook TeacherFailing.",
+            Query(rate("flywheel_teacher_calls_total", "outcome"), "{{outcome}}"),
+            unit="reqps",
+        ),
+        graph(
+            "Escalations",
+            "no_lease: the escalation budget is spent or the learner is away; runbook "
+            "EscalationsWithoutLease.",
+            Query(rate("flywheel_gateway_escalations_total", "outcome", where=TASK), "{{outcome}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Calls left in the lease",
+            "Escalations that a gateway may still make without asking. 0 with unsure traffic: "
+            "escalations have stopped; runbook EscalationsWithoutLease.",
+            Query("flywheel_gateway_lease_remaining_calls", "{{instance}}"),
+        ),
+    ]

@@ -1,0 +1,145 @@
+"""Traffic and serving: what the gateways answer, and what reaches the learner."""
+
+from blocks import GREEN, RED, TASK, Panel, Query, graph, mean, quantile, rate
+
+
+def serving() -> list[Panel]:
+    """What the gateways do."""
+    return [
+        graph(
+            "Requests by who answered",
+            "Chat requests a second. A fall to nothing: the apps, their network or the gateway; "
+            "compare 'Gateways answering'.",
+            Query(
+                rate("flywheel_gateway_requests_total", "served_by", where=TASK), "{{served_by}}"
+            ),
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Requests by outcome",
+            "How requests ended. 'failed' rises: the teacher or the network. 'unsure' rises: "
+            "no lease is left, see 'Escalations'.",
+            Query(rate("flywheel_gateway_requests_total", "outcome", where=TASK), "{{outcome}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Time to answer",
+            "Whole requests as the gateway sees them. The student's p95 above 100 ms: compare "
+            "'Time in the model'; if that is low the host is short of processors.",
+            Query(
+                quantile(0.5, "flywheel_gateway_request_seconds", "served_by"),
+                "{{served_by}} p50",
+            ),
+            Query(
+                quantile(0.95, "flywheel_gateway_request_seconds", "served_by"),
+                "{{served_by}} p95",
+            ),
+            Query(
+                quantile(0.99, "flywheel_gateway_request_seconds", "served_by"),
+                "{{served_by}} p99",
+            ),
+            unit="s",
+        ),
+        graph(
+            "Time in the model",
+            "One batch through encoder and head. Near the time to answer: the model is the limit; "
+            "give the gateway more threads or add a gateway.",
+            Query(quantile(0.5, "flywheel_gateway_model_seconds"), "p50"),
+            Query(quantile(0.95, "flywheel_gateway_model_seconds"), "p95"),
+            unit="s",
+        ),
+        graph(
+            "Texts in a batch",
+            "Above 1 under concurrent clients. At the top of its scale all the time: the gateway "
+            "is full; add one.",
+            Query(mean("flywheel_gateway_model_batch_texts"), "mean"),
+            floor=1,
+        ),
+        graph(
+            "Why the student was unsure",
+            "below_threshold is the cascade at work. no_threshold: nothing could be certified, "
+            "follow runbook NoThresholdCertified. empty and too_long: look at what apps send.",
+            Query(rate("flywheel_gateway_unsure_total", "reason", where=TASK), "{{reason}}"),
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Calls of the teacher that failed",
+            "By kind. refused: the key or the model name is wrong. rate_limited: ask for a higher "
+            "limit. Others: the teacher is down; follow runbook TeacherFailingForGateway.",
+            Query(rate("flywheel_gateway_upstream_errors_total", "kind"), "{{kind}}"),
+            unit="reqps",
+        ),
+        graph(
+            "Turned away, or beyond the student",
+            "Requests without a key or malformed, and claimed requests that ask for tools and "
+            "the like. Many: talk to the app that sends them; the reason says what it does.",
+            Query(rate("flywheel_gateway_rejected_total", "reason"), "turned away: {{reason}}"),
+            Query(
+                rate("flywheel_gateway_unsupported_total", "reason", where=TASK),
+                "to the teacher: {{reason}}",
+            ),
+            Query(rate("flywheel_gateway_truncated_total", where=TASK), "read in part"),
+            unit="reqps",
+        ),
+        graph(
+            "Capture",
+            "Events made durable on the topic. 'dropped' must stay 0: those events are lost; "
+            "follow runbook CaptureDropping.",
+            Query(rate("flywheel_gateway_captured_total"), "captured"),
+            Query(rate("flywheel_gateway_capture_dropped_total", "reason"), "dropped: {{reason}}"),
+            unit="eps",
+        ),
+        graph(
+            "Events waiting for the topic",
+            "Growing: the topic is slow or down. At gateway.capture_buffer events are lost; "
+            "follow runbook CaptureBacklog.",
+            Query("flywheel_gateway_capture_queue_events", "{{instance}}"),
+            steps=((None, GREEN), (5000, RED)),
+        ),
+        graph(
+            "Events read, by who answered",
+            "What the learner reads from the topic. Less than the gateways capture for long: see "
+            "'Records not read yet'.",
+            Query(
+                rate("flywheel_events_total", "served_by", where='task=~"$task|unclaimed"'),
+                "{{served_by}}",
+            ),
+            Query(rate("flywheel_events_unassessed_total", where=TASK), "not assessed"),
+            unit="eps",
+        ),
+        graph(
+            "Records read",
+            "dead_letter is a record that could not be read. A share of more than 1 %: follow "
+            "runbook DeadLettersArriving.",
+            Query(rate("flywheel_records_total", "outcome"), "{{outcome}}"),
+            unit="eps",
+            stacked=True,
+        ),
+        graph(
+            "Records not read yet",
+            "Growing: ingest does not keep up or is held; follow runbook TopicLagGrowing. "
+            "'lost' must stay 0: retention removed records before they were read.",
+            Query("sum(flywheel_topic_lag_records)", "not read yet"),
+            Query("sum(flywheel_topic_gap_records_total)", "lost"),
+            Query("sum(flywheel_topic_problems)", "problems"),
+        ),
+        graph(
+            "Time to make a batch durable",
+            "Near the poll timeout for long: the disk is slow; move the data folder, or lower "
+            "ingest.max_records.",
+            Query(quantile(0.5, "flywheel_ingest_batch_seconds"), "p50"),
+            Query(quantile(0.95, "flywheel_ingest_batch_seconds"), "p95"),
+            unit="s",
+        ),
+        graph(
+            "Free disk",
+            "Of the data folder. At ingest.min_free_disk_mb ingest pauses; make room or lower "
+            "the retention settings before. Runbook DiskLow.",
+            Query("min(flywheel_disk_free_bytes)", "free"),
+            unit="bytes",
+            steps=((None, RED), (1e9, GREEN)),
+        ),
+    ]
