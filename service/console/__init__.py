@@ -1,0 +1,1 @@
+"""The operator's side of the learner: a JSON API, and pages that are views of it."""

@@ -1,0 +1,184 @@
+"""The operator API: everything that the pages show and do, as JSON."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from service.console.auth import Sessions, clean_name
+from service.learner.operations import Operations
+from service.learner.status import Status
+from service.settings import Settings
+from storage.samples import DeadLetter
+
+EVENT_SECONDS = 1.0
+STREAM_SECONDS = 600.0  # then the page connects again, with whatever session it has by then
+EXCERPT_BYTES = 4_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class ApproveBody(BaseModel):
+    """The report that was looked at: the approval holds for this content only."""
+
+    report: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ReasonBody(BaseModel):
+    reason: str
+
+
+class RollbackBody(BaseModel):
+    """`to` None: the version that was approved before the champion."""
+
+    to: int | None = None
+    reason: str
+
+
+class CodeBody(BaseModel):
+    operator: str | None = None
+
+
+def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -> APIRouter:
+    """All under /api."""
+    router = APIRouter(prefix="/api")
+
+    @router.get("/status")
+    def status() -> Response:
+        return as_json(operations.status())
+
+    @router.get("/activity")
+    def activity(limit: int = Query(50, ge=1, le=1000)) -> Response:
+        return as_json(operations.activity(limit))
+
+    @router.get("/ticks")
+    def ticks(limit: int = Query(100, ge=1, le=1000), job: str | None = None) -> Response:
+        return as_json(operations.ticks(limit, job))
+
+    @router.get("/tasks/{task}/versions")
+    def versions(task: str) -> Response:
+        return as_json(operations.versions(task))
+
+    @router.get("/tasks/{task}/versions/{number}")
+    def show(task: str, number: int) -> Response:
+        return as_json(operations.show(task, number))
+
+    @router.post("/tasks/{task}/versions/{number}/approve")
+    def approve(request: Request, task: str, number: int, body: ApproveBody) -> Response:
+        operator = request.state.operator
+        return as_json(operations.approve(task, number, report=body.report, operator=operator))
+
+    @router.post("/tasks/{task}/versions/{number}/reject")
+    def reject(request: Request, task: str, number: int, body: ReasonBody) -> Response:
+        operator = request.state.operator
+        return as_json(operations.reject(task, number, reason=body.reason, operator=operator))
+
+    @router.post("/tasks/{task}/rollback")
+    def rollback(request: Request, task: str, body: RollbackBody) -> Response:
+        operator = request.state.operator
+        done = operations.rollback(task, body.to, reason=body.reason, operator=operator)
+        champion = [v for v in operations.versions(task) if v.student == done.student]
+        return as_json({"name": f"{task}-v{champion[0].number}", "decision": done})
+
+    @router.post("/tasks/{task}/train")
+    def train(request: Request, task: str) -> Response:
+        operations.request_train(task, operator=request.state.operator)
+        return as_json({"requested": task})
+
+    @router.post("/jobs/{job}/pause")
+    def pause(request: Request, job: str) -> Response:
+        operations.pause(job, operator=request.state.operator)
+        return as_json({"paused": job})
+
+    @router.post("/jobs/{job}/resume")
+    def resume(request: Request, job: str) -> Response:
+        operations.resume(job, operator=request.state.operator)
+        return as_json({"resumed": job})
+
+    @router.get("/dead-letters")
+    def dead_letters(limit: int = Query(100, ge=1, le=1000), pending: bool = False) -> Response:
+        found = operations.dead_letters(limit, pending_only=pending)
+        return as_json([letter_content(letter) for letter in found])
+
+    @router.post("/dead-letters/{topic}/{partition}/{offset}/replay")
+    def replay(request: Request, topic: str, partition: int, offset: int) -> Response:
+        operations.replay(topic, partition, offset, operator=request.state.operator)
+        return as_json({"replayed": f"{topic}/{partition}/{offset}"})
+
+    @router.get("/unknown-outcomes")
+    def unknown_outcomes() -> Response:
+        return as_json(operations.unknown_outcomes())
+
+    @router.post("/unknown-outcomes/{key}/release")
+    def release(request: Request, key: str) -> Response:
+        operations.release(key, operator=request.state.operator)
+        return as_json({"released": key})
+
+    @router.post("/unknown-outcomes/{key}/drop")
+    def drop(request: Request, key: str) -> Response:
+        operations.drop(key, operator=request.state.operator)
+        return as_json({"dropped": key})
+
+    @router.post("/login-codes")
+    def login_codes(request: Request, body: CodeBody | None = None) -> Response:
+        """A link that logs a browser in once, within two minutes."""
+        named = body.operator if body and body.operator else request.state.operator
+        code = sessions.make_code(clean_name(named))
+        base = settings.learner.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+        return as_json({"code": code, "link": f"{base}/login?code={code}"})
+
+    @router.get("/events")
+    async def events(request: Request) -> StreamingResponse:
+        """Says `changed` when the status is another one; the page then looks again."""
+        return StreamingResponse(_changes(request, operations), media_type="text/event-stream")
+
+    return router
+
+
+def as_json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def letter_content(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter with as much of its payload as a person wants to see."""
+    payload = letter.payload or b""
+    return {
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "reason": letter.reason,
+        "received_at": letter.received_at,
+        "replayed_at": letter.replayed_at,
+        "bytes": len(payload),
+        "excerpt": payload[:EXCERPT_BYTES].decode("utf-8", "replace"),
+        "cut": len(payload) > EXCERPT_BYTES,
+        "can_replay": letter.payload is not None and letter.replayed_at is None,
+    }
+
+
+def fingerprint(status: Status) -> str:
+    """Another one when something on the overview is another one, the clock apart."""
+    return hashlib.sha256(msgspec.json.encode(replace(status, at=EPOCH))).hexdigest()[:16]
+
+
+async def _changes(request: Request, operations: Operations) -> AsyncIterator[str]:
+    yield "retry: 2000\n\n"
+    last = ""
+    stopping = request.app.state.stopping
+    for _ in range(int(STREAM_SECONDS / EVENT_SECONDS)):
+        if stopping.is_set() or await request.is_disconnected():
+            return
+        now = fingerprint(await run_in_threadpool(operations.status))
+        if now != last:
+            yield f"event: changed\ndata: {now}\n\n"
+            last = now
+        else:
+            yield ": still here\n\n"
+        await asyncio.sleep(EVENT_SECONDS)

@@ -1,0 +1,122 @@
+"""The console on a real port with data worth looking at: for browser tests and screenshots."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import uvicorn
+from operating import TASK, Desk, make_history, open_desk
+
+from pipelines.types import Estimate
+from service.console.app import console_app
+from service.learner.status import Figures, Progress, UnknownOutcome
+from storage.ticks import record_tick
+
+TOKEN = "test-token-of-the-operator"
+
+
+@dataclass
+class Console:
+    """Where the console listens, and the desk behind it."""
+
+    url: str
+    desk: Desk
+
+
+@contextmanager
+def open_console(folder: Path, *, training: bool = False) -> Iterator[Console]:
+    """A champion, a version that waits, ticks, dead letters and held calls."""
+    with open_desk(folder) as desk:
+        seed(desk)
+        if training:
+            desk.progress = Progress(
+                step=312, total=480, examples_per_second=1280, seconds_left=4.1, task=TASK
+            )
+        with serve(desk) as url:
+            yield Console(url=url, desk=desk)
+
+
+@contextmanager
+def serve(desk: Desk) -> Iterator[str]:
+    """Run the app on a free port until the end of the block."""
+    app = console_app(desk.operations, TOKEN, desk.settings, failure_seconds=0.01)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        app.state.stopping.set()
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def seed(desk: Desk) -> None:
+    """One approved, one rejected, one approved again, one failed, and one that waits."""
+    desk.approved()
+    desk.candidate()
+    desk.operations.reject(TASK, 2, reason="vouchers got worse", operator="grace")
+    desk.approved()
+    desk.evaluate(desk.train(reason="coverage fell by 9 points"), verdict="better", passed=False)
+    desk.evaluate(desk.train(reason="the labels have doubled"))
+    desk.dead_letter(17, b'{"model": "gpt-support"}', "the record has no messages")
+    desk.dead_letter(18, b"\xff\xfe\x00", "the record is not UTF-8")
+    desk.held.held = [
+        UnknownOutcome(
+            key="9f2c" * 16,
+            event_id="e-9",
+            sent_at=desk.clock.at - timedelta(minutes=3),
+            reserved=0.0031,
+            detail="the connection was cut after the request was sent",
+            task=TASK,
+        )
+    ]
+    ticks = {
+        "relabel": ("done", "12 samples labelled"),
+        "train": (
+            "nothing",
+            "the labels have grown 1.3-fold since the last training; 2-fold is due",
+        ),
+        "evaluate": ("nothing", "the newest version was evaluated against the present champion"),
+        "watch": ("done", "coverage 83.1 %, agreement 97.9 %"),
+        "retention": ("failed", "the disk is full"),
+    }
+    with desk.database.transaction() as tx:
+        for job, (outcome, detail) in ticks.items():
+            record_tick(
+                tx,
+                job=job,
+                scheduled_at=desk.clock(),
+                outcome=outcome,  # type: ignore[arg-type]
+                detail=detail,
+                now=desk.clock(),
+            )
+    desk.figures[TASK] = Figures(
+        agreement=Estimate(value=0.952, low=0.938, high=0.964, n=1210),
+        served_agreement=Estimate(value=0.979, low=0.968, high=0.988, n=904),
+        trusted_coverage=Estimate(value=0.831, low=0.82, high=0.842, n=20_400),
+        certified_coverage=0.828,
+        labels_bought=1_951,
+        labels_given=420,
+        labels_by_side={"training": 1_897, "held_out": 474},
+        pending_samples=7,
+        spend_today=1.318,
+        budget_today=20.0,
+        saved_total=14.2,
+        events_total=48_210,
+        served_by_student_share=0.83,
+        events_per_day=41_000,
+        cost_per_call=0.00061,
+        history=make_history(desk.clock.at),
+    )
