@@ -1,0 +1,91 @@
+# Two commands do everything, set-up included: `make run` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url
+# A stamp is newer than the lock files that it stands for, or it is made again.
+INSTALLER := .venv/.installed-installer
+CORE := .venv/.installed-core
+EVERYTHING := .venv/.installed-everything
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check setup core kafka docs lock system-packages clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: core ## Set up the core and watch the loop turn (ARGS="--approve --until-promoted")
+	@$(BIN)/flywheel demo $(ARGS)
+
+test: setup ## Set up everything and run all tests (ARGS="tests/test_gate.py" for some)
+	$(BIN)/pytest $(ARGS)
+
+check: setup ## Lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: $(EVERYTHING) ## Install the core, the training stack (several GB on Linux) and what tests need
+
+core: $(CORE) ## Install what gateway, learner and console need (about 600 MB)
+
+kafka: core ## Run a Kafka broker for development on 127.0.0.1:9092 (needs Java and Maven)
+	$(BIN)/python deploy/kafka/broker.py $(ARGS)
+
+docs: setup ## Write the generated parts of the documentation again
+	$(BIN)/python docs/generate.py
+
+lock: $(INSTALLER) ## Resolve the dependencies again and write the lock files
+	$(COMPILE) --upgrade pyproject.toml -o core.lock
+	$(COMPILE) --upgrade pyproject.toml --extra train -c core.lock -o training.lock
+	$(COMPILE) --upgrade --group pyproject.toml:dev -c training.lock -o dev.lock
+	printf 'uv\nsetuptools\n' | $(COMPILE) --upgrade - -c training.lock -o installer.lock
+
+clean: ## Remove the virtual environment, the caches and the demonstration's data
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info demo-data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Everything below comes from the lock files, with hashes; uv itself included.
+
+$(INSTALLER): installer.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up .venv ..."
+	@$(PYTHON) -m venv .venv || \
+		{ echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r installer.lock
+	@touch $@
+
+$(CORE): $(INSTALLER) core.lock pyproject.toml
+	@echo "Installing the core ..."
+	@$(INSTALL) -r core.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(EVERYTHING): $(CORE) training.lock dev.lock
+	@echo "Installing the training stack and the development tools ..."
+	@$(INSTALL) -r training.lock -r dev.lock
+	@touch $@
+
+# What the tests need from the system. A laptop goes without: those tests are skipped and say so.
+
+DEBIAN = command -v $(1) >/dev/null || echo $(2)
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+ifeq ($(CI),true)
+test: system-packages
+endif
+
+system-packages: ## Install Prometheus, Chromium, Java and Maven by apt (done by `make test` where CI=true)
+	@missing="$$($(call DEBIAN,promtool,prometheus); $(call DEBIAN,chromium,chromium); \
+		$(call DEBIAN,java,default-jre-headless); $(call DEBIAN,mvn,maven))"; \
+	if [ -n "$$missing" ]; then \
+		echo "Installing" $$missing "..."; \
+		$(SUDO) apt-get update -q && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -q -y --no-install-recommends $$missing; \
+	fi
