@@ -1,6 +1,7 @@
 """A real gateway for tests: real students, a teacher with behaviour, the embedded topic."""
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
@@ -12,7 +13,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import httpx2
@@ -31,10 +35,14 @@ from pipelines.students.classifier import Head, save_head
 from pipelines.types import PromptEvent, SourceOffset
 from service.gateway.app import run_gateway
 from service.keys import GATEWAY_PRODUCER, Keys, open_keys
-from service.settings import Settings
+from service.learner.gateway_api import gateway_routes
+from service.learner.leases import LeaseBook
+from service.settings import BudgetSettings, Settings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.artifacts import Artifacts
+from storage.database import Database
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
+from storage.migrate import migrate
 
 TASK = "support"
 LABELS = ("refund", "delivery", "invoice")
@@ -145,6 +153,44 @@ class Students:
         )
 
 
+@lru_cache(maxsize=1)
+def shared_students() -> Students:
+    """The same for all tests: loading an encoder takes its time."""
+    folder = Path(mkdtemp(prefix="flywheel-students-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Students(folder)
+
+
+@dataclass
+class LearnerSide:
+    """What a learner offers to gateways, on a real database, without the rest of it."""
+
+    data_dir: Path
+    keys: Keys
+    budget: BudgetSettings
+    statuses: list[Mapping[str, Any]] = field(default_factory=list)
+    now: datetime = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    port: int = 0
+
+    @contextmanager
+    def running(self) -> Iterator["LearnerSide"]:
+        """Listen; on leaving, be as dead as after `kill -9`."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        database = Database(self.data_dir / "learner.duckdb")
+        migrate(database)
+        self.book = LeaseBook(database, self.budget, now=lambda: self.now)
+        routes = gateway_routes(
+            keys=self.keys,
+            artifacts=Artifacts(self.data_dir / "artifacts"),
+            live_path=self.data_dir / "live.json",
+            leases=self.book,
+            on_status=self.statuses.append,
+        )
+        with serving(Starlette(routes=routes), port=self.port) as self.port:
+            yield self
+        database.close()
+
+
 @dataclass
 class Teacher:
     """An OpenAI-compatible upstream that remembers what it was sent."""
@@ -213,9 +259,9 @@ class Teacher:
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[int]:
-    """Any ASGI app on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(app: Any, port: int = 0) -> Iterator[int]:
+    """Any ASGI app, on a free port unless one is named."""
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -338,14 +384,15 @@ def settings_for(data_dir: Path, teacher: Teacher | None = None, **more: Any) ->
     gateway = {"port": 0, "drain_timeout": "5s", "threads": 1, **more.pop("gateway", {})}
     # No learner listens here unless the test starts one and says so.
     learner = {"port": 9, **more.pop("learner", {})}
-    return Settings(
-        data_dir=data_dir,
-        teacher=upstream,
-        gateway=gateway,
-        learner=learner,
-        tasks={TASK: task},
+    described = {
+        "data_dir": data_dir,
+        "teacher": upstream,
+        "gateway": gateway,
+        "learner": learner,
+        "tasks": {TASK: task},
         **more,
-    )
+    }
+    return Settings(**described)
 
 
 def wait_until(condition: Any, seconds: float = 20.0) -> None:

@@ -14,13 +14,14 @@ from gateway_rig import (
     Teacher,
     serving,
     settings_for,
+    shared_students,
     wait_until,
 )
 
 
 @pytest.fixture(scope="session")
-def students(tmp_path_factory: pytest.TempPathFactory) -> Students:
-    return Students(tmp_path_factory.mktemp("students"))
+def students() -> Students:
+    return shared_students()
 
 
 @pytest.fixture

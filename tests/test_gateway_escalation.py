@@ -1,0 +1,205 @@
+"""Unsure requests: to the teacher within the lease, and answered, marked, without one."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from gateway_rig import (
+    LearnerSide,
+    RunningGateway,
+    Students,
+    Teacher,
+    serving,
+    settings_for,
+    shared_students,
+    wait_until,
+)
+
+from service.keys import open_keys
+from service.settings import BudgetSettings
+
+
+@pytest.fixture(scope="module")
+def students() -> Students:
+    return shared_students()
+
+
+@pytest.fixture
+def teacher() -> Iterator[Teacher]:
+    teacher = Teacher()
+    with serving(teacher.app()) as port:
+        teacher.port = port
+        yield teacher
+
+
+@contextmanager
+def unsure_gateway(
+    folder: Path,
+    teacher: Teacher | None,
+    students: Students,
+    *,
+    calls: int = 100,
+    money: float = 10.0,
+    threshold: float | None = None,
+    learner_lives: bool = True,
+    **more: Any,
+) -> Iterator[tuple[RunningGateway, LearnerSide]]:
+    """A gateway whose student is unsure of everything (unless told otherwise)."""
+    budget = BudgetSettings(escalation_calls=calls, escalation_money=money, lease_calls=calls or 1)
+    learner = LearnerSide(folder, open_keys(folder), budget)
+    with learner.running():
+        settings = settings_for(folder, teacher, learner={"port": learner.port}, **more)
+        gateway = RunningGateway(settings)
+        gateway.serve(students.publish(folder, 1, threshold=threshold))
+        if learner_lives:
+            yield gateway, learner
+            gateway.stop()
+    if not learner_lives:
+        yield gateway, learner
+        gateway.stop()
+
+
+def test_an_unsure_request_goes_to_the_teacher_within_the_lease(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    teacher.answer = "invoice"
+    with unsure_gateway(tmp_path, teacher, students, calls=2) as (gateway, learner):
+        answers = [gateway.chat(seed=5, max_tokens=9, user="u") for _ in range(4)]
+        by = [answer.headers["x-flywheel-served-by"] for answer in answers]
+        assert by == ["teacher", "teacher", "student", "student"]
+        assert answers[0].json()["choices"][0]["message"]["content"] == "invoice"
+        assert answers[0].headers["x-flywheel-version"] == "teacher"
+        assert float(answers[0].headers["x-flywheel-confidence"]) > 0
+        assert answers[2].headers["x-flywheel-unsure"] == "no_lease"
+        assert answers[2].json()["choices"][0]["message"]["content"] == "delivery"
+        headers, body = teacher.requests[0]
+        assert headers["authorization"] == "Bearer our-own-key"
+        sent = json.loads(body)
+        assert sent["seed"] == 5
+        assert sent["max_completion_tokens"] == 9
+        assert sent["messages"] == [{"role": "user", "content": "where is my parcel"}]
+        wait_until(lambda: len(gateway.events()) == 4)
+        served, _, marked, _ = gateway.events()
+        assert served.student is not None
+        assert served.student.label == "delivery"
+        assert served.teacher_answer == "invoice"
+        assert served.usage is not None
+        assert served.served_by == "teacher"
+        assert served.attributes == {"unsure": "no_threshold", "escalation": "answered"}
+        assert marked.served_by == "student"
+        assert marked.teacher_answer is None
+        assert marked.attributes == {"unsure": "no_threshold", "escalation": "no_lease"}
+        wait_until(lambda: learner.book.spent().calls == 2)
+        assert len(teacher.requests) == 2
+
+
+def test_sure_answers_do_not_ask_the_teacher_and_empty_or_endless_texts_do(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    with unsure_gateway(tmp_path, teacher, students, threshold=0.0) as (gateway, _):
+        assert gateway.chat().headers["x-flywheel-served-by"] == "student"
+        assert gateway.chat("  ").headers["x-flywheel-served-by"] == "teacher"
+        assert gateway.chat("parcel " * 5000).headers["x-flywheel-served-by"] == "teacher"
+        assert gateway.chat("parcel " * 500).headers["x-flywheel-served-by"] == "student"
+        assert gateway.metric("truncated_total", task="support") == 2
+    with unsure_gateway(tmp_path / "b", teacher, students, threshold=0.9999) as (gateway, _):
+        assert gateway.chat().headers["x-flywheel-served-by"] == "teacher"
+        assert gateway.metric("unsure_total", task="support", reason="below_threshold") == 1
+
+
+def test_instructions_go_first_where_the_app_sent_none(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    task = {"instructions": "Name the intent."}
+    with unsure_gateway(tmp_path, teacher, students, task=task) as (gateway, _):
+        gateway.chat()
+        sent = json.loads(teacher.requests[0][1])["messages"]
+        assert sent[0] == {"role": "system", "content": "Name the intent."}
+
+
+def test_an_escalated_stream_is_a_stream(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    with (
+        unsure_gateway(tmp_path, teacher, students) as (gateway, _),
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=0) as app,
+    ):
+        chunks = list(
+            app.chat.completions.create(
+                model="desk", messages=[{"role": "user", "content": "hm"}], stream=True
+            )
+        )
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "refund"
+        assert {chunk.model for chunk in chunks} == {"big-teacher"}
+
+
+def test_with_a_dead_learner_the_student_answers_marked_when_the_lease_is_over(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    with unsure_gateway(tmp_path, teacher, students, learner_lives=False) as (gateway, _):
+        # No lease was taken while the learner lived.
+        for _ in range(3):
+            answer = gateway.chat()
+            assert answer.status_code == 200
+            assert answer.headers["x-flywheel-unsure"] == "no_lease"
+        assert not teacher.requests
+
+
+def test_a_failing_teacher_is_covered_by_the_student_and_soon_left_alone(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    teacher.status = 500
+    with unsure_gateway(tmp_path, teacher, students) as (gateway, _):
+        for _ in range(10):
+            answer = gateway.chat()
+            assert answer.headers["x-flywheel-unsure"] == "teacher_failed"
+            assert answer.json()["choices"][0]["message"]["content"] == "delivery"
+        assert 3 <= len(teacher.requests) < 10
+
+
+def test_where_unsure_answers_are_not_wanted_they_are_refused(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    task = {"when_unsure": "refuse"}
+    with unsure_gateway(tmp_path, teacher, students, calls=0, task=task) as (gateway, _):
+        app = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="x", max_retries=5)
+        with app, pytest.raises(openai.InternalServerError) as raised:
+            app.chat.completions.create(model="desk", messages=[{"role": "user", "content": "x"}])
+        assert raised.value.status_code == 503
+        assert raised.value.code == "unsure_no_lease"
+        # The client is told not to try again.
+        assert gateway.metric("unsure_total", task="support", reason="no_threshold") == 1
+        wait_until(lambda: len(gateway.events()) == 1)
+        assert gateway.events()[0].answer is None
+
+
+def test_money_is_reserved_at_its_highest_and_settled_at_its_price(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    prices = {"price_per_million_in": 1000.0, "price_per_million_out": 10_000.0, "max_tokens": 10}
+    with unsure_gateway(tmp_path, teacher, students, money=0.5, upstream=prices) as (
+        gateway,
+        learner,
+    ):
+        served = [gateway.chat().headers["x-flywheel-served-by"] for _ in range(10)]
+        # 20 tokens in and 5 out cost 0.07; a call may cost about 0.2 before it is made.
+        assert served.count("teacher") == 5
+        wait_until(lambda: learner.book.spent().calls == 5)
+        assert learner.book.spent().money == pytest.approx(0.35)
+
+
+def test_a_gateway_that_ends_well_gives_its_lease_back(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    with unsure_gateway(tmp_path, teacher, students, calls=10) as (gateway, learner):
+        gateway.chat()
+        gateway.stop()
+        again = RunningGateway(gateway.settings)
+        wait_until(lambda: again.readyz()[1]["serving"] != {})
+        assert again.chat().headers["x-flywheel-served-by"] == "teacher"
+        again.stop()
+        assert learner.book.spent().calls == 2
