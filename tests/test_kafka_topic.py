@@ -226,6 +226,20 @@ def test_a_stuck_partition_is_noticed_and_read_on(options: KafkaOptions, opened:
     assert reader.recreated == 1
 
 
+def test_a_topic_that_was_deleted_is_said(
+    kafka_broker: Any, options: KafkaOptions, opened: Any
+) -> None:
+    reader = opened(KafkaTopicReader(options))
+    reader.seek({})
+    kafka_broker.delete_topic(options.topic)
+    until(
+        lambda: (
+            reader.poll(max_records=1, timeout_seconds=0.1) == ((), {}) and bool(reader.problems())
+        )
+    )
+    assert f"{options.topic} is no longer on" in reader.problems()[0]
+
+
 def test_a_long_pause_is_not_taken_for_being_stuck(options: KafkaOptions, opened: Any) -> None:
     reader = opened(KafkaTopicReader(replace(options, stuck_after_seconds=0.6)))
     reader.seek({})

@@ -113,6 +113,7 @@ class KafkaTopicReader:
             polled = self._consumer.poll(
                 timeout_ms=int(timeout_seconds * 1000), max_records=max_records
             )
+            moved = {} if polled else self._moved_silently()
         except errors.OffsetOutOfRangeError:
             return self._step_over_gaps()
         except errors.LogTruncationError as problem:
@@ -126,9 +127,7 @@ class KafkaTopicReader:
             ) from problem
         except Exception as problem:
             return self._go_around(problem)
-        if not polled:
-            return Batch((), self._moved_silently())
-        return self._batch(polled)
+        return self._batch(polled) if polled else Batch((), moved)
 
     def take_gaps(self) -> Sequence[Gap]:
         gaps, self._gaps = self._gaps, []
@@ -338,7 +337,9 @@ class KafkaTopicReader:
                     self._seen = look(self._admin, self._options)
                     looked_at = time.monotonic()
                 self._unreachable = None
-            except (errors.KafkaError, FlywheelError, OSError, RuntimeError) as problem:
+            except FlywheelError as problem:
+                self._unreachable = str(problem)
+            except (errors.KafkaError, OSError, RuntimeError) as problem:
                 self._unreachable = why_unreachable(self._options, problem)
         with suppress(Exception):  # a gauge is not worth a failed shutdown
             self._commit_progress()

@@ -137,7 +137,10 @@ def _describe(admin: Any, topic: str) -> Any:
 def look(admin: Any, options: KafkaOptions) -> Sighting:
     description = _describe(admin, options.topic)
     if description is None:
-        raise SettingsError(f"The topic {options.topic} is gone.")
+        raise SettingsError(
+            f"The topic {options.topic} is no longer on {options.bootstrap_servers}. Restore it, "
+            "or point the settings to another."
+        )
     partitions = [
         TopicPartition(options.topic, p["partition_index"]) for p in description["partitions"]
     ]
