@@ -21,7 +21,7 @@ import service.settings
 from pipelines.errors import ExitCode, FlywheelError
 from service.cli import app
 from service.cli_help import EXIT_CODES
-from service.settings import Section, Settings, TaskSettings
+from service.settings import Section, Settings, TaskSettings, format_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 96
@@ -207,18 +207,10 @@ def _default(field: FieldInfo) -> str:
     if value is None or value in ("", [], {}):
         return "none"
     if isinstance(value, timedelta):
-        return f"`{_duration(value)}`"
+        return f"`{format_duration(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value}`"
-
-
-def _duration(span: timedelta) -> str:
-    seconds = span.total_seconds()
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds * 1000:g}ms"
 
 
 # Command line and exit codes

@@ -55,10 +55,19 @@ def parse_duration(value: object) -> object:
     return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
+def format_duration(value: timedelta) -> str:
+    """As `parse_duration` reads it, in the largest unit that holds it exactly."""
+    milliseconds = round(value / timedelta(milliseconds=1))
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if milliseconds >= size and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms"
+
+
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
-    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
+    PlainSerializer(format_duration, return_type=str),
 ]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -241,7 +250,7 @@ class LearnerSettings(Section):
     allowed_hosts: list[str] = []  # other names under which the console is reached
     gateway_url: str = ""  # "": the gateway on this host
     drain_timeout: Duration = timedelta(seconds=25)  # for work under way, at the end
-    database_memory_mb: int = Field(default=256, gt=31)  # what DuckDB may use
+    database_memory_mb: int = Field(default=128, gt=31)  # what DuckDB may use
 
 
 class EncoderSettings(Section):
@@ -354,7 +363,7 @@ class Settings(BaseSettings):
                 NestedSecretsSettingsSource(
                     file_secret_settings,
                     secrets_dir=folder,
-                    secrets_dir_missing="error",
+                    secrets_prefix="",
                     secrets_nested_delimiter="__",
                 )
             )
@@ -408,6 +417,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(f"there is no settings file at {named}")
     found = named or (Path(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else None)
     _refuse_unknown_variables()
+    _refuse_unknown_secrets()
 
     # pydantic-settings takes its files from the class, so each load makes its own.
     class Loaded(Settings):
@@ -430,6 +440,21 @@ def _refuse_unknown_variables() -> None:
             raise SettingsError(
                 f"the environment variable {name} is not a setting; "
                 f"`flywheel check` prints all settings"
+            )
+
+
+def _refuse_unknown_secrets() -> None:
+    if not os.environ.get(SECRETS_VARIABLE):
+        return
+    folder = Path(os.environ[SECRETS_VARIABLE])
+    if not folder.is_dir():
+        raise SettingsError(f"{SECRETS_VARIABLE} names {folder}, and there is no such folder")
+    for path in folder.iterdir():
+        top = path.name.lower().split("__")[0]
+        if path.is_file() and not path.name.startswith(".") and top not in Settings.model_fields:
+            raise SettingsError(
+                f"the secret file {path} is not called like a setting, as for example "
+                "teacher__api_key is"
             )
 
 
