@@ -1,5 +1,6 @@
 """Two calibrated students on the same held-out items, with a known true difference."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 from pipelines.calibration import calibration_error
 from pipelines.certify import certify_threshold, coverage_gain_p
 from pipelines.evaluate import CANDIDATE, CHAMPION
-from pipelines.gate import GatePolicy
-from pipelines.intervals import count_pairs, paired_low, wilson_share
-from pipelines.types import Answers, Evaluation, HeldOutItem
+from pipelines.gate import GateFacts, GatePolicy, judge
+from pipelines.intervals import count_pairs, wilson_share
+from pipelines.types import Answers, Estimate, Evaluation, HeldOutItem
 
 SHAPE = 0.6  # of the confidences: most of them near 1, as students' are
 
@@ -74,38 +75,65 @@ def candidate_marks(
     return calibrated(generator, correct, agreement + gain)
 
 
-def within_reach(candidate: Marks, champion: Marks, policy: GatePolicy) -> bool:
-    """Whether the gate could find this candidate not worse, at any attempt."""
-    pairs = count_pairs(_plain(candidate.correct), _plain(champion.correct))
-    return paired_low(pairs, policy.alpha) > -policy.delta
+def promoted(
+    candidate: Marks,
+    champion: Marks,
+    policy: GatePolicy,
+    facts: GateFacts,
+    *,
+    attempt: int,
+    seed: int,
+    target: float = 0.9,
+) -> bool:
+    """Whether the gate lets the candidate through.
 
-
-def quick_evaluation(
-    candidate: Marks, champion: Marks, *, target: float, policy: GatePolicy, seed: int
-) -> Evaluation:
-    """What `evaluate` returns, as far as the gate reads it, without what it would not read.
-
-    The threshold and the chance of its gain take most of the time and matter only within reach.
+    The thresholds take most of the time and are read only where the candidate is found not
+    worse and yet not better: asked first without them, the gate gives the same answer sooner.
     """
-    pairs = count_pairs(_plain(candidate.correct), _plain(champion.correct))
-    items = pairs.total
-    ours = (candidate.confidences.tolist(), _plain(candidate.correct))
-    theirs = (champion.confidences.tolist(), _plain(champion.correct))
-    reach = within_reach(candidate, champion, policy)
+    figures = counts_only(candidate, champion, policy, target=target, seed=seed)
+    report = judge(figures, policy, facts, attempt=attempt)
+    if report.verdict != "non_inferior":
+        return report.promotable
+    figures = with_thresholds(figures, candidate, champion, target=target, seed=seed)
+    return judge(figures, policy, facts, attempt=attempt).promotable
+
+
+def counts_only(
+    candidate: Marks, champion: Marks, policy: GatePolicy, *, target: float, seed: int
+) -> Evaluation:
+    """What `evaluate` returns, as far as the gate reads it, with no threshold certified."""
+    right = _plain(candidate.correct)
+    pairs = count_pairs(right, _plain(champion.correct))
     nothing = certify_threshold([], [], target=target)
+    unlimited = policy.max_calibration_error >= 1.0
     return Evaluation(
         snapshot="simulated",
-        items=items,
-        agreement={CANDIDATE: wilson_share(sum(ours[1]), items, 0.05)},
+        items=pairs.total,
+        agreement={CANDIDATE: wilson_share(sum(right), pairs.total, 0.05)},
         difference={},
         slices=(),
         flips=(),
         negative_flip_rate=None,
-        calibration_error=calibration_error(*ours, seed=seed),
-        threshold=certify_threshold(*ours, target=target) if reach else nothing,
-        champion_threshold=certify_threshold(*theirs, target=target) if reach else nothing,
+        calibration_error=Estimate(value=0.0, low=0.0, high=0.0, n=pairs.total)
+        if unlimited
+        else calibration_error(candidate.confidences.tolist(), right, seed=seed),
+        threshold=nothing,
+        champion_threshold=nothing,
         pairs={CHAMPION: pairs},
-        coverage_gain_p=coverage_gain_p(ours, theirs, target=target, seed=seed) if reach else 1.0,
+        coverage_gain_p=1.0,
+    )
+
+
+def with_thresholds(
+    figures: Evaluation, candidate: Marks, champion: Marks, *, target: float, seed: int
+) -> Evaluation:
+    ours = (candidate.confidences.tolist(), _plain(candidate.correct))
+    theirs = (champion.confidences.tolist(), _plain(champion.correct))
+    return dataclasses.replace(
+        figures,
+        threshold=certify_threshold(*ours, target=target),
+        champion_threshold=certify_threshold(*theirs, target=target),
+        coverage_gain_p=coverage_gain_p(ours, theirs, target=target, seed=seed),
     )
 
 

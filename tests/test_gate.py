@@ -13,9 +13,10 @@ from simulated_pairs import (
     calibrated,
     candidate_marks,
     champion_marks,
+    counts_only,
     held_out_items,
-    quick_evaluation,
-    within_reach,
+    promoted,
+    with_thresholds,
 )
 
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, evaluate, majority_answers
@@ -89,8 +90,7 @@ def approvals(
         candidate = candidate_marks(
             generator, champion, agreement=agreement, discordance=discordance, gain=gain
         )
-        figures = quick_evaluation(candidate, champion, target=0.9, policy=POLICY, seed=trial)
-        passed += judge(figures, POLICY, SECOND, attempt=1).promotable
+        passed += promoted(candidate, champion, POLICY, SECOND, attempt=1, seed=trial)
     return passed / trials
 
 
@@ -138,12 +138,9 @@ def test_an_equal_candidate_with_more_coverage_is_approved() -> None:
     right = generator.random(4_000) < 0.92
     hesitant = Marks(np.full(4_000, 0.92), right)
     decided = calibrated(generator, right, 0.92)
-    report = judge(
-        quick_evaluation(decided, hesitant, target=0.97, policy=POLICY, seed=0),
-        POLICY,
-        SECOND,
-        attempt=1,
-    )
+    figures = counts_only(decided, hesitant, POLICY, target=0.97, seed=0)
+    figures = with_thresholds(figures, decided, hesitant, target=0.97, seed=0)
+    report = judge(figures, POLICY, SECOND, attempt=1)
     assert report.verdict == "non_inferior"
     assert report.promotable
     assert "trusted coverage goes from 0.0 %" in named(report, "better_or_more_coverage").sentence
@@ -172,27 +169,23 @@ def test_ten_null_candidates_in_a_row_are_promoted_at_most_as_often_as_alpha(
     generator = np.random.default_rng(round(1000 * discordance + 100 * gain) + 77)
     # Flips and calibration would stop some by themselves; the promise is about the tests.
     policy = GatePolicy(max_negative_flips=1.0, max_calibration_error=1.0)
-    windows, promoted = 200, 0
+    windows, wrongly = 200, 0
     for window in range(windows):
         champion = champion_marks(generator, 400, 0.9)
         for attempt in range(1, 11):
             candidate = candidate_marks(
                 generator, champion, agreement=0.9, discordance=discordance, gain=gain
             )
-            if not within_reach(candidate, champion, policy):
-                continue
-            figures = quick_evaluation(
-                candidate, champion, target=0.9, policy=policy, seed=window * 10 + attempt
-            )
-            if judge(figures, policy, SECOND, attempt=attempt).promotable:
-                promoted += 1
+            seed = window * 10 + attempt
+            if promoted(candidate, champion, policy, SECOND, attempt=attempt, seed=seed):
+                wrongly += 1
                 break
-    assert promoted / windows <= POLICY.alpha + 2 * math.sqrt(0.05 * 0.95 / windows)
+    assert wrongly / windows <= POLICY.alpha + 2 * math.sqrt(0.05 * 0.95 / windows)
 
 
 def test_looking_again_and_again_at_a_null_candidate_promotes_it_rarely() -> None:
     generator = np.random.default_rng(3)
-    trials, promoted = 200, 0
+    trials, wrongly = 200, 0
     for _ in range(trials):
         outcomes = generator.choice(3, size=2_000, p=[0.05, 0.05, 0.90])
         for look, end in enumerate(range(200, 2_001, 100), start=1):
@@ -202,10 +195,10 @@ def test_looking_again_and_again_at_a_null_candidate_promotes_it_rarely() -> Non
             if judge(
                 figures, GatePolicy(max_negative_flips=1.0), SECOND, attempt=1, look=look
             ).promotable:
-                promoted += 1
+                wrongly += 1
                 break
     level = attempt_alpha(0.05, 1)
-    assert promoted / trials <= level + 2 * math.sqrt(level / trials)
+    assert wrongly / trials <= level + 2 * math.sqrt(level / trials)
 
 
 def test_looking_again_at_a_better_candidate_promotes_it_in_the_end() -> None:
