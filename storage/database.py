@@ -35,6 +35,7 @@ class Database:
         self._connection = _connect(path, memory_mb)
         self._write_lock = RLock()
         self._closed = False
+        self._counting = False
         try:
             self._refuse_foreign()
             self._refuse_truncated()
@@ -50,7 +51,7 @@ class Database:
             cursor.begin()
             try:
                 yield cursor
-                count = _count_commit(cursor)
+                count = self._count_commit(cursor)
                 cursor.commit()
             except BaseException as error:
                 with suppress(duckdb.Error):  # the failure itself may have ended it
@@ -114,6 +115,12 @@ class Database:
                 "without what is missing"
             )
 
+    def _count_commit(self, cursor: Cursor) -> int:
+        self._counting = self._counting or bool(_scalar(cursor, HAS_COMMITS))
+        if not self._counting:  # before the first migration
+            return 0
+        return int(_scalar(cursor, COUNT_COMMIT))
+
     def _note_commit(self, count: int) -> None:
         os.pwrite(self._counter, f"{count:<20}\n".encode(), 0)
         os.fdatasync(self._counter)
@@ -139,12 +146,6 @@ def _connect(path: Path, memory_mb: int) -> Cursor:
         raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
     except duckdb.Error as error:
         raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
-
-
-def _count_commit(cursor: Cursor) -> int:
-    if not _scalar(cursor, HAS_COMMITS):  # before the first migration
-        return 0
-    return int(_scalar(cursor, COUNT_COMMIT))
 
 
 def _is_disk_full(error: BaseException) -> bool:

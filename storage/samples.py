@@ -25,7 +25,11 @@ ON CONFLICT DO NOTHING
 RETURNING event_id
 """
 
-INSERT_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+INSERT_GROUPS = """
+INSERT INTO groups
+SELECT unnest($group_id), unnest($task), unnest($side), unnest($text), $now
+ON CONFLICT DO NOTHING
+"""
 SELECT_GROUPS = "SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at"
 
 # Oldest first within a reason; held-out and audit first, because evidence must not wait
@@ -150,9 +154,18 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
 
 
 def add_groups(tx: Cursor, groups: Sequence[Group], now: datetime) -> None:
-    for group in groups:
-        row = [group.group_id, group.task, group.side.value, group.text, to_db_time(now)]
-        tx.execute(INSERT_GROUP, row)
+    if not groups:
+        return
+    tx.execute(
+        INSERT_GROUPS,
+        {
+            "group_id": [group.group_id for group in groups],
+            "task": [group.task for group in groups],
+            "side": [group.side.value for group in groups],
+            "text": [group.text for group in groups],
+            "now": to_db_time(now),
+        },
+    )
 
 
 def stored_groups(tx: Cursor, task: str) -> list[Group]:

@@ -69,7 +69,7 @@ class Screen:
             "Once it serves, customers begin to write about something it has never seen.\n\n"
         )
         for what, where in (
-            ("approve it here  ", login["url"]),
+            ("approve it here  ", login["link"]),
             ("or here          ", f"flywheel --config {self._data}/flywheel.toml approve"),
             ("OpenAI endpoint  ", f"{self._gateway}/v1   (model: {self._corpus.task})"),
             ("metrics          ", f"{self._gateway}/metrics   {self._learner}/metrics"),

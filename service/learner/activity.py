@@ -57,7 +57,10 @@ def _evaluation(found: StoredEvaluation, numbers: Numbers) -> Activity:
         verdict = "better than every rival"
     else:
         verdict = VERDICTS[found.verdict]
-    ending = "; it can be approved" if found.promotable else ""
+    if found.promotable:
+        ending = "; it can be approved"
+    else:
+        ending = "" if found.verdict == "insufficient_evidence" else "; the gate says no"
     return Activity(
         at=found.evaluated_at,
         kind="evaluation",

@@ -17,7 +17,7 @@ from pipelines.ask import TeacherPolicy, cost, prompt_version
 from pipelines.assess import assess
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy, decode
-from pipelines.errors import DiskFull, InvalidMessage, OffsetsLost
+from pipelines.errors import BrokerUnavailable, DiskFull, InvalidMessage, OffsetsLost
 from pipelines.label import read_label
 from pipelines.render import classifier_text
 from pipelines.sample import SamplingPolicy, choose, settle
@@ -151,8 +151,18 @@ class Ingest:
 
     def run(self, stop: Event) -> None:
         """Run until asked to stop. The current batch is always finished first."""
+        linger = self._settings.linger.total_seconds()
         while not stop.is_set():
-            self.run_once()
+            started = time.monotonic()
+            try:
+                records = self.run_once()
+            except BrokerUnavailable as error:  # nothing was committed; the next poll goes on
+                log.error("broker_unavailable", error=str(error))
+                self._metrics.topic_problems.set(1)
+                stop.wait(RETRY_SECONDS)
+                continue
+            if 0 < records < self._settings.max_records:
+                stop.wait(max(0.0, linger - (time.monotonic() - started)))
 
     def run_once(self) -> int:
         """One poll and its transaction. Returns how many records it read."""
