@@ -83,6 +83,14 @@ def main() -> None:
         sys.exit(int(error.exit_code))
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"flywheel {version('flywheel')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     config: Annotated[
@@ -91,13 +99,13 @@ def _options(
     data_dir: Annotated[
         Path | None, typer.Option(help="Data folder, instead of the one in the settings.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        print(f"flywheel {version_of('flywheel')}")
-        raise typer.Exit
     chosen.config, chosen.data_dir = config, data_dir
 
 
