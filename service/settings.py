@@ -109,6 +109,7 @@ class IngestSettings(Section):
 
     max_records: int = Field(default=2000, gt=0)  # in one transaction
     poll_timeout: Duration = timedelta(seconds=0.5)  # how long a poll waits
+    linger: Duration = timedelta(seconds=0.25)  # between transactions when traffic is thin
     max_record_bytes: int = Field(default=262_144, gt=0)  # larger ones are dead letters
     max_dead_letter_rate: Rate = 0.9  # above it, over a whole window, the topic is paused
     dead_letter_window: int = Field(default=500, gt=0)  # records

@@ -122,6 +122,7 @@ class Demo:
                     self._still_running()
                     status = self._status()
                     if status is None:
+                        screen.say(f"The learner does not answer; see {self._log_path}")
                         continue
                     screen.show(status, seen)
                     if approve:
