@@ -63,16 +63,16 @@ class Guard:
                 "the console is not known under this host name; add it to learner.allowed_hosts",
             )
         identity = self.sessions.identify(request)
+        open_to_all = path in LOGIN_PATHS or path.startswith(STATIC_PREFIX)
+        if identity is None and not open_to_all:
+            return await self._unknown(request)
         if not is_same_origin(request, identity):
             return error_response(403, "the request comes from another site")
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return error_response(413, f"at most {MAX_BODY_BYTES:,} bytes are read")
-        if path in LOGIN_PATHS or path.startswith(STATIC_PREFIX):
-            return None
-        if identity is None:
-            return await self._unknown(request)
-        request.state.operator = identity.operator
+        if identity is not None and not open_to_all:
+            request.state.operator = identity.operator
         return None
 
     async def _unknown(self, request: Request) -> Response:
