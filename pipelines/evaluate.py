@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.calibration import calibration_error
 from pipelines.certify import certify_threshold, coverage_gain_p
@@ -20,6 +22,8 @@ CHAMPION = "champion"
 BASE = "base"
 MAJORITY = "majority"
 NEAREST = "nearest"
+
+LEAST_KEPT = 0.5  # of the items, when they are thinned to equal probability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +53,35 @@ def snapshot_hash(items: Sequence[HeldOutItem]) -> str:
 def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
     """Keep items so that all were drawn with equal probability: the snapshot's lowest.
 
-    Decided by hashing the event id: the same item stays or goes in every evaluation. Exact
-    tests need equal probabilities; weights would leave only approximations.
+    Decided by hashing the event id: the same item stays or goes at the same rate. Exact tests
+    need whole items; weights would leave only approximations. At least half of the evidence is
+    kept: where the lowest rate would cost more, the rate is the lowest that does not. The
+    held-out draw is uniform at every moment, so what remains unequal is how much each period
+    counts, and the comparison is still exact for that mixture of periods.
     """
     if not items:
         return ()
-    lowest = min(item.inclusion_probability for item in items)
-    if not 0.0 < lowest <= 1.0:
-        raise ValueError(f"an item cannot have been drawn with probability {lowest}")
+    rates = np.array([item.inclusion_probability for item in items])
+    if not bool(np.all((rates > 0.0) & (rates <= 1.0))):
+        raise ValueError("an item was drawn with a probability outside (0, 1]")
+    rate = _thinning_rate(rates)
     return tuple(
-        item for item in items if _unit_hash(item.event_id) * item.inclusion_probability < lowest
+        item for item in items if _unit_hash(item.event_id) * item.inclusion_probability < rate
     )
+
+
+def _thinning_rate(rates: NDArray[np.float64]) -> float:
+    low, high = float(rates.min()), float(rates.max())
+    enough = rates.size * LEAST_KEPT
+    if np.minimum(1.0, low / rates).sum() >= enough:
+        return low
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        if np.minimum(1.0, middle / rates).sum() >= enough:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def majority_answers(items: Sequence[HeldOutItem], label_counts: Mapping[str, int]) -> Answers:

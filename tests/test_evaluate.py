@@ -149,3 +149,21 @@ def test_unequal_draws_are_thinned_to_equal_ones() -> None:
 def test_equal_draws_are_all_kept() -> None:
     items = [dataclasses.replace(item, inclusion_probability=0.05) for item in held_out_items(500)]
     assert thin(items) == tuple(items)
+
+
+def test_one_rare_item_does_not_cost_the_evidence() -> None:
+    common = [dataclasses.replace(item, inclusion_probability=1.0) for item in held_out_items(999)]
+    rare = dataclasses.replace(
+        common[0], event_id="rare", group_id="rare", inclusion_probability=0.001
+    )
+    kept = thin([rare, *common])
+    assert rare in kept
+    assert 450 <= len(kept) <= 550
+
+
+@pytest.mark.parametrize("probability", [0.0, -0.1, 1.5, math.nan])
+def test_an_impossible_probability_is_refused(probability: float) -> None:
+    items = held_out_items(2)
+    broken = dataclasses.replace(items[0], inclusion_probability=probability)
+    with pytest.raises(ValueError, match="outside"):
+        thin([broken, items[1]])
