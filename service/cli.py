@@ -112,8 +112,10 @@ def _options(
 @app.command(epilog=examples("flywheel run", "flywheel --config support.toml run"))
 def run() -> None:
     """Run a gateway and a learner on this host, until stopped."""
+    from service.supervisor import hold_life_line
     from service.supervisor import run as supervise
 
+    hold_life_line()
     raise typer.Exit(supervise(chosen.settings(), chosen.arguments()))
 
 
@@ -223,16 +225,31 @@ def check(as_json: AsJson = False) -> None:
 @app.command("import", epilog=examples("flywheel import prompts.jsonl", "flywheel import log.csv"))
 def import_log(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    model: Annotated[
+        str | None, typer.Option(help="For lines that name no model.", show_default=False)
+    ] = None,
+    task: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a recorded log (JSONL, CSV or Parquet) onto the topic."""
-    from service.import_log import import_file
+    from contextlib import closing
+    from dataclasses import asdict
 
-    found = import_file(chosen.settings(), file)
+    from service.import_log import ImportPolicy, import_file
+    from service.topics.opening import open_writer
+
+    settings = chosen.settings()
+    policy = ImportPolicy(model=model, task=task, max_bytes=settings.ingest.max_record_bytes)
+    with closing(open_writer(settings)) as writer:
+        found = import_file(file, writer, policy=policy, progress=_count_lines)
     if as_json:
-        _print_json(found)
-    else:
-        print(found)
+        _print_json(asdict(found))
+        return
+    print(f"{found.sent:,} of {found.lines:,} lines are on the topic")
+    for reject in found.rejects:
+        print(f"line {reject.line}: {reject.reason}", file=sys.stderr)
+    if found.rejected > len(found.rejects):
+        print(f"... and {found.rejected - len(found.rejects):,} more", file=sys.stderr)
 
 
 @app.command(epilog=examples("flywheel status", "flywheel status --json"))
@@ -393,6 +410,11 @@ def drop(key: str) -> None:
     """Never ask again for this one."""
     chosen.client().post("unknown-outcomes", key, "drop")
     print("It is dropped.")
+
+
+def _count_lines(lines: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{lines:,} lines", end="", file=sys.stderr, flush=True)
 
 
 def _show(found: Any, lines: Any, as_json: bool) -> None:

@@ -1,7 +1,9 @@
 """`flywheel demo`: the whole loop on this machine, with nothing but what is installed."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from service.demo.customers import Customers
 from service.demo.screen import Screen
 from service.demo.traffic import Traffic
 from service.keys import read_operator_token
+from service.supervisor import LIFE_LINE
 
 MARKER = ".flywheel-demo"
 CONFIG = "flywheel.toml"
@@ -42,6 +45,7 @@ def run_demo(
     Ends with OK after Ctrl-C or `duration`, or with `until_promoted` when an approved
     student has answered traffic. Raises `FlywheelError` when a part does not start.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     corpus = load_corpus()
     _fresh_folder(data)
     with Demo(data, corpus, seed=seed, rate=rate, error_rate=error_rate) as demo:
@@ -92,7 +96,8 @@ class Demo:
         )
         self._service = subprocess.Popen(
             [sys.executable, "-m", "service", "--config", str(config), "run"],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # its end tells them that we are gone
+            env={**os.environ, LIFE_LINE: "1"},
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
