@@ -1,0 +1,121 @@
+"""The Prometheus that the tests ask: Debian's, started on a free port and stopped afterwards."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parent.parent / "deploy" / "prometheus"
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+
+def program(name: str) -> str:
+    """The path of `prometheus` or `promtool`; skips where it is missing, but fails on CI."""
+    if found := shutil.which(name):
+        return found
+    sentence = (
+        f"{name} not found. It comes with Prometheus: `apt-get install prometheus`, "
+        "or `brew install prometheus`."
+    )
+    if os.environ.get("CI") == "true":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+class PrometheusServer:
+    """A running Prometheus, through its HTTP API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """The samples of an instant query; its error is an AssertionError."""
+        result: list[dict[str, Any]] = self.get("query", query=expr)["result"]
+        return result
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data of an API call."""
+        address = f"{self.url}/api/v1/{path}"
+        if parameters:
+            address += "?" + urllib.parse.urlencode(parameters)
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")
+            raise AssertionError(f"{parameters or path}: {said}") from None
+
+
+@contextmanager
+def running_prometheus(
+    folder: Path, targets: Mapping[str, str], interval: str = "1s"
+) -> Iterator[PrometheusServer]:
+    """Our shipped configuration, with these targets by job and a shorter interval."""
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump(_configuration(targets, interval)))
+    port = _free_port()
+    output = folder / "prometheus.out"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                program("prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'prometheus-data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--query.lookback-delta=1m",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url, process, output)
+        yield PrometheusServer(url)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _configuration(targets: Mapping[str, str], interval: str) -> dict[str, Any]:
+    shipped: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    shipped["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+    shipped["rule_files"] = [str(DEPLOY / name) for name in shipped["rule_files"]]
+    for scrape in shipped["scrape_configs"]:
+        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
+    return shipped
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=2):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"Prometheus did not start:\n{output.read_text(errors='replace')[-3000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
