@@ -76,7 +76,7 @@ def report_lines(detail: Data) -> Iterator[str]:
         yield ""
         yield f"Right before, wrong now ({len(bad)} in all)"
         for flip in bad[:5]:
-            yield f"  {printable(flip['text'], 70)}"
+            yield f"  {printable(flip['text'], 100)}"
             yield f"      teacher {flip['label']}, before {flip['before']}, now {flip['after']}"
 
 
@@ -177,7 +177,7 @@ def _progress(progress: Data) -> str:
 def _job_row(job: Data, now: datetime) -> tuple[str, str, str, str]:
     last = job["last"]
     ago = f"{duration((now - _moment(last['started_at'])).total_seconds())} ago" if last else "-"
-    did = f"{last['outcome']}: {printable(last['detail'], 60)}" if last else "not yet"
+    did = f"{last['outcome']}: {printable(last['detail'], 90)}" if last else "not yet"
     if job["paused"]:
         return job["job"], ago, did, "paused"
     coming = job["next_at"]
