@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from demo_fixture import RunningDemo, running_demo_in
 from kafka_broker import running_broker
 
 SERVICES = ("kafka", "prometheus", "browser")
@@ -38,3 +39,9 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"skipped, but on CI nothing may be missing: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    """`flywheel demo --approve` on free ports, kept for all tests: change nothing in it."""
+    yield from running_demo_in(tmp_path_factory.mktemp("running-demo"))
