@@ -1,0 +1,1 @@
+"""Benchmarks: ratios and figures, written with machine, seed and commit to `results/`."""
