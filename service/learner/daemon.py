@@ -132,7 +132,7 @@ class Learner:
 
     def _build_jobs(self, encoder: Artifact) -> None:
         settings = self._settings
-        self._trainer = Trainer(settings.trainer)
+        self._trainer = Trainer(settings.trainer, self._note_progress)
         shop = Workshop(
             database=self._database,
             artifacts=self._artifacts,
@@ -401,13 +401,15 @@ class Learner:
                 failed=said.get("failed"),
             )
 
+    def _note_progress(self, told: Mapping[str, Any]) -> None:
+        self._metrics.training_progress.set(told["step"] / max(1, told["total"]))
+        self._metrics.training_rate.set(told["examples_per_second"])
+        self._metrics.training_seconds_left.set(told["seconds_left"] or 0)
+
     def _progress(self) -> Progress | None:
         told = self._trainer.progress
         if told is None:
             return None
-        self._metrics.training_progress.set(told["step"] / max(1, told["total"]))
-        self._metrics.training_rate.set(told["examples_per_second"])
-        self._metrics.training_seconds_left.set(told["seconds_left"] or 0)
         return Progress(
             step=told["step"],
             total=told["total"],

@@ -36,8 +36,13 @@ Progress = Mapping[str, Any]
 class Trainer:
     """Starts children one after the other. `progress` is what the present one last told."""
 
-    def __init__(self, settings: TrainerSettings) -> None:
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
         self._settings = settings
+        self._on_progress = on_progress
         self._stopping = Event()
         self._child: subprocess.Popen[bytes] | None = None
         self.progress: Progress | None = None
@@ -55,7 +60,6 @@ class Trainer:
         module: str,
         spec: Mapping[str, Any],
         scratch: Path,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> dict[str, Any]:
         """Run `python -m MODULE SPEC` to its end and return what it reported as done.
 
@@ -73,7 +77,7 @@ class Trainer:
         errors: list[str] = []
         Thread(target=_read_errors, args=(child.stderr, errors), daemon=True).start()
         try:
-            return self._follow(child, lines, errors, on_progress)
+            return self._follow(child, lines, errors)
         finally:
             _end(child)
             self._child = None
@@ -105,7 +109,6 @@ class Trainer:
         child: "subprocess.Popen[bytes]",
         lines: "Queue[bytes | None]",
         errors: list[str],
-        on_progress: Callable[[Progress], None],
     ) -> dict[str, Any]:
         started = last_heard = time.monotonic()
         while True:
@@ -125,7 +128,7 @@ class Trainer:
                     raise TrainingFailed(str(message["failed"])[:500])
                 if "progress" in message:
                     self.progress = message["progress"]
-                    on_progress(message["progress"])
+                    self._on_progress(message["progress"])
             self._check_limits(child, started, last_heard)
 
     def _check_limits(
