@@ -12,8 +12,6 @@ import csv
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,14 +21,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx2
 
 from benchmarks.results import ROOT, write_results
+from benchmarks.running import Running, running_service, scripted_teacher
 from pipelines.decode import SCHEMA, NativeRecord, encode_native
 from pipelines.types import Message
-from service.client import LearnerClient
-from service.keys import read_operator_token
 from service.settings import load_settings
 from service.topics.opening import open_writer
 
@@ -101,12 +99,12 @@ def full_plan(seed: int, *, random_labels: bool) -> LoopPlan:
 class Loop:
     """A running service over one topic, and the operator that approves what the gate lets by."""
 
-    def __init__(self, plan: LoopPlan, client: LearnerClient, gateway: str, config: Path) -> None:
+    def __init__(self, plan: LoopPlan, running: Running) -> None:
         self._plan = plan
-        self._client = client
-        self._gateway = gateway
+        self._client = running.client
+        self._gateway = running.gateway
         self._http = httpx2.Client(timeout=60)
-        self._writer = open_writer(load_settings(config))
+        self._writer = open_writer(load_settings(running.config))
         self.points: list[Point] = []
 
     def run(self) -> list[Point]:
@@ -117,6 +115,10 @@ class Loop:
         self._client.post("tasks", TASK, "train")
         self._settle(len(self._plan.stream))
         return self.points
+
+    def events_counted(self) -> int:
+        """What the learner says it has seen."""
+        return int(self._client.get("status")["tasks"][0]["figures"]["events_total"])
 
     def close(self) -> None:
         self._writer.close()
@@ -222,69 +224,24 @@ def running_loop(plan: LoopPlan, folder: Path, bootstrap_servers: str) -> Iterat
         writer = csv.writer(file)
         writer.writerow(Query._fields)
         writer.writerows(plan.stream)
-    with _teacher(answers) as teacher_port:
-        config = folder / "flywheel.toml"
-        config.write_text(_settings(plan, folder / "data", bootstrap_servers, teacher_port))
-        with (folder / "flywheel.log").open("wb") as log, _service(config, log):
-            gateway = _address(folder / "data", "gateway")
-            learner = _address(folder / "data", "learner")
-            client = LearnerClient(learner, read_operator_token(folder / "data"), "benchmark")
-            loop = Loop(plan, client, gateway, config)
+    with scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher:
+        settings = _settings(plan, bootstrap_servers, teacher)
+        with running_service(folder, settings) as running:
+            loop = Loop(plan, running)
             try:
                 yield loop
             finally:
                 loop.close()
 
 
-@contextmanager
-def _teacher(answers: Path) -> Iterator[int]:
-    command = [sys.executable, "-m", "service.demo.scripted_teacher", f"--answers={answers}"]
-    process = subprocess.Popen(
-        [*command, "--label-column=gold", "--until-stdin-closes"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        yield int(json.loads(process.stdout.readline())["port"])
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@contextmanager
-def _service(config: Path, log: Any) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "--config", str(config), "run"], stdout=log, stderr=log
-    )
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _address(data: Path, name: str) -> str:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            port = json.loads((data / "run" / f"{name}.json").read_text())["port"]
-            httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=2).raise_for_status()
-            return f"http://127.0.0.1:{port}"
-        except (OSError, ValueError, httpx2.HTTPError):
-            time.sleep(0.2)
-    raise TimeoutError(f"the {name} did not start")
-
-
-def _settings(plan: LoopPlan, data: Path, bootstrap_servers: str, teacher_port: int) -> str:
+def _settings(plan: LoopPlan, bootstrap_servers: str, teacher: str) -> str:
     labels = ", ".join(json.dumps(label) for label in plan.labels)
     cold = 10**9 if plan.random_labels else plan.first_training_labels
     return f"""\
-data_dir = {json.dumps(str(data))}
 
 [kafka]
 bootstrap_servers = "{bootstrap_servers}"
-topic = "banking-{data.parent.name.lower()}"
+topic = "banking-{uuid4().hex[:8]}"
 
 [gateway]
 port = 0
@@ -293,7 +250,7 @@ port = 0
 port = 0
 
 [teacher]
-base_url = "http://127.0.0.1:{teacher_port}/v1"
+base_url = "{teacher}"
 model = "scripted-gold"
 terms = "scripted: the data set's own labels"
 terms_allow_training = true

@@ -1,0 +1,47 @@
+"""The whole loop over a real Kafka broker on real queries, a slice of the benchmark's."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.loop import BANKING77, LoopPlan, read_queries, running_loop
+
+INTENTS = 14
+SENT = 1_500
+
+
+def slice_plan(seed: int) -> LoopPlan:
+    """Some intents only: fewer labels make a student that the gate can tell from the base model."""
+    stream = read_queries(BANKING77 / "train.csv")
+    chosen = set(random.Random(seed).sample(sorted({query.gold for query in stream}), INTENTS))
+    kept = [query for query in stream if query.gold in chosen]
+    random.Random(seed).shuffle(kept)
+    test = [query for query in read_queries(BANKING77 / "test.csv") if query.gold in chosen]
+    return LoopPlan(
+        stream=tuple(kept[:SENT]),
+        test=tuple(test),
+        first_training_labels=240,
+        min_groups=60,
+        seed=seed,
+    )
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
+def test_queries_on_kafka_become_approved_students_that_answer_well(
+    kafka_broker: Any, tmp_path: Path
+) -> None:
+    plan = slice_plan(seed=1)
+
+    with running_loop(plan, tmp_path, kafka_broker.bootstrap_servers) as loop:
+        points = loop.run()
+        events = loop.events_counted()
+
+    assert events == len(plan.stream), "an event was lost or counted twice"
+    assert points, "the gate let no student through"
+    assert points[-1].accuracy > 0.9
+    assert [point.labels_bought for point in points] == sorted(p.labels_bought for p in points)
+    assert points[-1].labels_bought < len(plan.stream), "labels were bought for everything"
