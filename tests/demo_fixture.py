@@ -18,7 +18,7 @@ from service.keys import read_operator_token
 START_SECONDS = 90
 STOP_SECONDS = 90
 # On two free cores an approved student answers after about 75 seconds.
-PROMOTED_SECONDS = 400
+PROMOTED_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
