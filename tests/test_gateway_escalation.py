@@ -192,6 +192,25 @@ def test_money_is_reserved_at_its_highest_and_settled_at_its_price(
         assert learner.book.spent().money == pytest.approx(0.35)
 
 
+def test_the_length_of_an_escalated_answer_is_bounded_whatever_the_app_asks(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    with unsure_gateway(tmp_path, teacher, students) as (gateway, _):
+        for asked, sent in ((-1_000_000, 1), (10**9, 256), (None, 256), (7, 7)):
+            gateway.chat(max_tokens=asked)
+            assert json.loads(teacher.requests[-1][1])["max_completion_tokens"] == sent
+
+
+def test_requests_that_the_teacher_finds_wrong_do_not_stop_escalation(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    teacher.status = 400
+    with unsure_gateway(tmp_path, teacher, students, money=0.5) as (gateway, _):
+        for _ in range(8):
+            assert gateway.chat().headers["x-flywheel-unsure"] == "teacher_failed"
+        assert len(teacher.requests) == 8
+
+
 def test_a_gateway_that_ends_well_gives_its_lease_back(
     tmp_path: Path, teacher: Teacher, students: Students
 ) -> None:

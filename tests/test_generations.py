@@ -257,6 +257,11 @@ def test_a_gateway_elsewhere_fetches_verifies_and_keeps_what_is_published(
         publish_live(tmp_path / "learner", keys, second, first)
         wait_until(lambda: "all" in gateway.readyz()[1]["failed"])
         assert gateway.chat().headers["x-flywheel-version"] == first.name
+        # A copy that was damaged here is fetched again.
+        flip_byte(tmp_path / "gateway" / "artifacts" / "student" / first.student / "student.json")
+        gateway.stop()
+        gateway = RunningGateway(elsewhere)
+        wait_until(lambda: gateway.readyz()[1]["serving"] == {TASK: first.name})
     # The learner is dead. Serving goes on, also over a restart.
     assert gateway.chat().headers["x-flywheel-version"] == first.name
     gateway.stop()

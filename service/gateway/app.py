@@ -238,16 +238,14 @@ async def _serve(
     port = listener.getsockname()[1]
     await gateway.start()
     watch = asyncio.create_task(server.stop_with(stop))
+    note = settings.data_dir / RUN_FOLDER / GATEWAY_FILE
     try:
-        run_folder = settings.data_dir / RUN_FOLDER
-        run_folder.mkdir(exist_ok=True)
-        write_json(
-            run_folder / GATEWAY_FILE,
-            {"host": settings.gateway.host, "port": port, "pid": os.getpid()},
-        )
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, {"host": settings.gateway.host, "port": port, "pid": os.getpid()})
         log.info("gateway_started", host=settings.gateway.host, port=port, gateway=gateway.name)
         await server.serve(sockets=[listener])
     finally:
+        note.unlink(missing_ok=True)
         watch.cancel()
         await gateway.stop()
         log.info("gateway_stopped", gateway=gateway.name)

@@ -67,26 +67,34 @@ class Escalations:
         reservation = await self._lease.reserve(ceiling)
         if reservation is None:
             return Escalated("no_lease")
-        cost = ceiling  # of a call with an unknown outcome, too
         try:
-            escalated = await self._call(content)
-            if escalated.reply and escalated.reply.usage:
-                cost = self._price(escalated.reply.usage)
+            escalated, cost = await self._call(content, ceiling)
         except UpstreamError as error:
-            cost = 0.0 if error.kind == "connect" else cost
+            # Whether the teacher charges for an answer that did not come, nobody knows.
             escalated = Escalated("teacher_failed")
-        finally:
-            self._lease.settle(reservation, cost)
-        self._note(escalated.outcome)
+            cost = 0.0 if error.kind == "connect" else ceiling
+            self._note_failure()
+        except BaseException:  # the app has gone away; the teacher may answer all the same
+            self._lease.settle(reservation, ceiling)
+            raise
+        self._lease.settle(reservation, cost)
         return escalated
 
-    async def _call(self, content: bytes) -> Escalated:
+    async def _call(self, content: bytes, ceiling: float) -> tuple[Escalated, float]:
+        """What came of it, and what it cost."""
         async with self._upstream.open(content) as answer:
             body = await answer.read()
-            reply = read_reply(body) if answer.ok else None
+        if not answer.ok:
+            if answer.status == 429 or answer.status >= 500:
+                self._note_failure()
+            # A refusal is not charged for; behind a failure there may be an answer.
+            return Escalated("teacher_failed"), ceiling if answer.status >= 500 else 0.0
+        self._failures = 0
+        reply = read_reply(body)
+        cost = self._price(reply.usage) if reply and reply.usage else ceiling
         if reply is None or reply.content is None:
-            return Escalated("teacher_failed")
-        return Escalated("answered", reply, body)
+            return Escalated("teacher_failed"), cost
+        return Escalated("answered", reply, body), cost
 
     def _render(
         self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
@@ -97,7 +105,7 @@ class Escalations:
         if len(rendered) != len(messages):
             new["messages"] = rendered
         asked = request.max_completion_tokens or request.max_tokens or settings.max_tokens
-        most = min(asked, settings.max_tokens)
+        most = max(1, min(asked, settings.max_tokens))
         field = settings.max_tokens_field
         content = replace_fields(
             body,
@@ -110,8 +118,9 @@ class Escalations:
         prompt = usage.prompt_tokens * self._settings.price_per_million_in
         return (prompt + usage.completion_tokens * self._settings.price_per_million_out) / 1e6
 
-    def _note(self, outcome: Outcome) -> None:
-        self._failures = 0 if outcome == "answered" else self._failures + 1
+    def _note_failure(self) -> None:
+        """Wait longer and longer before the teacher is asked again."""
+        self._failures += 1
         beyond = self._failures - FAILURES_TO_PAUSE
         if beyond >= 0:
             pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(beyond, 10))

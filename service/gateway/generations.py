@@ -94,6 +94,7 @@ class Generations:
         self._threads = threads
         self._batchers: WeakValueDictionary[tuple[str, int], Batcher] = WeakValueDictionary()
         self._alive: WeakSet[Generation] = WeakSet()
+        self._shown: set[tuple[str, str, str]] = set()  # as the gauge has it
 
     def champion(self, task: str) -> Generation | None:
         """Who answers for `task` now."""
@@ -121,11 +122,17 @@ class Generations:
     def note_resident(self) -> None:
         """Bring the gauges up to date: what is in memory, and as what."""
         self._metrics.resident.set(len(self._alive))
-        self._metrics.student_info.clear()
-        for name, served in self.current.items():
-            for role, generation in (("champion", served.champion), ("previous", served.previous)):
-                if generation:
-                    self._metrics.student_info.labels(name, generation.version, role).set(1)
+        present = {
+            (name, generation.version, role)
+            for name, served in self.current.items()
+            for role, generation in (("champion", served.champion), ("previous", served.previous))
+            if generation
+        }
+        for gone in self._shown - present:
+            self._metrics.student_info.remove(*gone)
+        for labels in present - self._shown:
+            self._metrics.student_info.labels(*labels).set(1)
+        self._shown = present
 
     def _apply_task(self, task: Task, wanted: LiveTask) -> None:
         before = self.current.get(task.name, Served())

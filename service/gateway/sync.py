@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import structlog
@@ -63,7 +64,8 @@ class LiveOverHttp:
         self.interval = interval
         self._link = link
         self._artifacts = artifacts
-        self._kept = data_dir / "live.json"
+        # Not live.json: that is the learner's, should it share this folder.
+        self._kept = data_dir / "live.fetched.json"
         self._scratch = data_dir / "scratch" / "fetched"
         self._started = False
 
@@ -95,8 +97,17 @@ class LiveOverHttp:
             ("report", student.report),
         )
         for kind, digest in wanted:
-            if not self._artifacts.exists(kind, digest):
+            if not self._is_whole(kind, digest):
                 self._link.fetch(kind, digest, self._artifacts, self._scratch)
+
+    def _is_whole(self, kind: Kind, digest: str) -> bool:
+        """Whether the artifact is here as it was published; a damaged one is cleared away."""
+        try:
+            self._artifacts.open(kind, digest)
+        except (ArtifactDamaged, ValueError, KeyError):
+            rmtree(self._artifacts.path(kind, digest), ignore_errors=True)
+            return False
+        return True
 
 
 class Watcher:

@@ -124,6 +124,11 @@ class _ErrorBody(Struct, frozen=True):
     error: _Error
 
 
+class _TeacherUsage(Struct, frozen=True):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
 class _TeacherMessage(Struct, frozen=True):
     content: str | None = None
 
@@ -140,7 +145,7 @@ class _TeacherReply(Struct, frozen=True):
     id: str | None = None
     model: str | None = None
     choices: list[_TeacherChoice] = []
-    usage: WireUsage | None = None
+    usage: _TeacherUsage | None = None
 
 
 class TeacherReply(Struct, frozen=True, kw_only=True):
@@ -264,7 +269,7 @@ class StreamReader:
         self._content: list[str] = []
         self._finish: str | None = None
         self._last = _TeacherReply()
-        self._usage: WireUsage | None = None
+        self._usage: _TeacherUsage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
@@ -305,7 +310,8 @@ def wire_usage(usage: Usage | None) -> WireUsage:
     )
 
 
-def _usage(usage: WireUsage | None) -> Usage | None:
+def _usage(usage: _TeacherUsage | None) -> Usage | None:
     if usage is None:
         return None
-    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    return Usage(prompt_tokens=max(0, prompt), completion_tokens=max(0, completion))
