@@ -29,7 +29,10 @@ RETURNING job
 
 _SELECT = "SELECT job, scheduled_at, started_at, ended_at, outcome, detail FROM ticks\n"
 SELECT_LAST_TICKS = (
-    _SELECT + "QUALIFY row_number() OVER (PARTITION BY job ORDER BY scheduled_at DESC) = 1"
+    _SELECT
+    + """QUALIFY row_number() OVER (
+    PARTITION BY job ORDER BY (outcome = 'running') DESC, scheduled_at DESC
+) = 1"""
 )
 SELECT_LAST_DONE = (
     "SELECT job, max(ended_at) FROM ticks WHERE outcome IN ('done', 'nothing') GROUP BY job"
@@ -118,7 +121,7 @@ def fail_running_ticks(tx: Cursor, now: datetime) -> list[str]:
 
 
 def last_ticks(tx: Cursor) -> dict[str, Tick]:
-    """The newest tick of each job."""
+    """The newest tick of each job; one that still runs goes before those missed meanwhile."""
     return {tick.job: tick for tick in map(_tick, tx.execute(SELECT_LAST_TICKS).fetchall())}
 
 

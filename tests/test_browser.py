@@ -154,7 +154,7 @@ def test_text_that_is_being_typed_is_not_pulled_away(page: Any, console: Console
     page.goto(f"{console.url}/tasks/{TASK}/versions/5")
     page.get_by_label("Why not?").fill("half a sent")
     console.desk.operations.pause("train", operator="grace")
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(4500)
     assert page.get_by_label("Why not?").input_value() == "half a sent"
 
 

@@ -17,7 +17,14 @@ from storage.students import (
     runs,
     start_run,
 )
-from storage.ticks import end_tick, fail_running_ticks, is_paused, last_ticks, start_tick
+from storage.ticks import (
+    end_tick,
+    fail_running_ticks,
+    is_paused,
+    last_ticks,
+    record_tick,
+    start_tick,
+)
 
 
 @pytest.fixture
@@ -273,6 +280,15 @@ def test_a_tick_runs_once(desk: Desk) -> None:
         assert last_ticks(tx)["train"].detail == "12 of 200 labels"
     with desk.database.transaction() as tx:
         assert fail_running_ticks(tx, START) == []
+
+
+def test_a_running_tick_shows_before_those_missed_meanwhile(desk: Desk) -> None:
+    later = START + timedelta(minutes=1)
+    with desk.database.transaction() as tx:
+        start_tick(tx, job="train", scheduled_at=START, now=START)
+        record_tick(tx, job="train", scheduled_at=later, outcome="missed", detail="runs", now=later)
+    with desk.database.snapshot() as tx:
+        assert last_ticks(tx)["train"].outcome == "running"
 
 
 def test_pausing_all_pauses_every_job(desk: Desk) -> None:

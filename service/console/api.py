@@ -19,7 +19,7 @@ from service.learner.status import Status
 from service.settings import Settings
 from storage.samples import DeadLetter
 
-EVENT_SECONDS = 1.0
+EVENT_SECONDS = 2.0
 STREAM_SECONDS = 600.0  # then the page connects again, with whatever session it has by then
 EXCERPT_BYTES = 4_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -45,18 +45,33 @@
     }
   }
 
-  const events = new EventSource("/api/events");
-  let first = true;
-  events.addEventListener("changed", () => {
-    if (!first) refresh(); // the first one tells what this page shows already
-    first = false;
+  let events = null;
+
+  function listen() {
+    let first = true;
+    events = new EventSource("/api/events");
+    events.addEventListener("changed", () => {
+      if (!first) refresh(); // the first one tells what this page shows already
+      first = false;
+    });
+    events.addEventListener("open", () => {
+      if (!lost.hidden) refresh();
+      lost.hidden = true;
+    });
+    events.addEventListener("error", () => {
+      lost.hidden = false;
+    });
+  }
+
+  // A page that nobody sees asks for nothing, and leaves its connection to others.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) {
+      events.close();
+    } else {
+      refresh();
+      listen();
+    }
   });
-  events.addEventListener("open", () => {
-    if (!lost.hidden) refresh();
-    lost.hidden = true;
-  });
-  events.addEventListener("error", () => {
-    lost.hidden = false;
-  });
+  listen();
   document.addEventListener("focusout", () => setTimeout(refresh, 50));
 })();
