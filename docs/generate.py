@@ -60,9 +60,9 @@ def documents() -> Mapping[Path, str]:
     readme = ROOT / "README.md"
     tree = "\n".join(file_tree())
     return {
-        ROOT / "docs" / "settings.md": "\n".join(settings_page()) + "\n",
-        ROOT / "docs" / "command-line.md": "\n".join(command_line_page()) + "\n",
-        ROOT / "docs" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
+        ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
+        ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
+        ROOT / "docs" / "reference" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
         readme: FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text()),
     }
 

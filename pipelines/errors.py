@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How the program ends. Printed by name, documented in docs/exit-codes.md."""
+    """How the program ends. Printed by name, documented in docs/reference/exit-codes.md."""
 
     OK = 0
     FAILURE = 1  # an error nobody foresaw; the log has the traceback
