@@ -35,8 +35,8 @@ from storage.students import (
     add_dataset,
     add_evaluation,
     add_version,
-    attempts_since_approval,
     end_run,
+    gate_turn,
     next_number,
     start_run,
     version_by_digest,
@@ -193,7 +193,7 @@ class Desk:
         now = self.clock()
         with self.database.transaction() as tx:
             before = champion(tx, TASK)
-            attempt = attempts_since_approval(tx, TASK) + 1
+            attempt = gate_turn(tx, TASK, version.student).attempt
             known = version_by_digest(tx, TASK, before) if before else None
         report = make_report(
             version,
@@ -204,7 +204,7 @@ class Desk:
             attempt=attempt,
             at=now,
         )
-        scratch = self._scratch(f"report-{version.number}-{attempt}")
+        scratch = self._scratch(f"report-{version.number}-{now:%H%M%S}")
         write_report(scratch, report, [Golden(text="where is it", label="delivery", confidence=1)])
         digest = self.artifacts.publish("report", scratch, {"task": TASK}).digest
         with self.database.transaction() as tx:
@@ -220,6 +220,7 @@ class Desk:
                     report=digest,
                     verdict=verdict,
                     promotable=report.gate.promotable,
+                    compared=True,
                     threshold=threshold,
                     coverage=report.evaluation.threshold.coverage,
                     evaluated_at=now,

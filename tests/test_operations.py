@@ -12,8 +12,8 @@ from service.learner.status import UnknownOutcome
 from service.settings import TeacherSettings
 from storage.students import (
     add_version,
-    attempts_since_approval,
     fail_running_runs,
+    gate_turn,
     runs,
     start_run,
 )
@@ -231,15 +231,15 @@ def test_publishing_twice_changes_nothing(desk: Desk) -> None:
     assert len(desk.published) == count
 
 
-def test_attempts_count_from_the_last_approval(desk: Desk) -> None:
+def test_candidates_are_counted_from_the_last_approval(desk: Desk) -> None:
+    desk.candidate()
     version, report = desk.candidate()
-    desk.evaluate(version)
     with desk.database.snapshot() as tx:
-        assert attempts_since_approval(tx, TASK) == 2
-    report = desk.evaluate(version)
-    desk.operations.approve(TASK, 1, report=report, operator="ada")
+        assert gate_turn(tx, TASK, version.student) == (2, 2)
+        assert gate_turn(tx, TASK, "another") == (3, 1)
+    desk.operations.approve(TASK, 2, report=report, operator="ada")
     with desk.database.snapshot() as tx:
-        assert attempts_since_approval(tx, TASK) == 0
+        assert gate_turn(tx, TASK, "another") == (1, 1)
 
 
 def test_a_student_keeps_its_number_and_a_number_its_student(desk: Desk) -> None:
