@@ -79,16 +79,16 @@ LIMIT 1"""
 INSERT_EVALUATION = """
 INSERT INTO evaluations (
     task, digest, attempt, champion, snapshot, items, report, verdict, promotable,
-    threshold, coverage, evaluated_at
+    compared, threshold, coverage, evaluated_at
 ) VALUES (
     $task, $digest, $attempt, $champion, $snapshot, $items, $report, $verdict, $promotable,
-    $threshold, $coverage, $evaluated_at
+    $compared, $threshold, $coverage, $evaluated_at
 )
 """
 
 _SELECT_EVALUATION = """
 SELECT task, digest, attempt, champion, snapshot, items, report, verdict, promotable,
-    threshold, coverage, evaluated_at
+    compared, threshold, coverage, evaluated_at
 FROM evaluations
 """
 SELECT_LATEST_EVALUATION = (
@@ -107,18 +107,10 @@ ORDER BY evaluated_at DESC LIMIT 1"""
 )
 SELECT_RECENT_EVALUATIONS = _SELECT_EVALUATION + "ORDER BY evaluated_at DESC LIMIT $limit"
 
-COUNT_ATTEMPTS = """
-SELECT count(*) FROM evaluations
-WHERE task = $task AND evaluated_at > coalesce(
-    (SELECT max(decided_at) FROM decisions WHERE task = $task AND action = 'approve'),
-    TIMESTAMP '0001-01-01')
-"""
-
-
 # Candidates judged since the last approval, in the order of their first judgement.
 SELECT_JUDGED = """
 SELECT digest, count(*) FROM evaluations
-WHERE task = $task AND evaluated_at > coalesce(
+WHERE task = $task AND compared AND evaluated_at > coalesce(
     (SELECT max(decided_at) FROM decisions WHERE task = $task AND action = 'approve'),
     TIMESTAMP '0001-01-01')
 GROUP BY digest ORDER BY min(evaluated_at), digest
@@ -175,6 +167,7 @@ class StoredEvaluation:
     report: str
     verdict: Verdict
     promotable: bool
+    compared: bool  # whether it used its items up
     threshold: float | None
     coverage: float
     evaluated_at: datetime
@@ -334,6 +327,7 @@ def add_evaluation(tx: Cursor, evaluation: StoredEvaluation) -> None:
             "report": evaluation.report,
             "verdict": evaluation.verdict,
             "promotable": evaluation.promotable,
+            "compared": evaluation.compared,
             "threshold": evaluation.threshold,
             "coverage": evaluation.coverage,
             "evaluated_at": to_db_time(evaluation.evaluated_at),
@@ -368,13 +362,6 @@ def recent_evaluations(tx: Cursor, limit: int) -> list[StoredEvaluation]:
         _evaluation(row)
         for row in tx.execute(SELECT_RECENT_EVALUATIONS, {"limit": limit}).fetchall()
     ]
-
-
-def attempts_since_approval(tx: Cursor, task: str) -> int:
-    """How often the gate was asked since the last approval; the next attempt is one more."""
-    row = tx.execute(COUNT_ATTEMPTS, {"task": task}).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def _dataset(row: tuple[Any, ...] | None) -> StoredDataset | None:

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from pipelines.curate import uncontaminated
+from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
-from pipelines.evaluate import CHAMPION, evaluate
-from pipelines.gate import GateFacts, GatePolicy, judge
+from pipelines.evaluate import evaluate
+from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
 from service.learner.relabel import JobResult
 from service.learner.training import Workshop
@@ -87,7 +87,7 @@ class Evaluating:
         try:
             answers, golden, facts = self._answer(version, champion, items, scratch)
             evaluation = self._evaluate(version, items, answers)
-            gate = self._gate(evaluation, champion, turn, facts)
+            gate = self._gate(evaluation, turn, self._facts(version, champion, items, facts))
             report = self._report(version, champion, evaluation, gate, facts)
             self._publish(version, report, golden, scratch)
         finally:
@@ -150,13 +150,33 @@ class Evaluating:
             alpha=self._shop.settings.gate.alpha,
         )
 
-    def _gate(
+    def _facts(
         self,
-        evaluation: Evaluation,
+        version: StudentVersion,
         champion: StudentVersion | None,
-        turn: GateTurn,
-        facts: dict[str, Any],
-    ) -> GateReport:
+        items: Sequence[HeldOutItem],
+        measured: dict[str, Any],
+    ) -> GateFacts:
+        """Looked up again after the evaluation: an operator may have decided meanwhile."""
+        with self._shop.database.snapshot() as tx:
+            serving = champion_of(tx, version.task)
+        trained = set(
+            map(
+                normalise,
+                read_training_texts(self._shop.artifacts.path("dataset", version.dataset)),
+            )
+        )
+        return GateFacts(
+            has_champion=serving is not None,
+            champion_is_current=serving == (champion.student if champion else None),
+            evaluation_is_fresh=True,
+            # Near-duplicates were left out; this counts what must not have slipped through.
+            leaked_items=sum(normalise(item.text) in trained for item in items),
+            latency_ms=measured["latency_ms"],
+            size_mb=measured["size_bytes"] / 1e6,
+        )
+
+    def _gate(self, evaluation: Evaluation, turn: GateTurn, facts: GateFacts) -> GateReport:
         gate = self._shop.settings.gate
         policy = GatePolicy(
             alpha=gate.alpha,
@@ -166,20 +186,7 @@ class Evaluating:
             max_negative_flips=gate.max_negative_flips,
             max_calibration_error=gate.max_calibration_error,
         )
-        return judge(
-            evaluation,
-            policy,
-            GateFacts(
-                has_champion=champion is not None,
-                champion_is_current=(CHAMPION in evaluation.pairs) == (champion is not None),
-                evaluation_is_fresh=True,
-                leaked_items=0,
-                latency_ms=facts["latency_ms"],
-                size_mb=facts["size_bytes"] / 1e6,
-            ),
-            attempt=turn.attempt,
-            look=turn.look,
-        )
+        return judge(evaluation, policy, facts, attempt=turn.attempt, look=turn.look)
 
     def _report(
         self,
@@ -228,6 +235,7 @@ class Evaluating:
                     report=artifact.digest,
                     verdict=report.gate.verdict,
                     promotable=report.gate.promotable,
+                    compared=compared(report.gate),
                     threshold=threshold.value,
                     coverage=threshold.coverage,
                     evaluated_at=report.evaluated_at,

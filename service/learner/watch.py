@@ -403,7 +403,13 @@ def _live(sums: TrafficSums, drawn: list[Audited], missing: int) -> LiveAgreemen
 
 
 def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
-    return rate if events_a_day <= 0 else min(rate, calls_a_day / events_a_day)
+    """The rate, halved until it is affordable.
+
+    In coarse steps, because items drawn at different rates have to be thinned to the lowest.
+    """
+    while events_a_day * rate > max(calls_a_day, 1.0):
+        rate /= 2
+    return rate
 
 
 def _training_labels(newest: StudentVersion | None) -> int:

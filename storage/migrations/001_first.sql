@@ -119,6 +119,7 @@ CREATE TABLE evaluations (
     champion TEXT, snapshot TEXT NOT NULL, items INTEGER NOT NULL,
     report TEXT NOT NULL,        -- content hash of the report artifact
     verdict TEXT NOT NULL, promotable BOOLEAN NOT NULL,
+    compared BOOLEAN NOT NULL,   -- whether it used its items up: only then is it an attempt
     threshold DOUBLE, coverage DOUBLE NOT NULL,
     evaluated_at TIMESTAMP NOT NULL,
     PRIMARY KEY (task, digest, evaluated_at)
