@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -42,9 +43,15 @@ class Evaluating:
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
+        # A version that is judged twice at once would spend its evidence twice.
+        self._judging = Lock()
 
     def run(self, task_name: str) -> JobResult:
         """One tick: judge the newest version if there is a reason to."""
+        with self._judging:
+            return self._run(task_name)
+
+    def _run(self, task_name: str) -> JobResult:
         with self._shop.database.snapshot() as tx:
             found = versions(tx, task_name)
             if not found:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import IO, Any
 
 import psutil
@@ -44,6 +44,7 @@ class Trainer:
         self._settings = settings
         self._on_progress = on_progress
         self._stopping = Event()
+        self._one_at_a_time = Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self.progress: Progress | None = None
 
@@ -64,8 +65,12 @@ class Trainer:
         """Run `python -m MODULE SPEC` to its end and return what it reported as done.
 
         Raises `TrainingFailed` with the reason when it fails, hangs, takes too long or too
-        much memory, or when the learner stops.
+        much memory, or when the learner stops. One child runs at a time; others wait.
         """
+        with self._one_at_a_time:
+            return self._run(module, spec, scratch)
+
+    def _run(self, module: str, spec: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
         specification = scratch.with_suffix(".spec.json")
         specification.write_text(json.dumps(spec))
         child = self._start(module, specification)
