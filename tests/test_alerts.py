@@ -67,6 +67,7 @@ def test_a_rule_names_only_what_we_export_or_record(rule: dict[str, Any]) -> Non
 def test_an_alert_has_a_severity_a_summary_and_a_runbook(name: str) -> None:
     alert = ALERTS[name]
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+    assert alert["labels"]["service"] == "flywheel", "what the dashboard and routes go by"
     assert alert["annotations"]["summary"]
     assert alert["annotations"]["description"].endswith(".")
     assert alert["annotations"]["runbook_url"] == f"docs/runbooks/{name}.md"

@@ -72,8 +72,8 @@ def at_a_glance() -> list[Panel]:
             "Alerts of deploy/prometheus/alerts.yml, without those that only inform. Above 0: "
             "open Prometheus' alert page; each alert names its runbook.",
             Query(
-                'count(ALERTS{alertstate="firing",severity=~"critical|warning",'
-                'alertname=~".+"}) or vector(0)',
+                'count(ALERTS{alertstate="firing",service="flywheel",severity!="info"})'
+                " or vector(0)",
                 "firing",
             ),
             steps=BAD_FROM_ONE,
