@@ -1,6 +1,6 @@
 """Whether the wheel turns: samples, labels, jobs, training, gate, swaps."""
 
-from blocks import TASK, Panel, Query, graph, mean, quantile, rate
+from blocks import TASK, Panel, Query, graph, quantile, rate
 
 
 def loop() -> list[Panel]:
@@ -110,9 +110,12 @@ def loop() -> list[Panel]:
         ),
         graph(
             "Time to swap",
-            "From noticing a publication to serving it. Seconds: the encoder was loaded anew, or "
-            "the disk is slow.",
-            Query(mean("flywheel_gateway_swap_seconds"), "mean"),
+            "From noticing a publication to serving it: the mean since each gateway's start. "
+            "Seconds: the encoder was loaded anew, or the disk is slow.",
+            Query(
+                "sum(flywheel_gateway_swap_seconds_sum) / sum(flywheel_gateway_swap_seconds_count)",
+                "mean",
+            ),
             unit="s",
         ),
         graph(
