@@ -84,6 +84,8 @@ def test_a_runbook_says_what_it_means_what_to_check_and_what_to_do(page: Path) -
     assert tuple(re.findall(r"^## (.+)$", text, re.M)) == SECTIONS
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (RUNBOOKS / link).is_file(), link
+    for path in re.findall(r"`((?:docs|deploy)/[^`]+)`", text):
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
