@@ -1,0 +1,241 @@
+"""The documentation says what is: generated parts are current, examples work, links lead on."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from pipelines.decode import DecodePolicy, decode
+from pipelines.types import SourceOffset
+from service.cli import app
+from service.settings import Settings, TaskSettings, load_settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLE = ROOT / "flywheel.example.toml"
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.M | re.S)
+# Programs of other people that the pages call.
+OTHER_PROGRAMS = {"apt-get", "brew", "cd", "cp", "curl", "docker", "du", "export", "git"}
+# In the example these comments show no default, because there is none.
+EXAMPLES_ONLY = {"answer_pointer", "bootstrap_servers", "options"}
+
+
+def generator() -> Any:
+    """docs/generate.py, the same file that `make docs` runs."""
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def fences(language: str) -> Iterator[tuple[str, str]]:
+    """The page and the text of each code block in that language."""
+    for page in PAGES:
+        for indent, found, text in FENCE.findall(page.read_text()):
+            if found == language:
+                yield name_of(page), re.sub(rf"^{indent}", "", text, flags=re.M)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every command line that a page shows, with continued lines joined."""
+    found = []
+    for page, text in fences("sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                found.append((page, shlex.split(line, comments=True)))
+    for path in PAGES:
+        for inline in re.findall(r"`((?:make|flywheel) [^`\n]+)`", path.read_text()):
+            found.append((name_of(path), shlex.split(inline)))
+    return found
+
+
+def test_generated_parts_are_current() -> None:
+    stale = [
+        name_of(path)
+        for path, content in generator().documents().items()
+        if path.read_text() != content
+    ]
+    assert not stale, "run `make docs`"
+
+
+def test_every_setting_is_explained() -> None:
+    assert generator().settings_without_meaning() == []
+
+
+def test_every_file_says_what_it_is() -> None:
+    silent = [line for line in generator().file_tree() if "." in line and "  " not in line.strip()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", page.read_text()):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+            assert anchor[1:] in {re.sub(r"[^\w-]+", "-", title.lower()) for title in titles}
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in PAGES[1:]:
+        inside = page.relative_to(ROOT / "docs").as_posix()
+        if inside != "index.md":
+            assert f"({inside})" in index or f"({Path(inside).parent.as_posix()}/)" in index, inside
+
+
+def test_make_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = [(page, words[1]) for page, words in commands() if words[0] == "make"]
+    assert called
+    assert [(page, target) for page, target in called if target not in targets] == []
+
+
+def test_flywheel_commands_can_be_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    called = [words for _, words in commands() if Path(words[0]).name == "flywheel"]
+    assert len(called) > 20
+    for words in called:
+        if words[1] == "import":  # it looks whether the file is there
+            Path(words[2]).touch()
+        _parse(typer.main.get_command(app), words[1:], " ".join(words))
+
+
+def _parse(command: Any, words: list[str], whole: str, parent: Any = None) -> None:
+    """Read the words as the program would, without doing what they say."""
+    if words[:1] and words[0].isupper():  # a placeholder
+        return
+    context = command.make_context(command.name, list(words), parent=parent)
+    if hasattr(command, "commands"):
+        verb, inner, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        assert inner is not None, f"{whole}: there is no verb {verb}"
+        _parse(inner, rest, whole, context)
+
+
+def test_nothing_else_is_called_than_what_is_known() -> None:
+    for page, words in commands():
+        program = Path(words[0]).name
+        assert program in OTHER_PROGRAMS | {"make", "flywheel"}, f"{page}: {words}"
+
+
+@pytest.mark.parametrize(("page", "text"), list(fences("toml")))
+def test_settings_shown_can_be_loaded(page: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "flywheel.toml"
+    path.write_text(text)
+    load_settings(path)
+
+
+def test_json_records_shown_are_understood() -> None:
+    policy = DecodePolicy(claims={"support-classifier": "support"}, user_salt=b"salt")
+    shown = [text for page, text in fences("json") if "connect-kafka" in page]
+    assert shown
+    for text in shown:
+        event = decode(text.encode(), (), SourceOffset("t", 0, 0), 1_700_000_000_000, policy)
+        assert event.task == "support"
+
+
+def test_example_settings_can_be_loaded_as_they_are() -> None:
+    settings = load_settings(EXAMPLE)
+    assert list(settings.tasks) == ["support"]
+
+
+def test_commented_lines_of_the_example_show_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "flywheel.toml"
+    path.write_text(re.sub(r"^# ([a-z_]+ = )", r"\1", EXAMPLE.read_text(), flags=re.M))
+    changed = load_settings(path)
+    defaults = Settings().model_dump()
+    section = ""
+    shown: Mapping[str, Any]
+    usual: Mapping[str, Any]
+    for line in EXAMPLE.read_text().splitlines():
+        if header := re.match(r"\[(.+)\]", line):
+            section = header[1]
+        commented = re.match(r"# ([a-z_]+) = ", line)
+        if commented is None or commented[1] in EXAMPLES_ONLY:
+            continue
+        if section.startswith("tasks."):
+            shown = changed.tasks[section.removeprefix("tasks.")].model_dump()
+            usual = TaskSettings(models=["m"], labels=["a", "b"]).model_dump()
+        elif section:
+            shown, usual = changed.model_dump()[section], defaults[section]
+        else:
+            shown, usual = changed.model_dump(), defaults
+        assert shown[commented[1]] == usual[commented[1]], f"[{section}] {commented[1]}"
+
+
+def test_quickstart_for_own_traffic_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "flywheel.toml").write_text(EXAMPLE.read_text())
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "check"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 10, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: teacher.terms_allow_training is false: nothing is labelled or trained until it is"
+    ]
+
+
+def test_http_reference_names_every_route() -> None:
+    page = (ROOT / "docs" / "reference" / "http-api.md").read_text()
+    api = (ROOT / "service" / "console" / "api.py").read_text()
+    gateway = (ROOT / "service" / "gateway" / "app.py").read_text()
+    routes = {
+        *((method.upper(), f"/api{path}") for method, path in _decorated(api)),
+        *re.findall(r'Route\("([^"]+)",.*?methods=\["(\w+)"\]', gateway),
+    }
+    assert len(routes) > 20
+    for first, second in routes:
+        method, path = (second, first) if first.startswith("/") else (first, second)
+        assert f"`{method} {path}`" in page, path
+
+
+def _decorated(source: str) -> list[tuple[str, str]]:
+    return re.findall(r'@router\.(get|post)\("([^"]+)"\)', source)
+
+
+def test_headers_of_answers_are_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "http-api.md").read_text()
+    source = (ROOT / "service" / "gateway" / "turn.py").read_text()
+    for header in re.findall(r'"(x-flywheel-[a-z-]+[a-z])"', source):
+        assert f"`{header}`" in page, header
+
+
+def test_compose_file_mounts_what_is_there_and_listens_on_loopback() -> None:
+    content = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    pom = (ROOT / "deploy" / "kafka" / "pom.xml").read_text()
+    version = re.search(r"<artifactId>kafka_2\.13</artifactId>\s*<version>([^<]+)<", pom)
+    assert version
+    assert content["services"]["kafka"]["image"] == f"apache/kafka:{version[1]}"
+    for name, service in content["services"].items():
+        assert re.search(r":v?\d+\.\d+", service["image"]), f"{name} has no version"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        for mount in service["volumes"]:
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (ROOT / "deploy" / source).is_dir(), mount
+            else:
+                assert source in content["volumes"], mount
