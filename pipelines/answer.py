@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.child import Channel, run_child
+from pipelines.child import Channel, read_lines, run_child
 from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.render import label_text
 from pipelines.students.classifier import LabelledAnswer, load_head
@@ -29,8 +29,8 @@ COSINE_TEMPERATURE = 0.05
 def answer(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Answer the held-out items of `spec["dataset"]` with every student and rival."""
     dataset, scratch = Path(spec["dataset"]), Path(spec["scratch"])
-    items = _read(Path(spec["items"]))
-    training = _read(dataset / "train.jsonl")
+    items = read_lines(Path(spec["items"]))
+    training = read_lines(dataset / "train.jsonl")
     encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
     cache = VectorCache(Path(spec["cache"]), encoder.dimension)
     texts = [item["text"] for item in items]
@@ -43,8 +43,7 @@ def answer(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     candidate = load_head(Path(spec["candidate"]), dimension=encoder.dimension)
     answers = {"candidate": candidate.answer(vectors)}
     if spec["champion"] is not None:
-        champion = load_head(Path(spec["champion"]), dimension=encoder.dimension)
-        answers["champion"] = champion.answer(vectors)
+        answers["champion"] = _champion(spec, encoder, vectors, texts)
     answers["base"] = _base(encoder, vectors, spec["labels"])
     answers["majority"] = _majority(training, len(items))
     answers["nearest"] = _nearest(
@@ -56,8 +55,16 @@ def answer(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     return {"items": len(items), "latency_ms": _latency_ms(encoder, candidate, texts)}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _champion(
+    spec: dict[str, Any], encoder: Encoder, vectors: Vectors, texts: Sequence[str]
+) -> list[LabelledAnswer]:
+    """The champion's answers, read with the encoder that it was trained on."""
+    if spec["champion_encoder"] != spec["encoder"]:
+        folder = Path(spec["champion_encoder"])
+        encoder = Encoder(folder, threads=spec["threads"], max_tokens=spec["champion_max_tokens"])
+        vectors = encoder.encode(texts)
+    head = load_head(Path(spec["champion"]), dimension=encoder.dimension)
+    return head.answer(vectors)
 
 
 def _base(encoder: Encoder, vectors: Vectors, labels: Sequence[str]) -> list[LabelledAnswer]:
@@ -96,7 +103,7 @@ def _write_golden(scratch: Path, texts: Sequence[str], answers: Sequence[Labelle
         {"text": texts[at], "label": answers[at].label, "confidence": answers[at].confidence}
         for at in range(0, len(texts), step)
     ][:GOLDEN]
-    (scratch / "golden.json").write_text(json.dumps(golden, ensure_ascii=False))
+    (scratch / "golden.json").write_text(json.dumps(golden))
 
 
 def _latency_ms(encoder: Encoder, head: Any, texts: Sequence[str]) -> float:

@@ -48,15 +48,15 @@ def ask(
     if policy.temperature is not None:
         parameters["temperature"] = policy.temperature
     identity = {"prompt_version": prompt_version(task), "parameters": parameters}
-    # A token has at least one byte in every tokenizer in use; three characters is typical.
-    # The bound is what the budget reserves, so it errs upwards.
-    characters = sum(len(message["content"]) for message in parameters["messages"])
+    # A token has at least one byte in every tokenizer in use. Four are typical, but what the
+    # budget reserves has to be a bound.
+    content = sum(len(message["content"].encode()) for message in parameters["messages"])
     return Question(
         key=sha256(canonical(identity)).hexdigest(),
         event_id=event_id,
         task=task.name,
         parameters=parameters,
-        tokens=characters // 2 + 16 * len(parameters["messages"]) + policy.max_tokens,
+        tokens=content + 16 * len(parameters["messages"]) + policy.max_tokens,
     )
 
 

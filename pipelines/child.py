@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -67,6 +68,12 @@ class Channel:
         while os.read(0, 4096):  # not sys.stdin: its lock would be held at exit
             pass
         os._exit(1)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file. Only a line feed ends a line: texts may hold other breaks."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
 
 
 def run_child(work: Callable[[dict[str, Any], Channel], dict[str, Any]]) -> None:

@@ -68,12 +68,14 @@ class NearDuplicates:
         return normal in self._exact or self._most_similar(_signature(normal)) is not None
 
     def _most_similar(self, signature: Any) -> int | None:
-        best, best_similarity = None, SIMILARITY
+        """Between equals the name decides, so that a restart changes nothing."""
+        found = []
         for key in self._index.query(signature):
-            similarity = signature.jaccard(self._founders[key][2])
-            if similarity >= best_similarity:
-                best, best_similarity = key, similarity
-        return best
+            group_id, _, founder = self._founders[key]
+            similarity = signature.jaccard(founder)
+            if similarity >= SIMILARITY:
+                found.append((similarity, group_id, key))
+        return max(found)[2] if found else None
 
     def _found(self, group_id: str, side: Side, normal: str, signature: Any) -> None:
         key = len(self._founders)

@@ -168,7 +168,14 @@ class VectorCache:
         stored = np.memmap(self._vectors_path, dtype=np.float32, mode="r").reshape(
             -1, self._dimension
         )
-        return np.array(stored[[self._index[key] for key in keys]])
+        found = np.array(stored[[self._index[key] for key in keys]])
+        if not np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-3):
+            # Nothing here waits for the disk, so a crash of the machine can leave zeros.
+            self._keys_path.unlink()
+            self._vectors_path.unlink()
+            self._index = self._load()
+            return self.encode(encoder, texts, progress)
+        return found
 
     def _append(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         # Vectors first: a key without its vector must not exist.

@@ -28,12 +28,15 @@ def write_answer(label: str, task: Task) -> str:
         return label
     value: Any = label
     for part in reversed(_parts(task.answer_pointer)):
-        value = {part: value}
+        value = [value] if part == "0" else {part: value}
     return json.dumps(value, ensure_ascii=False)
 
 
 def _match(text: str, labels: tuple[str, ...]) -> str | None:
-    return _by_folded_name(labels).get(text.strip().strip("\"'`.").strip().casefold())
+    known = _by_folded_name(labels)
+    plain = text.strip().casefold()
+    # As it is first: a label may itself end in a full stop.
+    return known.get(plain) or known.get(plain.strip("\"'`.").strip())
 
 
 @lru_cache(maxsize=64)
@@ -47,10 +50,16 @@ def _follow(answer: str, pointer: str) -> object:
     try:
         value: Any = json.loads(text)
         for part in _parts(pointer):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            value = value[_index(part)] if isinstance(value, list) else value[part]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return value
+
+
+def _index(part: str) -> int:
+    if not (part.isascii() and part.isdigit()):  # "-1" would be the last one
+        raise ValueError(f"{part} is no place in a list")
+    return int(part)
 
 
 def _parts(pointer: str) -> list[str]:

@@ -27,6 +27,7 @@ class SamplingPolicy:
     learning_pi_min: float
     cold_start_rate: float
     cold_start: bool  # too few labels to be choosy
+    full: bool = False  # enough samples wait already: only the uniform draws choose more
 
     @property
     def version(self) -> str:
@@ -58,7 +59,7 @@ def choose(
     """Whether the event is looked at any closer; None for the many that are only counted."""
     uniform = uniforms(event.event_id, policy.salt)
     learning = None
-    if event.student is not None:
+    if event.student is not None and not policy.full:
         pi = policy.learning_scale * assessment.failure_probability
         pi = min(1.0, max(policy.learning_pi_min, pi))
         learning = pi if uniform.learning < pi else None
@@ -68,11 +69,23 @@ def choose(
             held_out=policy.held_out_rate if uniform.held_out < policy.held_out_rate else None,
             learning=learning,
         ),
-        trigger=assessment.triggers[0] if assessment.triggers else None,
-        cold_start=policy.cold_start and uniform.unweighted < policy.cold_start_rate,
+        trigger=assessment.triggers[0] if assessment.triggers and not policy.full else None,
+        cold_start=policy.cold_start
+        and not policy.full
+        and uniform.unweighted < policy.cold_start_rate,
         given=has_teacher_label and uniform.unweighted < policy.given_rate,
     )
     return choice if _is_chosen(choice) else None
+
+
+def choose_feedback(assessment: Assessment) -> Choice | None:
+    """As `choose`, for what a person said about an earlier event.
+
+    It is no traffic, the sums leave it out: in a draw it would be counted without them.
+    """
+    if not assessment.triggers:
+        return None
+    return Choice(draws=Draws(), trigger=assessment.triggers[0], cold_start=False, given=False)
 
 
 def settle(choice: Choice, side: Side) -> tuple[SampleReason, Draws] | None:

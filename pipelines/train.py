@@ -5,7 +5,6 @@
 Trains the head of a frozen encoder: load, announce, data, fit, calibrate, save.
 """
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.child import Channel, run_child
+from pipelines.child import Channel, read_lines, run_child
 from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.errors import TrainingFailed
 from pipelines.students.classifier import Head, save_head
@@ -47,7 +46,7 @@ def train(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     # Load.
     dataset, scratch = Path(spec["dataset"]), Path(spec["scratch"])
     labels: list[str] = spec["labels"]
-    rows = [json.loads(line) for line in (dataset / "train.jsonl").read_text().splitlines()]
+    rows = read_lines(dataset / "train.jsonl")
     if len({row["label"] for row in rows}) < 2:
         raise TrainingFailed(f"{len(rows)} examples with fewer than two labels teach nothing")
     encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])

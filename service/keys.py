@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipelines.errors import SettingsError
+from storage.durable import sync_folder, write_durably
 
 INTERNAL_FILE = "internal.key"
 OPERATOR_FILE = "operator.token"
@@ -71,22 +72,21 @@ def read_operator_token(data_dir: Path) -> str:
 
 def _read_or_make(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        # O_EXCL: of two processes that start together, one makes the file.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read_when_written(path)
-    with os.fdopen(descriptor, "w") as file:
-        made = secrets.token_urlsafe(32)
-        file.write(made)
-        file.flush()
-        os.fsync(file.fileno())
-    return made
-
-
-def _read_when_written(path: Path) -> str:
-    for _ in range(200):
-        if found := path.read_text().strip():
-            return found
-        os.sched_yield()
+    if not path.exists():
+        _make(path)
+    if found := path.read_text().strip():
+        return found
     raise SettingsError(f"{path} is empty; remove it, and a new one is made at the next start")
+
+
+def _make(path: Path) -> None:
+    """Written whole, then given its name: of two processes that start together, one wins."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temporary, secrets.token_urlsafe(32).encode(), mode=0o600)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)

@@ -54,7 +54,11 @@ class Artifacts:
         manifest = _manifest(kind, scratch, about)
         digest = _digest(manifest)
         target = self._root / kind / digest
-        if not target.exists():
+        if target.exists() and not (target / MANIFEST).exists():
+            shutil.rmtree(target)  # half removed by a prune that was killed
+        if target.exists():
+            os.utime(target / MANIFEST)  # in use again: prune goes by age
+        else:
             for name in manifest["files"]:
                 _sync_file(scratch / name)
             write_durably(scratch / MANIFEST, _canonical(manifest))
@@ -95,24 +99,39 @@ class Artifacts:
     def digests(self, kind: Kind) -> list[str]:
         return sorted(path.name for path in (self._root / kind).iterdir() if path.is_dir())
 
-    def prune(self, kind: Kind, keep: Iterable[str]) -> list[str]:
-        """Remove all artifacts of a kind that are not in `keep`; returns what went."""
+    def prune(self, kind: Kind, keep: Iterable[str], older_than: float) -> list[str]:
+        """Remove the artifacts of a kind that are not in `keep`; returns what went.
+
+        Only those published before `older_than` (seconds since 1970): a job may have published
+        one, and not noted it in the database yet.
+        """
         kept = set(keep)
-        gone = [digest for digest in self.digests(kind) if digest not in kept]
-        for digest in gone:
+        gone = []
+        for digest in self.digests(kind):
+            if digest in kept or _published_at(self._root / kind / digest) >= older_than:
+                continue
+            gone.append(digest)
             # The manifest goes first: what is half removed is no artifact any more.
             (self._root / kind / digest / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self._root / kind / digest)
         return gone
 
 
+def _published_at(folder: Path) -> float:
+    try:
+        return (folder / MANIFEST).stat().st_mtime
+    except FileNotFoundError:  # half removed
+        return 0.0
+
+
 def _manifest(kind: Kind, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name == MANIFEST:
+        if name == MANIFEST or (path.is_dir() and not path.is_symlink()):
             continue
-        if path.is_symlink() or path.suffix not in ALLOWED_SUFFIXES:
+        plain = path.is_file() and not path.is_symlink()
+        if not plain or path.suffix not in ALLOWED_SUFFIXES:
             raise ArtifactDamaged(f"{name} may not be part of a {kind}")
         files[name] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
     return {"format": 1, "kind": kind, "files": files, "about": dict(about)}

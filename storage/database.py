@@ -105,7 +105,13 @@ class Database:
     def _refuse_truncated(self) -> None:
         if not self._counter_path.exists():
             return
-        noted = int(self._counter_path.read_text().strip() or 0)
+        try:
+            noted = int(self._counter_path.read_bytes().strip() or 0)
+        except ValueError as error:
+            raise DataDamaged(
+                f"{self._counter_path} holds no number of commits: it was changed. Remove it to "
+                "go on with what the database has"
+            ) from error
         known = _scalar(self._connection, HAS_COMMITS)
         present = int(_scalar(self._connection, SELECT_COMMITS)) if known else 0
         if present < noted:

@@ -76,12 +76,13 @@ def write_items(path: Path, items: Iterable[HeldOutItem]) -> None:
 
 def read_training_texts(dataset: Path) -> list[str]:
     """The texts that a student of this dataset was trained on."""
-    lines = (dataset / TRAIN_FILE).read_text().splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    # Only a line feed ends a line: texts may hold other breaks.
+    with (dataset / TRAIN_FILE).open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line)["text"] for line in file]
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
 

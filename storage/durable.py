@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from pipelines.errors import DiskFull
@@ -14,7 +15,7 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
     Raises `DiskFull` (and leaves the old file as it was) when there is no space.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:

@@ -57,10 +57,25 @@ ORDER BY s.occurred_at
 """
 
 COUNT_UNANSWERED_AUDITS = """
-SELECT count(*)
+SELECT served_by, count(*)
 FROM samples
 WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
     AND status <> 'labelled' AND occurred_at >= $since AND occurred_at < $until
+GROUP BY served_by
+"""
+
+COUNT_TRAINING = """
+SELECT count(*)
+FROM effective_labels l JOIN samples s USING (event_id)
+WHERE l.task = $task AND s.side = 'training' AND l.labelled_at <= $until
+"""
+
+# The uniform draws have their own shares of the budget.
+COUNT_BOUGHT_FOR_LEARNING = """
+SELECT count(*)
+FROM labels l JOIN samples s USING (event_id)
+WHERE l.source = 'bought' AND l.task = $task AND l.labelled_at >= $since
+    AND s.reason NOT IN ('audit', 'held_out')
 """
 
 SELECT_SPEND = """
@@ -174,9 +189,9 @@ def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetim
 
 def count_unanswered_audits(
     tx: Cursor, task: str, version: str, since: datetime, until: datetime
-) -> int:
-    """Audit draws of the window that have no label (yet): the non-response."""
-    row = tx.execute(
+) -> dict[str, int]:
+    """Audit draws of the window that have no label (yet), by who served: the non-response."""
+    rows = tx.execute(
         COUNT_UNANSWERED_AUDITS,
         {
             "task": task,
@@ -184,7 +199,20 @@ def count_unanswered_audits(
             "since": to_db_time(since),
             "until": to_db_time(until),
         },
-    ).fetchone()
+    ).fetchall()
+    return {served_by: int(count) for served_by, count in rows}
+
+
+def count_training(tx: Cursor, task: str, until: datetime) -> int:
+    """Labels of the training side that were there at a moment."""
+    row = tx.execute(COUNT_TRAINING, {"task": task, "until": to_db_time(until)}).fetchone()
+    return int(row[0]) if row else 0
+
+
+def bought_for_learning(tx: Cursor, task: str, since: datetime) -> int:
+    """Labels bought for anything but the two uniform draws."""
+    values = {"task": task, "since": to_db_time(since)}
+    row = tx.execute(COUNT_BOUGHT_FOR_LEARNING, values).fetchone()
     return int(row[0]) if row else 0
 
 

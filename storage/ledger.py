@@ -5,19 +5,21 @@ hold keys, hashes and amounts; requests and replies lie in a side store, where t
 a user can reach them. Nothing here is ever edited.
 """
 
+import errno
 import json
 import os
 import sqlite3
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
 from pipelines.errors import DataDamaged, DiskFull
+from storage.durable import sync_folder
 
 Step = Literal["intent", "received", "not_sent", "unknown", "released", "dropped"]
 FILE = "ledger.jsonl"
@@ -55,6 +57,7 @@ class Call:
     spent: Amounts
     attempts: int  # how often an intent was written
     detail: str = ""
+    reply_digest: str = ""  # SHA-256 of the reply, once received
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,13 +81,8 @@ class Ledger:
         for line in _read_lines(self._path):
             self._remember(line)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._bodies = sqlite3.connect(folder / BODIES, check_same_thread=False)
-        self._bodies.execute("PRAGMA journal_mode = WAL")
-        self._bodies.execute("PRAGMA synchronous = FULL")
-        self._bodies.execute(
-            "CREATE TABLE IF NOT EXISTS bodies (key TEXT PRIMARY KEY, request BLOB, reply BLOB)"
-        )
-        self._bodies.commit()
+        sync_folder(folder)
+        self._bodies = _open_bodies(folder / BODIES)
 
     def call(self, key: str) -> Call | None:
         """The latest step of a call."""
@@ -120,15 +118,20 @@ class Ledger:
             row = self._bodies.execute("SELECT reply FROM bodies WHERE key = ?", (key,)).fetchone()
         if row is None or row[0] is None:
             raise DataDamaged(f"the reply of call {key[:12]} is missing from {BODIES}")
-        return bytes(row[0])
+        body = bytes(row[0])
+        if sha256(body).hexdigest() != self._calls[key].reply_digest:
+            raise DataDamaged(f"the reply of call {key[:12]} in {BODIES} was changed")
+        return body
 
     def unknown(self) -> list[Call]:
         """Calls whose outcome nobody knows, oldest first. Held until an operator decides."""
-        return [call for call in self._calls.values() if call.step == "unknown"]
+        with self._lock:
+            return [call for call in self._calls.values() if call.step == "unknown"]
 
     def unfinished(self) -> list[Call]:
         """Calls that were intended and nothing more: what a crash leaves behind."""
-        return [call for call in self._calls.values() if call.step == "intent"]
+        with self._lock:
+            return [call for call in self._calls.values() if call.step == "intent"]
 
     def close(self) -> None:
         with self._lock:
@@ -162,22 +165,31 @@ class Ledger:
         self._remember(line)
 
     def _write(self, line: bytes) -> None:
+        end = os.fstat(self._file).st_size
         try:
-            os.write(self._file, line)
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file)
         except OSError as error:
+            # Half a line would spoil the next one.
+            os.ftruncate(self._file, end)
             raise DiskFull(
                 f"the ledger cannot be written ({error.strerror}); no teacher call is made "
                 "until there is space"
             ) from error
 
     def _keep_body(self, key: str, column: Literal["request", "reply"], body: bytes) -> None:
-        with self._bodies:
-            self._bodies.execute(
-                f"INSERT INTO bodies (key, {column}) VALUES (?, ?) "
-                f"ON CONFLICT DO UPDATE SET {column} = excluded.{column}",
-                (key, body),
-            )
+        try:
+            with self._bodies:
+                self._bodies.execute(
+                    f"INSERT INTO bodies (key, {column}) VALUES (?, ?) "
+                    f"ON CONFLICT DO UPDATE SET {column} = excluded.{column}",
+                    (key, body),
+                )
+        except sqlite3.OperationalError as error:
+            raise DiskFull(
+                f"{BODIES} cannot be written ({error}); no teacher call is made until it can"
+            ) from error
 
     def _remember(self, line: dict[str, Any]) -> None:
         key, step, at = line["key"], line["step"], datetime.fromisoformat(line["at"])
@@ -192,6 +204,7 @@ class Ledger:
             spent=amounts if step == "received" else Amounts(),
             attempts=(before.attempts if before else 0) + (step == "intent"),
             detail=line.get("detail", ""),
+            reply_digest=line.get("sha256", "") if step == "received" else "",
         )
         self._calls[key] = call
         self._settle(call)
@@ -213,7 +226,22 @@ class Ledger:
 
 
 def _day(moment: datetime) -> str:
-    return moment.date().isoformat()
+    return moment.astimezone(UTC).date().isoformat()
+
+
+def _open_bodies(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS bodies (key TEXT PRIMARY KEY, request BLOB, reply BLOB)"
+        )
+        connection.commit()
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise DataDamaged(f"{path} cannot be read: {error}. Restore it from a backup") from error
+    return connection
 
 
 def _encode(line: dict[str, Any]) -> bytes:

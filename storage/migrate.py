@@ -8,6 +8,7 @@ from storage.database import Database
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (name TEXT PRIMARY KEY)"
+HAS_TABLE = "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_migrations'"
 SELECT_APPLIED = "SELECT name FROM schema_migrations"
 INSERT_APPLIED = "INSERT INTO schema_migrations VALUES (?)"
 
@@ -17,9 +18,9 @@ def migrate(database: Database, folder: Path = MIGRATIONS) -> list[str]:
 
     Raises `DataDamaged` for a database that a newer program has written.
     """
-    with database.transaction() as tx:
-        tx.execute(CREATE_TABLE)
-        done = {name for (name,) in tx.execute(SELECT_APPLIED).fetchall()}
+    with database.snapshot() as tx:
+        (known,) = tx.execute(HAS_TABLE).fetchall()[0]
+        done = {name for (name,) in tx.execute(SELECT_APPLIED).fetchall()} if known else set()
     files = sorted(folder.glob("*.sql"))
     unknown = done - {path.name for path in files}
     if unknown:
@@ -32,6 +33,7 @@ def migrate(database: Database, folder: Path = MIGRATIONS) -> list[str]:
         if path.name in done:
             continue
         with database.transaction() as tx:
+            tx.execute(CREATE_TABLE)  # with the first: a file with less would be a foreign one
             tx.execute(path.read_text())
             tx.execute(INSERT_APPLIED, [path.name])
         applied.append(path.name)

@@ -1,7 +1,7 @@
 """Samples, their near-duplicate groups, and dead letters. All SQL about them is in this file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -30,14 +30,16 @@ INSERT INTO groups
 SELECT unnest($group_id), unnest($task), unnest($side), unnest($text), $now
 ON CONFLICT DO NOTHING
 """
-SELECT_GROUPS = "SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at"
+SELECT_GROUPS = """
+SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at, group_id
+"""
 
 # Oldest first within a reason; held-out and audit first, because evidence must not wait
 # behind training data.
 SELECT_PENDING = """
 SELECT event_id, task, messages, reason
 FROM samples
-WHERE status = 'pending'
+WHERE status = 'pending' AND task IN (SELECT unnest($tasks))
 ORDER BY CASE reason WHEN 'held_out' THEN 0 WHEN 'audit' THEN 1 ELSE 2 END, sampled_at, event_id
 LIMIT $limit
 """
@@ -51,6 +53,8 @@ SET_STATUS = """
 UPDATE samples SET status = $status, failure = $failure
 WHERE event_id IN (SELECT unnest($event_ids)) AND status IN ('pending', 'held', 'failed')
 """
+
+REQUEUE_HELD = "UPDATE samples SET status = 'pending', failure = NULL WHERE status = 'held'"
 
 EXPIRE = """
 UPDATE samples SET status = 'expired', messages = '[]', text = ''
@@ -174,8 +178,9 @@ def stored_groups(tx: Cursor, task: str) -> list[Group]:
     return [Group(row[0], task, Side(row[1]), row[2]) for row in rows]
 
 
-def pending_samples(tx: Cursor, limit: int) -> list[PendingSample]:
-    rows = tx.execute(SELECT_PENDING, {"limit": limit}).fetchall()
+def pending_samples(tx: Cursor, tasks: Collection[str], limit: int) -> list[PendingSample]:
+    """Samples of these tasks: those of a task that is gone would block the queue."""
+    rows = tx.execute(SELECT_PENDING, {"tasks": list(tasks), "limit": limit}).fetchall()
     return [
         PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
         for row in rows
@@ -188,6 +193,11 @@ def set_status(
     """Move pending, held or failed samples on; those already labelled stay labelled."""
     if event_ids:
         tx.execute(SET_STATUS, {"event_ids": list(event_ids), "status": status, "failure": failure})
+
+
+def requeue_held(tx: Cursor) -> None:
+    """Let the next relabel look at what is held again; the ledger says what may be asked."""
+    tx.execute(REQUEUE_HELD)
 
 
 def tasks_of(tx: Cursor, event_ids: Sequence[str]) -> dict[str, str]:

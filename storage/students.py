@@ -76,6 +76,8 @@ SELECT_VERSION_BY_CONTENT = (
 LIMIT 1"""
 )
 
+SELECT_TASKS = "SELECT DISTINCT task FROM students"
+
 INSERT_EVALUATION = """
 INSERT INTO evaluations (
     task, digest, attempt, champion, snapshot, items, report, verdict, promotable,
@@ -312,6 +314,11 @@ def version_by_content(
 def versions(tx: Cursor, task: str) -> list[StudentVersion]:
     """All versions of a task, newest first."""
     return [_version(row) for row in tx.execute(SELECT_VERSIONS, {"task": task}).fetchall()]
+
+
+def tasks_with_versions(tx: Cursor) -> list[str]:
+    """Every task that ever had a student, whatever the settings say now."""
+    return sorted(task for (task,) in tx.execute(SELECT_TASKS).fetchall())
 
 
 def add_evaluation(tx: Cursor, evaluation: StoredEvaluation) -> None:

@@ -86,7 +86,8 @@ def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
     }
     save_file(tensors, str(folder / WEIGHTS_FILE))
     config = {"format": 1, "family": "head", "labels": list(head.labels), **about}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=1))
+    text = json.dumps(config, ensure_ascii=False, indent=1)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def load_head(folder: Path, *, dimension: int | None = None) -> Head:
@@ -95,13 +96,15 @@ def load_head(folder: Path, *, dimension: int | None = None) -> Head:
     Raises `ArtifactDamaged` for anything else; `dimension` is the encoder's, where known.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = load_file(str(folder / WEIGHTS_FILE))
         labels = tuple(config["labels"])
         weight, bias = tensors["weight"], tensors["bias"]
         temperature = float(tensors["temperature"][0])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise ArtifactDamaged(f"the student's files cannot be read: {error}") from error
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+        raise ArtifactDamaged(f"{CONFIG_FILE} names its labels twice, or not as texts")
     unknown = set(config) - CONFIG_KEYS
     if unknown:
         raise ArtifactDamaged(f"{CONFIG_FILE} has keys that no student has: {sorted(unknown)}")

@@ -1,8 +1,10 @@
 """Asks the gateway what the student would have said to events that came without its answer."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import httpx2
+import msgspec
 import structlog
 
 from pipelines.types import PromptEvent, StudentAnswer
@@ -11,6 +13,25 @@ log = structlog.get_logger()
 
 BATCH = 128
 TIMEOUT_SECONDS = 10.0
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    event_id: str
+    label: str
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)]  # a NaN would stay in the sums
+
+
+class _Assessment(msgspec.Struct, frozen=True):
+    version: str
+    answers: list[_Answer]
+
+    def by_event(self) -> dict[str, StudentAnswer]:
+        return {
+            answer.event_id: StudentAnswer(
+                version=self.version, label=answer.label, confidence=answer.confidence
+            )
+            for answer in self.answers
+        }
 
 
 class Assessor:
@@ -53,15 +74,8 @@ class Assessor:
             response = self._client.post(f"{self._url()}/v1/assess", json=body)
             response.raise_for_status()
             found = response.json()
-            answers = {
-                answer["event_id"]: StudentAnswer(
-                    version=found["version"],
-                    label=answer["label"],
-                    confidence=float(answer["confidence"]),
-                )
-                for answer in found["answers"]
-            }
-        except (httpx2.HTTPError, KeyError, TypeError, ValueError) as error:
+            answers = msgspec.convert(found, _Assessment).by_event()
+        except (httpx2.HTTPError, ValueError) as error:
             if not self._down:
                 log.warning("assessment_unavailable", task=task, error=type(error).__name__)
             self._down = True

@@ -12,7 +12,7 @@ import structlog
 
 from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
 from service.learner.relabel import JobResult
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 # A candidate that lacked evidence is judged again when the held-out set has grown this much.
 LOOK_AGAIN_GROWTH = 1.2
+MORE_EVIDENCE = "there are more held-out items"
 
 
 class Evaluating:
@@ -57,39 +58,42 @@ class Evaluating:
             if not found:
                 return JobResult("nothing", f"{task_name}: no student was trained yet")
             newest = found[0]
-            reason = self._why_judge(tx, newest)
-        if reason is not None and not self._items(newest):
-            return JobResult(
-                "nothing", f"{newest.name}: there are no held-out items to judge it on"
-            )
+            last = latest_evaluation(tx, task_name, newest.student)
+            reason = self._why_judge(tx, newest, last)
         if reason is None:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
-        report = self.judge(newest)
+        items = self._items(newest)
+        enough = LOOK_AGAIN_GROWTH * last.items if last and reason == MORE_EVIDENCE else 1
+        # As the evaluation will thin them: what it leaves out is no more evidence.
+        usable = len(thin(items))
+        if usable < enough:
+            return JobResult(
+                "nothing",
+                f"{newest.name}: {usable} held-out items to judge it on; {enough:.0f} are needed",
+            )
+        report = self.judge(newest, items)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
 
-    def _why_judge(self, tx: Cursor, version: StudentVersion) -> str | None:
+    def _why_judge(
+        self, tx: Cursor, version: StudentVersion, last: StoredEvaluation | None
+    ) -> str | None:
         if any(link.student == version.student for link in decisions(tx, version.task)):
             return None
-        last = latest_evaluation(tx, version.task, version.student)
         if last is None:
             return "not judged yet"
         if last.champion != champion_of(tx, version.task):
             return "the champion has changed"
         if last.promotable or last.verdict != "insufficient_evidence":
             return None
-        items = len(self._items(version))
-        if items >= LOOK_AGAIN_GROWTH * last.items:
-            return f"{items} held-out items instead of {last.items}"
-        return None
+        return MORE_EVIDENCE
 
-    def judge(self, version: StudentVersion) -> GateReport:
+    def judge(self, version: StudentVersion, items: Sequence[HeldOutItem]) -> GateReport:
         """Evaluate one version, publish its report and record the verdict."""
         shop = self._shop
         with shop.database.snapshot() as tx:
             digest = champion_of(tx, version.task)
             champion = version_by_digest(tx, version.task, digest) if digest else None
             turn = gate_turn(tx, version.task, version.student)
-        items = self._items(version)
         scratch = shop.scratch()
         try:
             answers, golden, facts = self._answer(version, champion, items, scratch)
@@ -114,7 +118,7 @@ class Evaluating:
     def _items(self, version: StudentVersion) -> list[HeldOutItem]:
         """The present held-out window without what the version's training set resembles."""
         task = self._shop.tasks[version.task]
-        held_out = self._shop.curated(task).held_out
+        held_out = self._shop.curated(task, self._shop.now()).held_out
         dataset = self._shop.artifacts.path("dataset", version.dataset)
         return uncontaminated(held_out, read_training_texts(dataset))
 
@@ -130,8 +134,13 @@ class Evaluating:
         write_items(items_path, items)
         student = shop.artifacts.open("student", version.student)
         rival = shop.artifacts.open("student", champion.student) if champion else None
+        # Each reads with the encoder that it was trained on, whatever the settings name now.
+        encoder = shop.artifacts.open("encoder", version.encoder)
+        reads = shop.artifacts.open("encoder", champion.encoder) if champion else encoder
         spec = {
-            **shop.child_spec(),
+            **shop.child_spec(encoder),
+            "champion_encoder": str(reads.path.resolve()),
+            "champion_max_tokens": reads.about["max_tokens"],
             "dataset": str(shop.artifacts.open("dataset", version.dataset).path.resolve()),
             "items": str(items_path.resolve()),
             "scratch": str(scratch.resolve()),

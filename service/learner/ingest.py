@@ -20,7 +20,7 @@ from pipelines.decode import DecodePolicy, decode
 from pipelines.errors import BrokerUnavailable, DiskFull, InvalidMessage, OffsetsLost
 from pipelines.label import read_label
 from pipelines.render import classifier_text
-from pipelines.sample import SamplingPolicy, choose, settle
+from pipelines.sample import SamplingPolicy, choose, choose_feedback, settle
 from pipelines.tally import tally
 from pipelines.types import (
     Assessment,
@@ -127,6 +127,7 @@ class Ingest:
         self._metrics = metrics
         self._now = now
         self._identity = ""
+        self._stop = Event()
         self._groups = {name: NearDuplicates(group_salt) for name in tasks}
         self._unsaved: list[Group] = []
         self._outcomes: deque[bool] = deque(maxlen=settings.dead_letter_window)
@@ -151,6 +152,7 @@ class Ingest:
 
     def run(self, stop: Event) -> None:
         """Run until asked to stop. The current batch is always finished first."""
+        self._stop = stop
         linger = self._settings.linger.total_seconds()
         while not stop.is_set():
             started = time.monotonic()
@@ -240,7 +242,8 @@ class Ingest:
             except DiskFull as error:
                 log.error("ingest_disk_full", error=str(error))
                 self._metrics.ingest_held.set(1)
-                time.sleep(RETRY_SECONDS)
+                if self._stop.wait(RETRY_SECONDS):
+                    raise
         self._unsaved.clear()
         self._count(prompts, [sample for sample in samples if sample.event.event_id in new], given)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
@@ -300,7 +303,11 @@ class Ingest:
         """Hash first; the text, the group and the side are worked out for the chosen only."""
         policy = self._sampling.policy(task.name)
         usable = item.teacher_label is not None and self._given.terms is not None
-        choice = choose(item.event, item.assessment, policy, has_teacher_label=usable)
+        choice = (
+            choose_feedback(item.assessment)
+            if FEEDBACK_ON in item.event.attributes
+            else choose(item.event, item.assessment, policy, has_teacher_label=usable)
+        )
         if choice is None:
             return None
         text = classifier_text(item.event.messages, task)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import structlog
 
 from pipelines.ask import ask, prompt_version
-from pipelines.errors import Refused
+from pipelines.errors import Refused, TeacherRefused
 from pipelines.label import read_label
 from pipelines.types import Label, Task
 from service.learner.status import UnknownOutcome
@@ -18,7 +18,13 @@ from service.metrics import LearnerMetrics
 from storage.database import Database
 from storage.labels import add_labels
 from storage.ledger import Call, Ledger
-from storage.samples import PendingSample, pending_samples, set_status, tasks_of
+from storage.samples import (
+    PendingSample,
+    pending_samples,
+    requeue_held,
+    set_status,
+    tasks_of,
+)
 from storage.ticks import TickOutcome
 
 log = structlog.get_logger()
@@ -61,12 +67,14 @@ class Relabel:
 
     def run(self) -> JobResult:
         """One tick. Everything received is applied before the next batch is asked."""
+        # Ticks come one at a time: what is under way now was left behind by a full disk.
+        self._teacher.recover()
         if why := self._teacher.why_not():
             return JobResult("nothing", f"no label was bought: {why}")
         outcomes: Counter[str] = Counter()
         for _ in range(BATCHES_PER_TICK):
             with self._database.snapshot() as tx:
-                pending = pending_samples(tx, BATCH)
+                pending = pending_samples(tx, self._tasks.keys(), BATCH)
             if not pending or self._stop.is_set():
                 break
             done = self._label(pending)
@@ -88,10 +96,14 @@ class Relabel:
         questions = [
             ask(sample.event_id, sample.messages, self._tasks[sample.task], self._teacher.policy)
             for sample in pending
-            if sample.task in self._tasks
         ]
         # When this raises, what was received until then is in the ledger for the next tick.
-        return self._apply(self._teacher.answer(questions))
+        replies = self._teacher.answer(questions)
+        done = self._apply(replies)
+        for reply in replies:
+            if reply.outcome == "refused":
+                raise TeacherRefused(reply.detail)
+        return done
 
     def _apply(self, replies: Sequence[Reply]) -> Counter[str]:
         labels: dict[str, list[Label]] = {}
@@ -161,10 +173,10 @@ class HeldCalls:
 
     def release(self, key: str) -> None:
         """Ask again: it may be paid twice, and an operator says that this is fine."""
-        call = self._call(key)
+        self._call(key)
         self._ledger.note(key, "released", detail="by an operator", now=self._now())
         with self._database.transaction() as tx:
-            set_status(tx, [call.event_id], "pending")
+            requeue_held(tx)  # samples with an equal prompt were held with it
 
     def drop(self, key: str) -> None:
         """Do without this label."""
@@ -172,6 +184,7 @@ class HeldCalls:
         self._ledger.note(key, "dropped", detail="by an operator", now=self._now())
         with self._database.transaction() as tx:
             set_status(tx, [call.event_id], "failed", "dropped by an operator")
+            requeue_held(tx)
 
     def _call(self, key: str) -> Call:
         call = self._ledger.call(key)

@@ -12,11 +12,19 @@ from storage.decisions import decisions
 from storage.estimates import delete_estimates_before
 from storage.leases import delete_leases_before
 from storage.samples import delete_dead_letters, delete_labelled, expire_unlabelled
-from storage.students import latest_evaluations, versions
+from storage.students import (
+    latest_dataset,
+    latest_evaluations,
+    runs,
+    tasks_with_versions,
+    versions,
+)
 from storage.ticks import delete_ticks
 from storage.traffic import delete_traffic_before, stored_offsets
 
 TICKS_KEPT = timedelta(days=3)
+# What is younger may be in the hands of a job that has not noted it yet.
+ARTIFACTS_KEPT = timedelta(hours=1)
 LEASES_KEPT = timedelta(days=7)
 
 
@@ -47,7 +55,7 @@ class Retention:
             delete_ticks(tx, now - TICKS_KEPT)
             delete_leases_before(tx, (now - LEASES_KEPT).date())
         pruned = self._prune_topic(now)
-        artifacts = self._prune_artifacts()
+        artifacts = self._prune_artifacts(now - ARTIFACTS_KEPT)
         self._database.checkpoint()
         if not pruned and not artifacts:
             return JobResult("nothing", "nothing was old enough to be forgotten")
@@ -68,18 +76,23 @@ class Retention:
             older_than_ms=int(oldest.timestamp() * 1000),
         )
 
-    def _prune_artifacts(self) -> int:
+    def _prune_artifacts(self, before: datetime) -> int:
         with self._database.snapshot() as tx:
             students, datasets, reports = self._kept(tx)
+        oldest = before.timestamp()
         return (
-            len(self._artifacts.prune("student", students))
-            + len(self._artifacts.prune("dataset", datasets))
-            + len(self._artifacts.prune("report", reports))
+            len(self._artifacts.prune("student", students, oldest))
+            + len(self._artifacts.prune("dataset", datasets, oldest))
+            + len(self._artifacts.prune("report", reports, oldest))
         )
 
     def _kept(self, tx: Cursor) -> tuple[set[str], set[str], set[str]]:
+        """Of all tasks: one that left the settings may come back."""
         students, datasets, reports = set(), set(), set()
-        for task in self._settings.tasks:
+        for task in {*self._settings.tasks, *tasks_with_versions(tx)}:
+            latest = latest_dataset(tx, task)  # the next one is compared with it
+            datasets |= {latest.digest} if latest else set()
+            datasets |= {run.dataset for run in runs(tx, task, 1) if run.status == "running"}
             decided = decisions(tx, task)
             approved = {link.student for link in decided if link.action != "reject"}
             reports |= {link.report for link in decided if link.report}

@@ -91,13 +91,17 @@ class Schedule:
         ticks: dict[str, datetime | None] = {}
         for name in self._jobs:
             job = self._scheduler.get_job(name)
-            ticks[name] = job.next_run_time if job else None
+            ticks[name] = getattr(job, "next_run_time", None)  # none while it is being added
         return ticks
 
     def _fire(self, name: str, asked_at: datetime | None = None) -> None:
         scheduled = asked_at or self._planned.get(name) or self._now()
         with self._running[name]:
-            self._run(name, scheduled)
+            try:
+                self._run(name, scheduled)
+            except FlywheelError as error:  # a full disk: there is nowhere to record it
+                log.error("tick_not_recorded", job=name, error=str(error))
+                self._count(name, "failed")
 
     def _run(self, name: str, scheduled: datetime) -> None:
         with self._database.transaction() as tx:
@@ -149,6 +153,8 @@ class Schedule:
         name = event.job_id.removesuffix("-now")
         if name not in self._jobs:
             return
+        late = event.code == EVENT_JOB_MISSED
+        detail = "it could not start in time" if late else "the one before was still running"
         with self._database.transaction() as tx:
             for at in times:
                 record_tick(
@@ -156,7 +162,7 @@ class Schedule:
                     job=name,
                     scheduled_at=at,
                     outcome="missed",
-                    detail="the one before was still running",
+                    detail=detail,
                     now=self._now(),
                 )
         self._count(name, "missed")

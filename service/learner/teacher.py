@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import httpx2
+import msgspec
 import openai
 import structlog
-from openai.types.chat import ChatCompletion
 
 from pipelines.ask import Question, TeacherPolicy, cost
-from pipelines.errors import FlywheelError, TeacherRefused
+from pipelines.errors import FlywheelError
 from service.settings import BudgetSettings, TeacherSettings
 from storage.ledger import Amounts, Ledger, Step
 
@@ -24,8 +24,10 @@ ATTEMPTS = 4
 MAX_WAIT_SECONDS = 30.0
 BREAKER_FAILURES = 5
 BREAKER_MAX_SECONDS = 300.0
+CHECK = "check teacher.api_key, teacher.model and teacher.base_url"
 
-Outcome = Literal["received", "not_sent", "unknown", "impossible", "over_budget"]
+# `impossible`: not this prompt, ever; `refused`: no prompt at all, until somebody does something.
+Outcome = Literal["received", "not_sent", "unknown", "impossible", "refused", "over_budget"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,27 @@ class Reply:
     cost: float = 0.0
     bought: bool = False  # False: the ledger had the answer already
     detail: str = ""
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)]
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Completion(msgspec.Struct):
+    """What is read of a reply; compatible servers differ in all the rest."""
+
+    choices: list[_Choice]
+    model: str | None = None
+    usage: _Usage | None = None
 
 
 class _Failure(NamedTuple):
@@ -105,8 +128,8 @@ class Teacher:
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
         """Answers in the order of the questions; those known already cost nothing.
 
-        Raises `TeacherRefused` when the teacher would refuse every call, `DiskFull` when
-        the ledger cannot be written; what was received until then is in the ledger.
+        Raises `DiskFull` when the ledger cannot be written; what was received until then is
+        in the ledger.
         """
         return asyncio.run(self._answer_all(questions))
 
@@ -123,10 +146,11 @@ class Teacher:
         except* FlywheelError as errors:  # a full disk, a damaged side store
             raise errors.exceptions[0] from None
         replies = {key: task.result() for key, task in tasks.items()}
-        refused = [reply for reply in replies.values() if isinstance(reply, TeacherRefused)]
-        if refused:
-            raise refused[0]
-        return [_for(question, replies[question.key]) for question in questions]
+        return [
+            reply if reply.question.event_id == question.event_id else _for(question, reply)
+            for question in questions
+            for reply in [replies[question.key]]
+        ]
 
     def _client(self) -> openai.AsyncOpenAI:
         seconds = self._settings.timeout.total_seconds()
@@ -140,7 +164,7 @@ class Teacher:
 
     async def _answer_one(
         self, client: openai.AsyncOpenAI, question: Question, limit: asyncio.Semaphore
-    ) -> "Reply | TeacherRefused":
+    ) -> Reply:
         known = self._known(question)
         if known is not None:
             return known
@@ -153,8 +177,6 @@ class Teacher:
                 failure = await self._call(client, question)
                 if isinstance(failure, Reply):
                     return failure
-                if failure.outcome == "refused":
-                    return TeacherRefused(failure.detail)
                 if failure.outcome != "not_sent":
                     return Reply(question=question, outcome=failure.outcome, detail=failure.detail)
                 wait = _wait(attempt, failure.retry_after)
@@ -169,7 +191,9 @@ class Teacher:
         if call is None or call.step in ("not_sent", "released"):
             return None
         if call.step == "received":
-            return self._read(question, self._ledger.reply(question.key), bought=False)
+            reply = self._read(question, self._ledger.reply(question.key), bought=False)
+            # Whoever it was bought for has its cost; everybody else has it for nothing.
+            return reply if call.event_id == question.event_id else _for(question, reply)
         if call.step == "dropped":
             return Reply(question=question, outcome="impossible", detail="dropped by an operator")
         return Reply(question=question, outcome="unknown", detail=call.detail)
@@ -195,26 +219,24 @@ class Teacher:
             now=self._now(),
         )
         try:
-            completion = await client.chat.completions.create(**question.parameters)
+            response = await client.chat.completions.with_raw_response.create(**question.parameters)
         except (openai.APIError, httpx2.HTTPError) as error:
             failure = _judge(error, self._now())
             step: Step = "unknown" if failure.outcome == "unknown" else "not_sent"
             self._ledger.note(question.key, step, detail=failure.detail, now=self._now())
-            self._breaker.failed(failure)
-            self._on_call("rate_limited" if failure.rate_limited else failure.outcome)
-            log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
-            return failure
+            return self._failed(failure)
         except asyncio.CancelledError:
             self._ledger.note(
                 question.key, "unknown", detail="cancelled during the call", now=self._now()
             )
             raise
-        if not isinstance(completion, ChatCompletion):  # a proxy's page, with status 200
+        body = response.content
+        try:
+            reply = self._read(question, body, bought=True)
+        except msgspec.MsgspecError:  # a proxy's page, with status 200
             detail = "the teacher's reply is no chat completion"
             self._ledger.note(question.key, "unknown", detail=detail, now=self._now())
-            return _Failure("unknown", None, False, detail)
-        body = completion.model_dump_json().encode()
-        reply = self._read(question, body, bought=True)
+            return self._failed(_Failure("unknown", None, False, detail))
         self._ledger.receive(
             question.key,
             reply=body,
@@ -225,8 +247,13 @@ class Teacher:
         self._on_call("received")
         return reply
 
+    def _failed(self, failure: _Failure) -> _Failure:
+        self._on_call("rate_limited" if failure.rate_limited else failure.outcome)
+        log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
+        return self._breaker.failed(failure)
+
     def _read(self, question: Question, body: bytes, *, bought: bool) -> Reply:
-        completion = ChatCompletion.model_validate_json(body)
+        completion = msgspec.json.decode(body, type=_Completion)
         usage = completion.usage
         # A server that reports no usage is counted as if it had used what was reserved.
         prompt = usage.prompt_tokens if usage else question.tokens - self.policy.max_tokens
@@ -250,6 +277,7 @@ class _Breaker:
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._failures = 0
+        self._impossible = 0
         self._until: datetime | None = None
 
     def open_until(self) -> datetime | None:
@@ -261,17 +289,24 @@ class _Breaker:
         self._until = self._now() + timedelta(seconds=min(seconds, BREAKER_MAX_SECONDS))
 
     def succeeded(self) -> None:
-        self._failures = 0
-        self._until = None
+        self._failures = self._impossible = 0
 
-    def failed(self, failure: _Failure) -> None:
+    def failed(self, failure: _Failure) -> _Failure:
+        """Count it, and return it as what it is in the light of those before it."""
         if failure.outcome == "impossible":
-            return
+            self._impossible += 1
+            if self._impossible < BREAKER_FAILURES:
+                return failure
+            # Not these prompts but all: samples must not fail by the thousand.
+            detail = f"{failure.detail}, and so to {self._impossible} prompts in a row"
+            self._impossible = 0
+            failure = failure._replace(outcome="refused", detail=f"{detail}: {CHECK}")
         self._failures += 1
         if failure.outcome == "refused":
             self.open_for(BREAKER_MAX_SECONDS / 5)
         elif self._failures >= BREAKER_FAILURES and not failure.rate_limited:
             self.open_for(2.0 ** (self._failures - BREAKER_FAILURES + 2))
+        return failure
 
 
 def _judge(error: Exception, now: datetime) -> _Failure:
@@ -288,18 +323,15 @@ def _judge(error: Exception, now: datetime) -> _Failure:
 def _judge_status(error: openai.APIStatusError, now: datetime) -> _Failure:
     status = error.status_code
     detail = f"the teacher said {status}"
+    if status == 402 or error.code == "insufficient_quota":
+        return _Failure("refused", None, False, f"{detail}: there is no credit left")
     if status in (429, 503):
         return _Failure("not_sent", _retry_after(error, now), status == 429, detail)
-    if status in (401, 403, 404):
-        return _Failure(
-            "refused",
-            None,
-            False,
-            f"{detail}: check teacher.api_key, teacher.model and teacher.base_url",
-        )
+    if status < 400 or status in (401, 403, 404):  # redirects are not followed
+        return _Failure("refused", None, False, f"{detail}: {CHECK}")
     if status >= 500 or status == 408:
         return _Failure("unknown", None, False, detail)
-    return _Failure("impossible", None, False, f"{detail}: this prompt cannot be labelled")
+    return _Failure("impossible", None, False, f"{detail} to this prompt")
 
 
 def _connecting(error: Exception) -> bool:
@@ -333,10 +365,8 @@ def _wait(attempt: int, retry_after: float | None) -> float:
     return jitter if retry_after is None else retry_after + jitter
 
 
-def _for(question: Question, reply: Any) -> Reply:
+def _for(question: Question, reply: Reply) -> Reply:
     """The reply to an equal question, as the reply to this one: paid once."""
-    if reply.question.event_id == question.event_id:
-        return reply  # type: ignore[no-any-return]
     return Reply(
         question=question,
         outcome=reply.outcome,

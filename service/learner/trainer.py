@@ -45,7 +45,6 @@ class Trainer:
         self._on_progress = on_progress
         self._stopping = Event()
         self._one_at_a_time = Lock()
-        self._child: subprocess.Popen[bytes] | None = None
         self.progress: Progress | None = None
 
     @property
@@ -68,6 +67,8 @@ class Trainer:
         much memory, or when the learner stops. One child runs at a time; others wait.
         """
         with self._one_at_a_time:
+            if self._stopping.is_set():
+                raise TrainingFailed("the learner stops")
             return self._run(module, spec, scratch)
 
     def _run(self, module: str, spec: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
@@ -85,7 +86,6 @@ class Trainer:
             return self._follow(child, lines, errors)
         finally:
             _end(child)
-            self._child = None
             self.progress = None
             specification.unlink(missing_ok=True)
 
@@ -96,7 +96,7 @@ class Trainer:
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         }
-        self._child = subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", module, str(specification.resolve())],
             stdin=subprocess.PIPE,  # its end is the child's signal that we are gone
             stdout=subprocess.PIPE,
@@ -106,8 +106,8 @@ class Trainer:
         )
         # Serving comes first: the child takes what processors are left.
         with suppress(psutil.Error):
-            psutil.Process(self._child.pid).nice(10)
-        return self._child
+            psutil.Process(child.pid).nice(10)
+        return child
 
     def _follow(
         self,
@@ -200,14 +200,14 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     """Terminate, then kill, the child and all that it started."""
     assert child.stdin is not None
     child.stdin.close()
-    for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, sent)
-            try:
-                child.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):  # also when the child itself is gone
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
     assert child.stdout is not None
     assert child.stderr is not None
     child.stdout.close()

@@ -26,6 +26,7 @@ from storage.labels import count_labels, labelled_samples
 from storage.students import (
     add_dataset,
     add_version,
+    dataset_by_digest,
     end_run,
     fail_running_runs,
     latest_dataset,
@@ -58,25 +59,22 @@ class Workshop:
         path.mkdir(parents=True)
         return path
 
-    @property
-    def cache(self) -> Path:
-        return self.settings.data_dir / "cache" / f"vectors-{self.encoder.digest[:16]}"
-
-    def child_spec(self) -> dict[str, object]:
+    def child_spec(self, encoder: Artifact) -> dict[str, object]:
         """What every child is told about the encoder and its limits."""
+        cache = self.settings.data_dir / "cache" / f"vectors-{encoder.digest[:16]}"
         return {
-            "encoder": str(self.encoder.path.resolve()),
-            "encoder_digest": self.encoder.digest,
-            "cache": str(self.cache.resolve()),
+            "encoder": str(encoder.path.resolve()),
+            "encoder_digest": encoder.digest,
+            "cache": str(cache.resolve()),
             "threads": self.trainer.threads,
-            "max_tokens": self.settings.encoder.max_tokens,
+            "max_tokens": encoder.about["max_tokens"],
         }
 
-    def curated(self, task: Task) -> Curated:
-        """Training examples and held-out items from everything labelled until now."""
+    def curated(self, task: Task, cut_off: datetime) -> Curated:
+        """Training examples and held-out items from everything labelled until the cut-off."""
         dataset = self.settings.dataset
         with self.database.snapshot() as tx:
-            samples = labelled_samples(tx, task.name, task.labels, self.now())
+            samples = labelled_samples(tx, task.name, task.labels, cut_off)
         return curate(
             samples,
             CurationPolicy(
@@ -158,7 +156,10 @@ class Training:
         return None
 
     def _dataset(self, task: Task) -> Artifact | JobResult:
-        curated = self._shop.curated(task)
+        with self._shop.database.snapshot() as tx:
+            used = count_labels(tx, task.name).used
+        cut_off = self._shop.now()
+        curated = self._shop.curated(task, cut_off)
         if len({example.label for example in curated.training}) < MIN_EXAMPLES:
             return JobResult(
                 "nothing",
@@ -167,11 +168,25 @@ class Training:
             )
         with self._shop.database.snapshot() as tx:
             stored = latest_dataset(tx, task.name)
-        parent = self._shop.artifacts.open("dataset", stored.digest) if stored else None
-        content = _content(curated)
-        if parent is not None and parent.about["content"] == content:
-            return self._known(task, parent)
-        return self._new_dataset(task, curated, content, parent)
+        content, parent = _content(curated), stored.digest if stored else None
+        if parent is not None and self._shop.artifacts.exists("dataset", parent):
+            dataset = self._shop.artifacts.open("dataset", parent)
+            if dataset.about["content"] == content:
+                return self._known(task, dataset)
+        dataset = self._publish(task, curated, content, parent)
+        with self._shop.database.transaction() as tx:
+            add_dataset(
+                tx,
+                digest=dataset.digest,
+                task=task.name,
+                parent=parent,
+                labels=used,
+                examples=len(curated.training),
+                held_out=len(curated.held_out),
+                cut_off=cut_off,
+                now=self._shop.now(),
+            )
+        return dataset
 
     def _known(self, task: Task, dataset: Artifact) -> Artifact | JobResult:
         """Nothing is trained twice on the same content, but what failed may be tried again."""
@@ -184,42 +199,30 @@ class Training:
             return dataset
         return JobResult("nothing", f"{task.name}: no new labels since {trained.name}")
 
-    def _new_dataset(
-        self, task: Task, curated: Curated, content: str, parent: Artifact | None
-    ) -> Artifact:
-        scratch = self._shop.scratch()
-        write_dataset(scratch, curated, task)
+    def _publish(self, task: Task, curated: Curated, content: str, parent: str | None) -> Artifact:
         about = {
             "task": task.name,
             "labels": list(task.labels),
             "content": content,
-            "parent": parent.digest if parent else None,
+            "parent": parent,
             "training": len(curated.training),
             "held_out": len(curated.held_out),
             "training_by_label": dict(Counter(example.label for example in curated.training)),
             "dropped": dict(curated.dropped),
             "terms": self._shop.settings.teacher.terms,
         }
-        dataset = self._shop.artifacts.publish("dataset", scratch, about)
-        with self._shop.database.transaction() as tx:
-            add_dataset(
-                tx,
-                digest=dataset.digest,
-                task=task.name,
-                parent=parent.digest if parent else None,
-                labels=count_labels(tx, task.name).used,
-                examples=len(curated.training),
-                held_out=len(curated.held_out),
-                cut_off=self._shop.now(),
-                now=self._shop.now(),
-            )
-        return dataset
+        scratch = self._shop.scratch()
+        try:
+            write_dataset(scratch, curated, task)
+            return self._shop.artifacts.publish("dataset", scratch, about)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _train(self, task: Task, dataset: Artifact, started: float) -> StudentVersion:
         shop = self._shop
         scratch = shop.scratch()
         spec = {
-            **shop.child_spec(),
+            **shop.child_spec(shop.encoder),
             "dataset": str(dataset.path.resolve()),
             "scratch": str(scratch.resolve()),
             "labels": list(task.labels),
@@ -241,7 +244,8 @@ class Training:
             shutil.rmtree(scratch, ignore_errors=True)
         with shop.database.snapshot() as tx:
             number = next_number(tx, task.name)
-            counts = count_labels(tx, task.name)
+            made_of = dataset_by_digest(tx, dataset.digest)
+        assert made_of is not None
         return StudentVersion(
             task=task.name,
             number=number,
@@ -250,7 +254,7 @@ class Training:
             encoder=shop.encoder.digest,
             recipe=shop.settings.tasks[task.name].recipe,
             labels_trained=int(result["examples"]),
-            labels_bought=counts.used,
+            labels_bought=made_of.labels,
             trained_at=shop.now(),
             train_seconds=time.monotonic() - started,
             training=result,

@@ -1,5 +1,6 @@
 """The watch job: live estimates, the sampling controller, and whether a retrain is due."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,7 +27,9 @@ from storage.labels import (
     Audited,
     LabelCounts,
     audited,
+    bought_for_learning,
     count_labels,
+    count_training,
     count_unanswered_audits,
     mean_label_cost,
     spend_since,
@@ -34,7 +37,7 @@ from storage.labels import (
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask
 from storage.samples import count_by_status, count_dead_letters
-from storage.students import latest_evaluation, runs, versions
+from storage.students import dataset_by_digest, latest_evaluation, runs, versions
 from storage.traffic import WindowSums, confidence_histogram, window_sums
 
 log = structlog.get_logger()
@@ -203,8 +206,8 @@ class Watch:
             predicted_squares=sums.served_sum_f2,
         )
         by_student = [item for item in drawn if item.served_by == "student"]
-        # Unserved audits are answered by escalation, so what is missing is the student's.
-        return _live(everything, drawn, missing), _live(served, by_student, missing)
+        missing_by_student = {"student": missing.get("student", 0)}
+        return _live(everything, drawn, missing), _live(served, by_student, missing_by_student)
 
     def _remember(self, task: str, figures: Figures, now: datetime) -> None:
         stored = self._stored_at.get(task)
@@ -231,7 +234,7 @@ class Watch:
         budget = self._settings.budget.label_calls / max(1, len(self._tasks))
         with self._database.snapshot() as tx:
             today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-            spent = spend_since(tx, task, today).calls
+            spent = bought_for_learning(tx, task, today)
             pending = count_by_status(tx).get((task, "pending"), 0)
         bought_per_day = self._bought_per_day(figures)
         full = pending >= settings.max_pending
@@ -245,15 +248,16 @@ class Watch:
                 held_out_rate=_affordable(
                     settings.held_out_rate, HELD_OUT_SHARE * budget, bought_per_day / 5
                 ),
-                learning_scale=0.0
+                learning_scale=policy.learning_scale
                 if full
                 else next_learning_scale(
-                    policy.learning_scale or 1.0,
+                    policy.learning_scale,
                     spent=spent,
                     due=budget * LEARNING_SHARE * day_share,
-                    budget=budget,
+                    budget=budget * LEARNING_SHARE,
                 ),
-                cold_start=counts.training < wanted and not full,
+                cold_start=counts.training < wanted,
+                full=full,
             ),
         )
 
@@ -304,7 +308,7 @@ class Watch:
             labels=counts.training,
             held_out_groups=counts.held_out_groups,
             has_student=newest is not None,
-            labels_at_last_training=_training_labels(newest),
+            labels_at_last_training=_training_labels(tx, newest),
             since_last_training=self._now() - past[0].started_at if past else None,
             candidate_waits=bool(judged and judged.promotable and not decided),
             training_runs=bool(past and past[0].status == "running"),
@@ -385,21 +389,33 @@ def _coverage(tx: Cursor, task: str, champion: LiveStudent, now: datetime) -> Es
     return trusted_coverage(counts, champion.threshold) if sum(counts) else None
 
 
-def _live(sums: TrafficSums, drawn: list[Audited], missing: int) -> LiveAgreement | None:
-    if not sums.events or not drawn:
+def _live(
+    sums: TrafficSums, drawn: list[Audited], missing: Mapping[str, int]
+) -> LiveAgreement | None:
+    """None while one kind of served event has audits, and not one of them is answered.
+
+    An escalated event has its label at once, one that the student served waits for the budget.
+    Those that are missing are taken to be like the answered ones of their own kind only:
+    otherwise the hard events would stand for all.
+    """
+    kinds = [item.served_by for item in drawn]
+    answered = {kind: kinds.count(kind) for kind in set(kinds)}
+    if not sums.events or not drawn or any(missing[kind] for kind in missing.keys() - answered):
         return None
-    events = [
-        DrawnEvent(
-            predicted=item.predicted,
-            probability=item.inclusion_probability,
-            agrees=item.agrees,
-        )
-        for item in drawn
-    ]
-    mean = sum(item.predicted for item in drawn) / len(drawn)
-    rate = drawn[-1].inclusion_probability
-    events += [DrawnEvent(predicted=mean, probability=rate, agrees=None)] * missing
-    return live_agreement(sums, events)
+    share = {kind: count / (count + missing.get(kind, 0)) for kind, count in answered.items()}
+    found = live_agreement(
+        sums,
+        [
+            DrawnEvent(
+                predicted=item.predicted,
+                probability=item.inclusion_probability * share[item.served_by],
+                agrees=item.agrees,
+            )
+            for item in drawn
+        ],
+    )
+    unanswered = sum(missing.values())
+    return replace(found, drawn=len(drawn) + unanswered, unanswered=unanswered)
 
 
 def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
@@ -412,15 +428,22 @@ def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
     return rate
 
 
-def _training_labels(newest: StudentVersion | None) -> int:
-    return newest.labels_trained if newest else 0
+def _training_labels(tx: Cursor, newest: StudentVersion | None) -> int:
+    """Labels that were there when the newest version's dataset was made.
+
+    Not those that it trained on: curation drops some, and for ever the two would be compared.
+    """
+    dataset = dataset_by_digest(tx, newest.dataset) if newest else None
+    if newest is None or dataset is None:
+        return newest.labels_trained if newest else 0
+    return count_training(tx, newest.task, dataset.cut_off)
 
 
 def _set_bounds(gauge: Gauge, estimate: Estimate | None, **labels: str) -> None:
-    if estimate is None:
-        return
+    """Without an estimate there is no number: the last one may be another champion's."""
     for bound in ("value", "low", "high"):
-        gauge.labels(**labels, bound=bound).set(getattr(estimate, bound))
+        number = math.nan if estimate is None else getattr(estimate, bound)
+        gauge.labels(**labels, bound=bound).set(number)
 
 
 def _point(stored: StoredEstimate) -> HistoryPoint:
