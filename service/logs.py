@@ -29,6 +29,8 @@ def set_up_logs(process: str) -> None:
     )
     # Libraries log through the standard library; theirs count from warnings on.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    # Its warnings are of missed ticks, which the schedule records itself.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 def _name_process(process: str) -> Any:
