@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ EXAMPLE = ROOT / "flywheel.example.toml"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.M | re.S)
 # Programs of other people that the pages call.
 OTHER_PROGRAMS = {"apt-get", "brew", "cd", "cp", "curl", "docker", "du", "export", "git"}
+# A sentence may name a verb without what it needs. (typer keeps these classes to itself.)
+LEFT_OUT = {"MissingParameter", "NoArgsIsHelpError"}
 # In the example these comments show no default, because there is none.
 EXAMPLES_ONLY = {"answer_pointer", "bootstrap_servers", "options"}
 
@@ -125,8 +126,11 @@ def test_flywheel_commands_can_be_parsed(tmp_path: Path, monkeypatch: pytest.Mon
         _parse(program, words[1:], " ".join(words))
     for _, words in mentions():
         if words[0] == "flywheel":
-            with suppress(typer.BadParameter):  # something that it needs is left out
+            try:
                 _parse(program, words[1:], " ".join(words))
+            except Exception as error:
+                if type(error).__name__ not in LEFT_OUT:
+                    raise
 
 
 def _parse(command: Any, words: list[str], whole: str, parent: Any = None) -> None:
