@@ -159,8 +159,18 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _scalar(cursor: Cursor, query: str) -> Any:
-    row = cursor.execute(query).fetchone()
-    return None if row is None else row[0]
+    rows = cursor.execute(query).fetchall()
+    return rows[0][0] if rows else None
+
+
+def first_row(result: Cursor) -> tuple[Any, ...] | None:
+    """The first row, with the result drained.
+
+    `fetchone` would leave the stream open, and with it a transaction: DuckDB then keeps every
+    old version of every row, and never folds its log into the file.
+    """
+    rows = result.fetchall()
+    return rows[0] if rows else None
 
 
 def to_db_time(moment: datetime) -> datetime:

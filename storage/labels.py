@@ -8,7 +8,7 @@ import msgspec
 
 from pipelines.curate import LabelledSample
 from pipelines.types import Example, Label, Message, SampleReason, Side
-from storage.database import Cursor, to_db_time
+from storage.database import Cursor, first_row, to_db_time
 
 INSERT_LABELS = """
 INSERT INTO labels
@@ -168,7 +168,7 @@ def labelled_samples(
 
 
 def count_labels(tx: Cursor, task: str) -> LabelCounts:
-    row = tx.execute(COUNT_LABELS, [task]).fetchone()
+    row = first_row(tx.execute(COUNT_LABELS, [task]))
     assert row is not None
     return LabelCounts(*(int(value) for value in row[:5]))
 
@@ -205,24 +205,24 @@ def count_unanswered_audits(
 
 def count_training(tx: Cursor, task: str, until: datetime) -> int:
     """Labels of the training side that were there at a moment."""
-    row = tx.execute(COUNT_TRAINING, {"task": task, "until": to_db_time(until)}).fetchone()
+    row = first_row(tx.execute(COUNT_TRAINING, {"task": task, "until": to_db_time(until)}))
     return int(row[0]) if row else 0
 
 
 def bought_for_learning(tx: Cursor, task: str, since: datetime) -> int:
     """Labels bought for anything but the two uniform draws."""
     values = {"task": task, "since": to_db_time(since)}
-    row = tx.execute(COUNT_BOUGHT_FOR_LEARNING, values).fetchone()
+    row = first_row(tx.execute(COUNT_BOUGHT_FOR_LEARNING, values))
     return int(row[0]) if row else 0
 
 
 def spend_since(tx: Cursor, task: str, since: datetime) -> Spend:
-    row = tx.execute(SELECT_SPEND, {"task": task, "since": to_db_time(since)}).fetchone()
+    row = first_row(tx.execute(SELECT_SPEND, {"task": task, "since": to_db_time(since)}))
     assert row is not None
     return Spend(float(row[0]), int(row[1]), int(row[2]))
 
 
 def mean_label_cost(tx: Cursor, task: str) -> float:
     """Money that one teacher answer costs on average; 0 where prices are not set."""
-    row = tx.execute(SELECT_MEAN_COST, {"task": task}).fetchone()
+    row = first_row(tx.execute(SELECT_MEAN_COST, {"task": task}))
     return float(row[0]) if row and row[0] is not None else 0.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import NamedTuple
 
-from storage.database import Cursor, from_db_time, to_db_time
+from storage.database import Cursor, first_row, from_db_time, to_db_time
 
 COLUMNS = (
     "lease_id, gateway, day, granted_at, expires_at, "
@@ -63,7 +63,7 @@ class Spend(NamedTuple):
 
 
 def get_lease(cursor: Cursor, lease_id: str) -> Lease | None:
-    row = cursor.execute(SELECT_LEASE, {"lease_id": lease_id}).fetchone()
+    row = first_row(cursor.execute(SELECT_LEASE, {"lease_id": lease_id}))
     if row is None:
         return None
     found, gateway, day, granted_at, expires_at, calls, money, spent, spent_money, settled = row

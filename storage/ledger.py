@@ -118,8 +118,9 @@ class Ledger:
             row = self._bodies.execute("SELECT reply FROM bodies WHERE key = ?", (key,)).fetchone()
         if row is None or row[0] is None:
             raise DataDamaged(f"the reply of call {key[:12]} is missing from {BODIES}")
-        body = bytes(row[0])
-        if sha256(body).hexdigest() != self._calls[key].reply_digest:
+        body = row[0]
+        known = self._calls[key].reply_digest
+        if not isinstance(body, bytes) or sha256(body).hexdigest() != known:
             raise DataDamaged(f"the reply of call {key[:12]} in {BODIES} was changed")
         return body
 

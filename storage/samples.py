@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipelines.types import Message, Sample, Side
-from storage.database import Cursor, from_db_time, to_db_time
+from storage.database import Cursor, first_row, from_db_time, to_db_time
 
 # One statement per batch: unnest is tens of times faster than executemany.
 INSERT_SAMPLES = """
@@ -254,7 +254,7 @@ def dead_letters(tx: Cursor, *, limit: int, pending_only: bool = False) -> list[
 def dead_letter(tx: Cursor, topic: str, partition: int, offset: int) -> DeadLetter | None:
     """The one at this place of the topic."""
     at = {"topic": topic, "partition": partition, "source_offset": offset}
-    row = tx.execute(SELECT_DEAD_LETTER, at).fetchone()
+    row = first_row(tx.execute(SELECT_DEAD_LETTER, at))
     return None if row is None else _dead_letter(row)
 
 
@@ -272,7 +272,7 @@ def mark_replayed(tx: Cursor, letter: DeadLetter, now: datetime) -> None:
 
 def count_dead_letters(tx: Cursor) -> int:
     """Dead letters that were not replayed."""
-    row = tx.execute(COUNT_DEAD_LETTERS).fetchone()
+    row = first_row(tx.execute(COUNT_DEAD_LETTERS))
     return int(row[0]) if row else 0
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from pipelines.types import StudentVersion, Verdict
-from storage.database import Cursor, from_db_time, from_db_time_or_none, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 RunStatus = Literal["running", "succeeded", "failed"]
 
@@ -204,11 +204,11 @@ def add_dataset(
 
 
 def latest_dataset(tx: Cursor, task: str) -> StoredDataset | None:
-    return _dataset(tx.execute(SELECT_LATEST_DATASET, {"task": task}).fetchone())
+    return _dataset(first_row(tx.execute(SELECT_LATEST_DATASET, {"task": task})))
 
 
 def dataset_by_digest(tx: Cursor, digest: str) -> StoredDataset | None:
-    return _dataset(tx.execute(SELECT_DATASET, {"digest": digest}).fetchone())
+    return _dataset(first_row(tx.execute(SELECT_DATASET, {"digest": digest})))
 
 
 def start_run(
@@ -260,7 +260,7 @@ def runs(tx: Cursor, task: str, limit: int) -> list[TrainingRun]:
 
 
 def next_number(tx: Cursor, task: str) -> int:
-    row = tx.execute(SELECT_NEXT_NUMBER, {"task": task}).fetchone()
+    row = first_row(tx.execute(SELECT_NEXT_NUMBER, {"task": task}))
     assert row is not None
     return int(row[0])
 
@@ -293,12 +293,12 @@ def add_version(tx: Cursor, version: StudentVersion) -> StudentVersion:
 
 
 def version_by_digest(tx: Cursor, task: str, digest: str) -> StudentVersion | None:
-    row = tx.execute(SELECT_VERSION_BY_DIGEST, {"task": task, "digest": digest}).fetchone()
+    row = first_row(tx.execute(SELECT_VERSION_BY_DIGEST, {"task": task, "digest": digest}))
     return None if row is None else _version(row)
 
 
 def version_by_number(tx: Cursor, task: str, number: int) -> StudentVersion | None:
-    row = tx.execute(SELECT_VERSION_BY_NUMBER, {"task": task, "number": number}).fetchone()
+    row = first_row(tx.execute(SELECT_VERSION_BY_NUMBER, {"task": task, "number": number}))
     return None if row is None else _version(row)
 
 
@@ -307,7 +307,7 @@ def version_by_content(
 ) -> StudentVersion | None:
     """The version that was made of exactly this, if there is one."""
     values = {"task": task, "dataset": dataset, "encoder": encoder, "recipe": recipe}
-    row = tx.execute(SELECT_VERSION_BY_CONTENT, values).fetchone()
+    row = first_row(tx.execute(SELECT_VERSION_BY_CONTENT, values))
     return None if row is None else _version(row)
 
 
@@ -343,7 +343,7 @@ def add_evaluation(tx: Cursor, evaluation: StoredEvaluation) -> None:
 
 
 def latest_evaluation(tx: Cursor, task: str, digest: str) -> StoredEvaluation | None:
-    row = tx.execute(SELECT_LATEST_EVALUATION, {"task": task, "digest": digest}).fetchone()
+    row = first_row(tx.execute(SELECT_LATEST_EVALUATION, {"task": task, "digest": digest}))
     return None if row is None else _evaluation(row)
 
 
@@ -357,9 +357,9 @@ def evaluation_by_report(
     tx: Cursor, task: str, digest: str, report: str
 ) -> StoredEvaluation | None:
     """The evaluation whose report an approval looked at."""
-    row = tx.execute(
-        SELECT_EVALUATION_BY_REPORT, {"task": task, "digest": digest, "report": report}
-    ).fetchone()
+    row = first_row(
+        tx.execute(SELECT_EVALUATION_BY_REPORT, {"task": task, "digest": digest, "report": report})
+    )
     return None if row is None else _evaluation(row)
 
 

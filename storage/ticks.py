@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from storage.database import Cursor, from_db_time, from_db_time_or_none, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 TickOutcome = Literal["running", "done", "nothing", "failed", "paused", "missed"]
 ALL_JOBS = "all"  # pauses the whole learner's schedule
@@ -167,7 +167,7 @@ def pauses(tx: Cursor) -> list[Pause]:
 
 def is_paused(tx: Cursor, job: str) -> bool:
     """Whether the job, or the whole schedule, is paused."""
-    row = tx.execute(IS_PAUSED, {"job": job, "all": ALL_JOBS}).fetchone()
+    row = first_row(tx.execute(IS_PAUSED, {"job": job, "all": ALL_JOBS}))
     return row is not None and row[0] > 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipelines.tally import Tally, TrafficKey
-from storage.database import Cursor, to_db_time
+from storage.database import Cursor, first_row, to_db_time
 
 ADD_TRAFFIC = """
 INSERT INTO traffic
@@ -124,7 +124,7 @@ def window_sums(
 ) -> WindowSums:
     """Sums over [since, until), to the minute; `version` None takes all versions."""
     window = {"since": to_db_time(since), "until": to_db_time(until)}
-    row = tx.execute(SELECT_SUMS, {"task": task, "version": version, **window}).fetchone()
+    row = first_row(tx.execute(SELECT_SUMS, {"task": task, "version": version, **window}))
     assert row is not None
     return WindowSums(
         events=int(row[0]),

@@ -120,3 +120,11 @@ def test_part_starts_without_what_it_does_not_need(part: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not set(done.stdout.split()) & unwanted
+
+
+def test_no_result_is_left_open() -> None:
+    """DuckDB streams: a `fetchone` keeps its transaction, and old row versions pile up."""
+    for path in (ROOT / "storage").rglob("*.py"):
+        if path.name != "ledger.py":  # SQLite
+            code = path.read_text().replace("`fetchone`", "")
+            assert "fetchone" not in code, path

@@ -437,7 +437,7 @@ class Learner:
     def _ready(self) -> None:
         """A real read and write, and ingest that polls. Raises when one of them fails."""
         with self._database.transaction() as tx:
-            tx.execute("SELECT count FROM commits").fetchone()
+            tx.execute("SELECT count FROM commits").fetchall()
         if time.monotonic() - self._ingest.last_poll > 60:
             raise FlywheelError("ingest has not polled for a minute")
 
