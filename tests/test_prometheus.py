@@ -60,15 +60,16 @@ def prometheus(
     }
     with running_prometheus(tmp_path_factory.mktemp("prometheus"), targets) as server:
         running_demo.wait_until_promoted()
-        _wait_for(server, LAST_TO_COME, ESTIMATE_SECONDS)
+        _wait_for(server, LAST_TO_COME, ESTIMATE_SECONDS, running_demo)
         time.sleep(SCRAPED_SECONDS)
         yield server
 
 
-def _wait_for(server: PrometheusServer, expr: str, seconds: float) -> None:
+def _wait_for(server: PrometheusServer, expr: str, seconds: float, demo: RunningDemo) -> None:
     deadline = time.monotonic() + seconds
     while not server.query(expr):
-        assert time.monotonic() < deadline, f"no data for {expr} after {seconds:g} s"
+        if time.monotonic() > deadline:
+            pytest.fail(f"no data for {expr} after {seconds:g} s\n{demo.tail()}")
         time.sleep(1)
 
 
