@@ -1,7 +1,6 @@
 """The program and its scripted teacher as processes, for benchmarks and end-to-end tests."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import httpx2
 
 from service.client import LearnerClient
 from service.keys import read_operator_token
-from service.supervisor import LIFE_LINE
+from service.supervisor import with_life_line
 
 START_SECONDS = 90.0
 STOP_SECONDS = 60.0
@@ -95,7 +94,7 @@ def running_service(folder: Path, settings: str) -> Iterator[Running]:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "--config", str(config), "run"],
             stdin=subprocess.PIPE,  # its end tells them that we are gone
-            env={**os.environ, LIFE_LINE: "1"},
+            env=with_life_line(),
             stdout=output,
             stderr=output,
             start_new_session=True,

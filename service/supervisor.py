@@ -83,7 +83,7 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-m", "service", *self._arguments, name],
             stdin=subprocess.PIPE,
-            env={**os.environ, LIFE_LINE: "1"},
+            env=with_life_line(),
             start_new_session=True,  # Ctrl-C reaches us alone; we pass it on once
         )
         log.info("child_started", child=name, pid=process.pid)
@@ -147,6 +147,11 @@ def run(settings: Settings, arguments: Sequence[str] = ()) -> ExitCode:
     """Supervise; `arguments` are those by which the children find the same settings."""
     set_up_logs("supervisor")
     return Supervisor(settings, arguments).run()
+
+
+def with_life_line() -> dict[str, str]:
+    """The environment of a child that ends when the pipe to its standard input does."""
+    return {**os.environ, LIFE_LINE: "1"}
 
 
 def hold_life_line() -> None:

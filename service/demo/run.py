@@ -1,7 +1,6 @@
 """`flywheel demo`: the whole loop on this machine, with nothing but what is installed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from service.demo.customers import Customers
 from service.demo.screen import Screen
 from service.demo.traffic import Traffic
 from service.keys import read_operator_token
-from service.supervisor import LIFE_LINE
+from service.supervisor import with_life_line
 
 MARKER = ".flywheel-demo"
 CONFIG = "flywheel.toml"
@@ -97,7 +96,7 @@ class Demo:
         self._service = subprocess.Popen(
             [sys.executable, "-m", "service", "--config", str(config), "run"],
             stdin=subprocess.PIPE,  # its end tells them that we are gone
-            env={**os.environ, LIFE_LINE: "1"},
+            env=with_life_line(),
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
