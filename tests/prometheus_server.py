@@ -47,6 +47,13 @@ class PrometheusServer:
         result: list[dict[str, Any]] = self.get("query", query=expr)["result"]
         return result
 
+    def query_range(self, expr: str, *, seconds: float, step: float) -> list[dict[str, Any]]:
+        """The series of a range query over the last `seconds`."""
+        now = time.time()
+        window = {"start": f"{now - seconds:.3f}", "end": f"{now:.3f}", "step": f"{step:g}"}
+        result: list[dict[str, Any]] = self.get("query_range", query=expr, **window)["result"]
+        return result
+
     def get(self, path: str, **parameters: str) -> Any:
         """The data of an API call."""
         address = f"{self.url}/api/v1/{path}"
