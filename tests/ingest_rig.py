@@ -1,0 +1,145 @@
+"""Ingest over an embedded topic, as the daemon wires it. Runnable: a process that can be killed.
+
+python ingest_rig.py FOLDER      ingests what lies in FOLDER until it is killed
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from core_samples import TASK
+from learner_rig import Rig, open_rig
+
+from pipelines.decode import DecodePolicy, NativeRecord, encode_native, sign
+from pipelines.types import Message, PromptEvent, StudentAnswer
+from service.keys import GATEWAY_PRODUCER
+from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.teacher import Teacher
+from service.learner.watch import first_policy
+from service.settings import IngestSettings
+from service.topics import Headers
+from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
+from storage.ledger import Ledger
+
+KEY = b"k" * 32
+SALT = b"s" * 32
+TOPIC = "topic.sqlite"
+
+
+class Assessor:
+    """Stands where the gateway's /v1/assess is; None: it is down."""
+
+    def __init__(self, confidence: float | None = None) -> None:
+        self.confidence = confidence
+        self.asked = 0
+
+    def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]:
+        self.asked += len(events)
+        if self.confidence is None:
+            return {}
+        return {
+            event.event_id: StudentAnswer(
+                version="support-v1", label=TASK.labels[0], confidence=self.confidence
+            )
+            for event in events
+        }
+
+
+def make_ingest(
+    rig: Rig,
+    *,
+    reader: Any = None,
+    assessor: Assessor | None = None,
+    has_student: bool = False,
+    terms: str | None = "scripted",
+    sampling: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Ingest:
+    """An ingest that takes up where the rig's database says."""
+    quick = {"poll_timeout": timedelta(0), "linger": timedelta(0), "min_free_disk_mb": 0}
+    policy = first_policy(
+        rig.settings.model_copy(
+            update={"sampling": rig.settings.sampling.model_copy(update=sampling or {})}
+        ),
+        SALT,
+    )
+    ledger = Ledger(rig.folder / "ingest-ledger")
+    teacher = Teacher(rig.settings.teacher, rig.settings.budget, ledger)
+    ledger.close()
+    ingest = Ingest(
+        reader=reader or EmbeddedTopicReader(rig.folder / TOPIC),
+        database=rig.database,
+        tasks={TASK.name: TASK},
+        decoding=DecodePolicy(
+            claims={"gpt-support": TASK.name},
+            tasks=frozenset({TASK.name}),
+            producer_keys={GATEWAY_PRODUCER: KEY},
+            user_salt=b"users",
+        ),
+        sampling=Sampling({TASK.name: policy}),
+        given=GivenPolicy(terms=terms, teacher=teacher.policy),
+        assessor=assessor or Assessor(),
+        has_student=lambda task: has_student,
+        group_salt=SALT,
+        settings=IngestSettings().model_copy(update={**quick, **settings}),
+        data_dir=rig.folder,
+        metrics=rig.metrics,
+    )
+    ingest.start()
+    return ingest
+
+
+def record(event_id: str, text: str = "where is it", **about: Any) -> NativeRecord:
+    fields: dict[str, Any] = {
+        "schema": "flywheel.prompt/1",
+        "event_id": event_id,
+        "model": "gpt-support",
+        "occurred_at": datetime.now(UTC),
+        "messages": (Message("user", text),),
+    }
+    return NativeRecord(**{**fields, **about})
+
+
+class Producer:
+    """Writes to the rig's topic; what `flush` returned from is durable."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = EmbeddedTopicWriter(folder / TOPIC)
+
+    def send(self, *records: NativeRecord | bytes, signed: bool = True) -> None:
+        for item in records:
+            value = item if isinstance(item, bytes) else encode_native(item)
+            headers = (
+                sign(value, GATEWAY_PRODUCER, KEY) if signed and not isinstance(item, bytes) else ()
+            )
+            self._writer.send(value, headers=headers)
+        self._writer.flush(10)
+
+    def send_raw(self, value: bytes, headers: Headers) -> None:
+        self._writer.send(value, headers=headers)
+        self._writer.flush(10)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def drain(ingest: Ingest) -> int:
+    """Poll until the topic is empty; returns how many records there were."""
+    total = 0
+    while count := ingest.run_once():
+        total += count
+    return total
+
+
+if __name__ == "__main__":
+    with open_rig(Path(sys.argv[1])) as opened:
+        worker = make_ingest(opened, max_records=37, sampling={"given_rate": 0.5})
+        print("ready", flush=True)
+        stop = Event()
+        while not stop.is_set():
+            if not worker.run_once():
+                time.sleep(0.005)
