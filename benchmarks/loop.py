@@ -102,7 +102,7 @@ class Loop:
     def __init__(self, plan: LoopPlan, running: Running) -> None:
         self._plan = plan
         self._client = running.client
-        self._gateway = running.gateway
+        self.gateway = running.gateway
         self._http = httpx2.Client(timeout=60)
         self._writer = open_writer(load_settings(running.config))
         self.points: list[Point] = []
@@ -209,7 +209,7 @@ class Loop:
                 for at, query in enumerate(queries)
             ],
         }
-        response = self._http.post(f"{self._gateway}/v1/assess", json=body)
+        response = self._http.post(f"{self.gateway}/v1/assess", json=body)
         if response.status_code != 200:
             return "", []
         found = response.json()

@@ -1,12 +1,14 @@
 """The whole loop over a real Kafka broker on real queries, a slice of the benchmark's."""
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
-from benchmarks.loop import BANKING77, LoopPlan, read_queries, running_loop
+from benchmarks.loop import BANKING77, TASK, Loop, LoopPlan, read_queries, running_loop
 
 INTENTS = 14
 SENT = 1_500
@@ -28,6 +30,21 @@ def slice_plan(seed: int) -> LoopPlan:
     )
 
 
+def ask_as_any_app(gateway: str, text: str) -> Any:
+    """An unmodified OpenAI client: nothing in it knows of us but the base URL."""
+    with openai.OpenAI(base_url=f"{gateway}/v1", api_key="any", max_retries=0) as client:
+        return client.chat.completions.with_raw_response.create(
+            model=TASK, messages=[{"role": "user", "content": text}]
+        )
+
+
+def wait_for_events(loop: Loop, count: int) -> int:
+    deadline = time.monotonic() + 30
+    while loop.events_counted() < count and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return loop.events_counted()
+
+
 @pytest.mark.kafka
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
@@ -38,9 +55,15 @@ def test_queries_on_kafka_become_approved_students_that_answer_well(
 
     with running_loop(plan, tmp_path, kafka_broker.bootstrap_servers) as loop:
         points = loop.run()
-        events = loop.events_counted()
+        assert loop.events_counted() == len(plan.stream), "an event was lost or counted twice"
 
-    assert events == len(plan.stream), "an event was lost or counted twice"
+        asked = plan.test[0]
+        reply = ask_as_any_app(loop.gateway, asked.text)
+        captured = wait_for_events(loop, len(plan.stream) + 1)
+
+    assert reply.headers["x-flywheel-version"] == points[-1].version
+    assert reply.parse().choices[0].message.content in plan.labels
+    assert captured == len(plan.stream) + 1, "the gateway's own event is not on Kafka"
     assert points, "the gate let no student through"
     assert points[-1].accuracy > 0.9
     assert [point.labels_bought for point in points] == sorted(p.labels_bought for p in points)

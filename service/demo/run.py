@@ -275,8 +275,11 @@ escalation_money = 1000.0
 audit_rate = 0.05
 held_out_rate = 1.0
 
+[dataset]
+held_out_window = 700
+
 [trigger]
-min_labels = 2000
+min_labels = 1800
 growth = 3.0
 min_new_labels = 150
 min_interval = "20s"
