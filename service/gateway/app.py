@@ -29,13 +29,14 @@ from service.gateway.generations import Generations
 from service.gateway.lease import Lease, LeaseReply, LeaseRequest
 from service.gateway.link import GATEWAY_FILE, RUN_FOLDER, LearnerLink, learner_address
 from service.gateway.recent import Recent
-from service.gateway.server import Server, bind
+from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
 from service.gateway.turn import Rejected, json_response, rejection
 from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
 from service.keys import Keys, open_keys
 from service.metrics import GatewayMetrics
+from service.process import bind
 from service.settings import Settings
 from service.topics import TopicWriter
 from storage.artifacts import Artifacts
@@ -222,7 +223,7 @@ def run_gateway(
 
     `open_writer` is called in the capture thread, again and again while the topic is down.
     """
-    listener = bind(settings.gateway)
+    listener = bind(settings.gateway.host, settings.gateway.port, "gateway")
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     keys = keys or open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
     gateway = Gateway(settings, keys, open_writer, registry or CollectorRegistry())

@@ -13,10 +13,10 @@ import msgspec
 
 from pipelines.errors import ArtifactDamaged, NotRunning
 from service.gateway.lease import LeaseReply, LeaseRequest
+from service.process import RUN_FOLDER
 from service.settings import Settings, is_loopback
 from storage.artifacts import MANIFEST, Artifacts, Kind
 
-RUN_FOLDER = "run"
 LEARNER_FILE = "learner.json"
 GATEWAY_FILE = "gateway.json"
 MAX_MANIFEST_BYTES = 4 << 20

@@ -1,11 +1,9 @@
-"""The HTTP server of the gateway: its socket, its signals, its end."""
+"""The HTTP server of the gateway: its signals, its end."""
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Generator
 from types import FrameType
@@ -13,36 +11,9 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from pipelines.errors import ExitCode, PortInUse, SettingsError
-from service.settings import GatewaySettings
+from pipelines.errors import ExitCode
 
-BACKLOG = 2048
 LOOK_SECONDS = 0.1
-
-
-def bind(settings: GatewaySettings) -> socket.socket:
-    """The listening socket, or `PortInUse` with what to do."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio turns Nagle's delay off only for sockets that name their protocol: without it
-    # every answer of a kept-alive connection takes 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        # Listening at once, so that a second gateway cannot bind in between.
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {settings.port} on {settings.host} is in use: stop what listens there, "
-                "or set gateway.port"
-            ) from error
-        raise SettingsError(
-            f"cannot listen on gateway.host = '{settings.host}', port {settings.port}: "
-            f"{error.strerror}"
-        ) from error
-    return listener
 
 
 class Server(uvicorn.Server):

@@ -1,19 +1,13 @@
 """The learner: builds its parts, starts them in order, drains them in reverse."""
 
-import fcntl
 import json
 import os
-import shutil
-import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from threading import Event, Thread
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import structlog
 import uvicorn
@@ -21,18 +15,14 @@ from prometheus_client import CollectorRegistry
 
 from pipelines.ask import TeacherPolicy
 from pipelines.decode import DecodePolicy
-from pipelines.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
 from pipelines.errors import (
-    ArtifactDamaged,
-    DataLocked,
     ExitCode,
     FlywheelError,
-    PortInUse,
-    SettingsError,
 )
 from service.console.app import console_app
 from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
 from service.learner.assessor import Assessor
+from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.gateway_api import gateway_routes
 from service.learner.ingest import GivenPolicy, Ingest, Sampling
@@ -48,10 +38,11 @@ from service.learner.training import Training, Workshop
 from service.learner.watch import Watch, first_policy
 from service.logs import set_up_logs
 from service.metrics import LearnerMetrics
+from service.process import RUN_FOLDER, bind, drain_on_signals, lock_data_folder
 from service.settings import Settings
 from service.topics import TopicWriter
 from service.topics.opening import open_reader, open_writer
-from storage.artifacts import Artifact, Artifacts, hash_file
+from storage.artifacts import Artifact, Artifacts
 from storage.database import Database
 from storage.durable import write_json
 from storage.ledger import Ledger
@@ -63,9 +54,7 @@ log = structlog.get_logger()
 
 DATABASE_FILE = "flywheel.duckdb"
 LIVE_FILE = "live.json"
-RUN_FOLDER = "run"
 LEARNER_FILE = "learner.json"
-LOCK_FILE = "learner.lock"
 INGEST_JOB = "ingest"
 
 
@@ -75,9 +64,9 @@ def run_learner(
     """Run until a signal (or `stop`), then drain. Raises `FlywheelError` when it cannot start."""
     set_up_logs("learner")
     stop = stop or Event()
-    _drain_on_signals(stop)
+    drain_on_signals(stop)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(settings.data_dir)
+    lock = lock_data_folder(settings.data_dir)
     try:
         learner = Learner(settings, stop)
         try:
@@ -98,7 +87,7 @@ class Learner:
         self._stop = stop
         self._now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.exit_code = ExitCode.OK
-        self._listener = _bind(settings.learner.host, settings.learner.port)
+        self._listener = bind(settings.learner.host, settings.learner.port, "learner")
         self._registry = CollectorRegistry()
         self._metrics = LearnerMetrics(self._registry)
         self._keys = open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
@@ -442,29 +431,6 @@ class Learner:
             raise FlywheelError("ingest has not polled for a minute")
 
 
-def publish_encoder(settings: Settings, artifacts: Artifacts) -> Artifact:
-    """Make the settings' encoder an artifact; the same files give the same one."""
-    encoder = settings.encoder
-    if encoder.path is None:
-        files = installed_encoder_files()
-    else:
-        files = {name: (encoder.path / name, "") for name in (MODEL_FILE, TOKENIZER_FILE)}
-    scratch = settings.data_dir / "scratch-encoder"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        for name, (path, digest) in files.items():
-            if not path.is_file():
-                raise SettingsError(f"encoder.path: there is no {name} in {encoder.path}")
-            shutil.copyfile(path, scratch / name)
-            if digest and hash_file(scratch / name) != digest:
-                raise ArtifactDamaged(f"{path.name} of the installed encoder is not the known one")
-        about = {"name": encoder.name, "max_tokens": encoder.max_tokens}
-        return artifacts.publish("encoder", scratch, about)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _gateway_url(settings: Settings) -> str:
     """A gateway on port 0 says in the data folder where it listens."""
     if settings.learner.gateway_url or settings.gateway.port:
@@ -474,52 +440,3 @@ def _gateway_url(settings: Settings) -> str:
     except (OSError, ValueError):
         return settings.gateway_url
     return f"http://127.0.0.1:{told['port']}"
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named TCP, or asyncio leaves Nagle's delay on and kept-alive answers take 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise PortInUse(
-            f"the learner cannot listen on {host}:{port} ({error.strerror}); stop what listens "
-            "there, or set learner.port"
-        ) from error
-    return listener
-
-
-def _lock(data_dir: Path) -> IO[str]:
-    """One learner a data folder. The lock goes with the process, however it ends."""
-    folder = data_dir / RUN_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise DataLocked(
-            f"a learner (process {holder}) already uses {data_dir}; stop it, or set another "
-            "data_dir"
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
-def _drain_on_signals(stop: Event) -> None:
-    """The first signal drains, the second ends at once."""
-
-    def drain(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    with suppress(ValueError):  # not in the main thread: a test
-        signal.signal(signal.SIGTERM, drain)
-        signal.signal(signal.SIGINT, drain)

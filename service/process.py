@@ -1,0 +1,74 @@
+"""What makes a process of ours one: its port, its lock on the data folder, its signals."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import IO
+
+from pipelines.errors import DataLocked, PortInUse, SettingsError
+
+RUN_FOLDER = "run"
+LOCK_FILE = "learner.lock"
+BACKLOG = 2048
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """The listening socket, or `PortInUse` with what to do. `setting`: gateway or learner."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's delay off only for sockets that name their protocol: without it
+    # every answer of a kept-alive connection takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Listening at once, so that nobody else can bind in between.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is in use: stop what listens there, or set {setting}.port"
+            ) from error
+        raise SettingsError(
+            f"cannot listen on {setting}.host = '{host}', port {port}: {error.strerror}"
+        ) from error
+    return listener
+
+
+def lock_data_folder(data_dir: Path) -> IO[str]:
+    """One learner a data folder. The lock goes with the process, however it ends."""
+    folder = data_dir / RUN_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK_FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise DataLocked(
+            f"a learner (process {holder}) already uses {data_dir}; stop it, or set another "
+            "data_dir"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def drain_on_signals(stop: Event) -> None:
+    """The first signal drains, the second ends at once."""
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    with suppress(ValueError):  # not in the main thread: a test
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, drain)
