@@ -27,7 +27,7 @@ from service.gateway.escalation import Escalations
 from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
 from service.gateway.lease import Lease, LeaseReply, LeaseRequest
-from service.gateway.link import GATEWAY_FILE, RUN_FOLDER, LearnerLink, learner_address
+from service.gateway.link import GATEWAY_FILE, LearnerLink, learner_address
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
@@ -36,7 +36,7 @@ from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
 from service.keys import Keys, open_keys
 from service.metrics import GatewayMetrics
-from service.process import bind
+from service.process import RUN_FOLDER, bind
 from service.settings import Settings
 from service.topics import TopicWriter
 from storage.artifacts import Artifacts
