@@ -8,7 +8,7 @@ from pipelines.decode import NativeStudent
 from pipelines.types import Message, ServedBy
 
 MOST_REQUESTS = 20_000
-MOST_BYTES = 64 << 20
+MOST_BYTES = 24 << 20
 
 
 @dataclass(slots=True, kw_only=True)
