@@ -30,6 +30,8 @@ FILE_TREE = re.compile(
     r"(<!-- file tree -->\n```text\n).*?(\n```\n<!-- end of file tree -->)", re.S
 )
 
+LOOP_FIGURES = re.compile(r"(<!-- loop figures -->\n).*?(\n<!-- end of loop figures -->)", re.S)
+
 CODE_FOLDERS = ("pipelines", "storage", "service", "deploy", "docs", "benchmarks", "tests")
 # Many files of one kind: a line for the folder says enough.
 ONE_LINE_FOLDERS = {
@@ -58,13 +60,35 @@ OTHER_FILES = {
 def documents() -> Mapping[Path, str]:
     """Every generated file, with the content it should have."""
     readme = ROOT / "README.md"
-    tree = "\n".join(file_tree())
+    tree, figures = "\n".join(file_tree()), "\n".join(loop_figures())
+    text = FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text())
     return {
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
         ROOT / "docs" / "reference" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
-        readme: FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text()),
+        readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], text),
     }
+
+
+# Figures
+
+
+def loop_figures() -> Iterator[str]:
+    """The loop benchmark's table, as its results file has it."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "loop.json").read_text())
+    yield "| version | labels bought | trained on | accuracy | trusted coverage at approval |"
+    yield "|---|---:|---:|---:|---:|"
+    for point in found["points"]:
+        number = point["version"].split("-")[-2]
+        yield (
+            f"| {number} | {point['labels_bought']:,} | {point['labels_trained']:,} | "
+            f"{point['accuracy']:.1%} | {point['coverage']:.0%} |"
+        )
+    yield ""
+    yield (
+        f"{found['prompts']:,} prompts, seed {found['seed']}, {found['machine']['cores']} cores, "
+        f"{found['figures']['minutes']:g} minutes for the whole run: benchmarks/results/loop.json."
+    )
 
 
 # Settings
