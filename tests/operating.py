@@ -297,6 +297,7 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
             next_ticks=next_ticks,
             request_train=trained.append,
             published=published.append,
+            decided=lambda decision: None,
             topic_writer=lambda: writer,
             unknown_outcomes=held,
         ),

@@ -19,6 +19,7 @@ from pipelines.errors import (
     ExitCode,
     FlywheelError,
 )
+from pipelines.types import Decision
 from service.console.app import console_app
 from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
 from service.learner.assessor import Assessor
@@ -193,6 +194,7 @@ class Learner:
                 next_ticks=lambda: {INGEST_JOB: None, **self._schedule.next_ticks()},
                 request_train=self._watch.ask_for_training,
                 published=self._published,
+                decided=self._decided,
                 topic_writer=self._topic_writer,
                 unknown_outcomes=HeldCalls(self._database, self._ledger, self._now),
             ),
@@ -377,6 +379,9 @@ class Learner:
                         task=task, version=student.name, role=role
                     )
                     info.set(1)
+
+    def _decided(self, decision: Decision) -> None:
+        self._metrics.decisions.labels(task=decision.task, action=decision.action).inc()
 
     def _gateway_said(self, said: Mapping[str, Any]) -> None:
         """Logged when something has changed: a gateway reports every few seconds."""

@@ -314,6 +314,7 @@ class Operations:
             operator=decision.operator,
             sequence=decision.sequence,
         )
+        self._callbacks.decided(decision)
         self.publish()
         self._overview.forget()
         return decision

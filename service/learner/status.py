@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from pipelines.types import Estimate, Verdict
+from pipelines.types import Decision, Estimate, Verdict
 from service.topics import TopicWriter
 from storage.live import Live
 from storage.reports import Report
@@ -101,6 +101,7 @@ class Callbacks:
     next_ticks: Callable[[], Mapping[str, datetime | None]]  # also names all jobs
     request_train: Callable[[str], None]
     published: Callable[[Live], None]
+    decided: Callable[[Decision], None]
     topic_writer: Callable[[], TopicWriter]
     unknown_outcomes: UnknownOutcomes
 
