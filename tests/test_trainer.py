@@ -1,0 +1,196 @@
+"""The trainer's children: limits, life line, environment, and what they may say."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.errors import TrainingFailed
+from service.learner.trainer import Trainer
+from service.settings import TrainerSettings
+
+HEAD = """
+import json, os, subprocess, sys, time
+from pipelines.child import run_child
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the body of a child's `work(spec, channel)` under a trainer with these limits."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+
+    def run(body: str, module: str = "work", **limits: Any) -> dict[str, Any]:
+        code = HEAD + "def work(spec, channel):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        (tmp_path / f"{module}.py").write_text(code + "\nrun_child(work)\n")
+        trainer = Trainer(TrainerSettings(threads=1, **limits))
+        # `python -m` looks in the present folder first.
+        monkeypatch.chdir(tmp_path)
+        return trainer.run(module, {"scratch": str(scratch)}, scratch)
+
+    return run
+
+
+def test_child_says_what_it_did_and_leaves_no_specification(
+    child: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = child("print('a library prints'); return {'scratch': spec['scratch']}")
+    assert found == {"scratch": str(tmp_path / "scratch")}
+    assert not list(tmp_path.glob("*.spec.json"))
+
+
+def test_child_knows_no_secret(child: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYWHEEL_TEACHER__API_KEY", "the teacher's key")
+    monkeypatch.setenv("OPENAI_API_KEY", "another key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a third")
+    code = "return {'here': open('/proc/self/environ').read()}"
+    environment = child(code)["here"]
+    assert "key" not in environment.lower().replace("monkeypatch", "")
+    assert "a third" not in environment
+    assert "OMP_NUM_THREADS=1" in environment
+
+
+@pytest.mark.parametrize(
+    ("body", "limits", "reason"),
+    [
+        ("raise ValueError('no good')", {}, "ValueError: no good"),
+        ("os.kill(os.getpid(), 9)", {}, r"killed by SIGKILL \(out of memory\?\)"),
+        ("sys.stderr.write('gone wrong'); sys.stderr.flush(); os._exit(3)", {},
+         "ended with code 3 and no result: gone wrong"),
+        ("os.write(channel._out.fileno(), b'rubbish\\n'); time.sleep(30)", {},
+         "not its protocol"),
+        ("time.sleep(30)", {"time_limit": "1s"}, "took longer than trainer.time_limit"),
+        ("os.kill(os.getpid(), 19); time.sleep(30)", {"heartbeat_timeout": "2s"},
+         "no sign of life"),
+        ("held = b'x' * 400_000_000; time.sleep(30)", {"memory_limit_mb": 300},
+         "out of memory: .* MB resident"),
+        ("raise MemoryError", {}, "out of memory"),
+    ],
+)  # fmt: skip
+def test_child_that_fails_says_why(
+    body: str, limits: dict[str, Any], reason: str, child: Callable[..., Any]
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(TrainingFailed, match=reason):
+        child(body, **limits)
+    assert time.monotonic() - started < 20
+
+
+def test_everything_a_child_started_ends_with_it(child: Callable[..., Any], tmp_path: Path) -> None:
+    told = tmp_path / "grandchild"
+    child(
+        f"""
+        other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+        open({str(told)!r}, 'w').write(str(other.pid))
+        return {{}}
+        """
+    )
+    grandchild = int(told.read_text())
+    for _ in range(50):
+        if not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie":
+            return
+        time.sleep(0.1)
+    pytest.fail("the grandchild lives on")
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from service.learner.trainer import Trainer
+from service.settings import TrainerSettings
+Trainer(TrainerSettings(threads=1)).run("work", {}, Path(sys.argv[1]))
+"""
+
+
+def test_child_ends_when_its_learner_is_killed(tmp_path: Path) -> None:
+    body = HEAD + (
+        "def work(spec, channel):\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "run_child(work)\n"
+    )
+    (tmp_path / "work.py").write_text(body)
+    root = str(Path(__file__).parent.parent)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "scratch")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    told = tmp_path / "pid"
+    wait_for(lambda: told.exists() and told.read_text() != "")
+    parent.kill()
+    parent.wait()
+    pid = int(told.read_text())
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+def test_stop_ends_the_child_and_refuses_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work.py").write_text(
+        HEAD + "def work(spec, channel):\n    channel.progress('p', 1, 2)\n    time.sleep(60)\n"
+        "run_child(work)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    told: list[Any] = []
+    trainer = Trainer(TrainerSettings(threads=1), on_progress=told.append)
+
+    def stop_when_it_works() -> None:
+        wait_for(lambda: bool(told))
+        trainer.stop()
+
+    stopper = threading.Thread(target=stop_when_it_works)
+    stopper.start()
+    with pytest.raises(TrainingFailed, match="the learner stops"):
+        trainer.run("work", {}, tmp_path / "scratch")
+    stopper.join()
+    assert (told[0]["phase"], told[0]["step"], told[0]["total"]) == ("p", 1, 2)
+    assert set(told[0]) == {"phase", "step", "total", "examples_per_second", "seconds_left"}
+    assert trainer.progress is None
+    with pytest.raises(TrainingFailed, match="the learner stops"):
+        trainer.run("work", {}, tmp_path / "scratch")
+
+
+def test_one_child_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would append to one cache of vectors."""
+    log = tmp_path / "log"
+    (tmp_path / "work.py").write_text(
+        HEAD + "def work(spec, channel):\n"
+        f"    open({str(log)!r}, 'a').write('in ')\n    time.sleep(0.5)\n"
+        f"    open({str(log)!r}, 'a').write('out ')\n    return {{}}\nrun_child(work)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(TrainerSettings(threads=1))
+    threads = [
+        threading.Thread(target=trainer.run, args=("work", {}, tmp_path / f"s{n}"))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.read_text() == "in out in out "
+
+
+def test_limits_are_settings() -> None:
+    assert TrainerSettings().heartbeat_timeout == timedelta(seconds=60)
+    assert json.loads("{}") == {}
