@@ -28,6 +28,7 @@ from pipelines.errors import OffsetsLost
 from pipelines.sample import side_of
 from pipelines.types import Side
 from service.keys import GATEWAY_PRODUCER
+from service.learner.ingest import Ingest
 from service.topics.embedded import EmbeddedTopicReader
 from service.topics.topic_file import prune
 from storage.ticks import pause, resume
