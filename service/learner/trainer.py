@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
@@ -79,13 +79,23 @@ class Trainer:
         lines: Queue[bytes | None] = Queue()
         assert child.stdout is not None
         assert child.stderr is not None
-        Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
         errors: list[str] = []
-        Thread(target=_read_errors, args=(child.stderr, errors), daemon=True).start()
+        readers = [
+            Thread(target=_read_lines, args=(child.stdout, lines), daemon=True),
+            Thread(target=_read_errors, args=(child.stderr, errors), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
         try:
-            return self._follow(child, lines, errors)
+            return self._follow(child, lines)
+        except _Ended:
+            _join(readers)  # its last words count
+            raise TrainingFailed(_why_ended(child.returncode, errors)) from None
         finally:
             _end(child)
+            _join(readers)
+            child.stdout.close()
+            child.stderr.close()
             self.progress = None
             specification.unlink(missing_ok=True)
 
@@ -110,10 +120,7 @@ class Trainer:
         return child
 
     def _follow(
-        self,
-        child: "subprocess.Popen[bytes]",
-        lines: "Queue[bytes | None]",
-        errors: list[str],
+        self, child: "subprocess.Popen[bytes]", lines: "Queue[bytes | None]"
     ) -> dict[str, Any]:
         started = last_heard = time.monotonic()
         while True:
@@ -123,7 +130,7 @@ class Trainer:
                 line = b""
             if line is None:
                 child.wait()
-                raise TrainingFailed(_why_ended(child.returncode, errors))
+                raise _Ended
             if line:
                 last_heard = time.monotonic()
                 message = _parse(line)
@@ -155,6 +162,16 @@ class Trainer:
                 f"out of memory: {megabytes} MB resident, "
                 f"trainer.memory_limit_mb is {self._settings.memory_limit_mb}"
             )
+
+
+class _Ended(Exception):
+    """The child's output has ended without a result."""
+
+
+def _join(readers: Sequence[Thread]) -> None:
+    """Until all was read; not for ever, because a grandchild may hold the pipe."""
+    for reader in readers:
+        reader.join(GRACE_SECONDS)
 
 
 def _read_lines(stream: IO[bytes], lines: "Queue[bytes | None]") -> None:
@@ -208,7 +225,3 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):  # also when the child itself is gone
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    assert child.stdout is not None
-    assert child.stderr is not None
-    child.stdout.close()
-    child.stderr.close()
