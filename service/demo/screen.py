@@ -129,7 +129,7 @@ class Screen:
             ("saved", f"{figures['saved_total']:.2f}"),
         ]
         if progress := status["progress"]:
-            rows.append(("trainer", f"{progress['phase']} {progress['step']}/{progress['total']}"))
+            rows.append(("trainer", _progress(progress)))
         if task["waiting"]:
             rows.append(("waits for you", task["waiting"]["name"]))
         return rows
@@ -137,6 +137,15 @@ class Screen:
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._started)
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def _progress(told: dict[str, Any]) -> str:
+    text = f"{told['phase']} {told['step']:,} of {told['total']:,}"
+    if told["examples_per_second"]:
+        text += f", {told['examples_per_second']:.0f} a second"
+    if told["seconds_left"] is not None:
+        text += f", {told['seconds_left']:.0f} s left"
+    return text
 
 
 def _share(outcomes: Any) -> str:
