@@ -18,7 +18,7 @@ def status_lines(status: Data) -> Iterator[str]:
         yield ""
     progress = status["progress"]
     if progress:
-        yield _progress(progress)
+        yield progress_line(progress)
         yield ""
     teacher = status["teacher"]
     scripted = " (scripted: not a real model)" if teacher["scripted"] else ""
@@ -165,7 +165,7 @@ def _task_lines(task: Data) -> Iterator[str]:
     )
 
 
-def _progress(progress: Data) -> str:
+def progress_line(progress: Data) -> str:
     line = f"{progress['phase']}: step {progress['step']:,} of {progress['total']:,}"
     if progress["examples_per_second"]:
         line += f", {progress['examples_per_second']:,.0f} examples/s"

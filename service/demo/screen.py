@@ -13,6 +13,7 @@ from rich.text import Text
 from service.client import LearnerClient
 from service.demo.corpus import Corpus
 from service.demo.customers import Seen
+from service.terminal import progress_line
 
 PLAIN_SECONDS = 5.0
 
@@ -129,7 +130,7 @@ class Screen:
             ("saved", f"{figures['saved_total']:.2f}"),
         ]
         if progress := status["progress"]:
-            rows.append(("trainer", _progress(progress)))
+            rows.append(("trainer", progress_line(progress)))
         if task["waiting"]:
             rows.append(("waits for you", task["waiting"]["name"]))
         return rows
@@ -137,15 +138,6 @@ class Screen:
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._started)
         return f"{seconds // 60}:{seconds % 60:02d}"
-
-
-def _progress(told: dict[str, Any]) -> str:
-    text = f"{told['phase']} {told['step']:,} of {told['total']:,}"
-    if told["examples_per_second"]:
-        text += f", {told['examples_per_second']:.0f} a second"
-    if told["seconds_left"] is not None:
-        text += f", {told['seconds_left']:.0f} s left"
-    return text
 
 
 def _share(outcomes: Any) -> str:
