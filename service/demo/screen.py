@@ -61,29 +61,36 @@ class Screen:
             self._console.print(self._line(status, task, seen), markup=False)
 
     def _opening(self) -> Panel:
-        login = self._client.post("login-codes")
         lines = Text()
-        lines.append("The support desk of ", style="bold").append(self._corpus.company, "bold")
+        lines.append(f"The support desk of {self._corpus.company}\n\n", "bold")
         lines.append(
-            "\n\nCustomers write, a scripted teacher (a stand-in for a large model) answers, and\n"
-            "flywheel learns from it. In a minute or two a first student waits for your approval.\n"
-            "Once it serves, customers begin to write about something it has never seen.\n\n"
+            "Customers write, and a scripted teacher, a stand-in for a large\n"
+            "model, answers. flywheel learns from it: in a minute or two a first\n"
+            "student waits for your approval. Once it serves, customers begin to\n"
+            "write about something that it has never seen.\n\n"
         )
         for what, where in (
-            ("approve it here  ", login["link"]),
-            ("or here          ", f"flywheel --config {self._data}/flywheel.toml approve"),
-            ("OpenAI endpoint  ", f"{self._gateway}/v1   (model: {self._corpus.task})"),
-            ("metrics          ", f"{self._gateway}/metrics   {self._learner}/metrics"),
-            ("the log          ", f"{self._data}/flywheel.log"),
+            ("Watch it, and approve what waits", self._login_link()),
+            ("or here", f"flywheel --config {self._data}/flywheel.toml approve"),
+            ("OpenAI endpoint", f"{self._gateway}/v1  model {self._corpus.task}"),
+            ("metrics", f"{self._gateway}/metrics  {self._learner}/metrics"),
+            ("the log", f"{self._data}/flywheel.log"),
         ):
-            lines.append(f"  {what}", "dim").append(where + "\n")
+            lines.append(f"{what}\n", "dim").append(f"  {where}\n")
         lines.append("\nCtrl-C ends it.", "dim")
         return Panel(lines, title="flywheel demo", expand=False)
+
+    def _login_link(self) -> str:
+        """Good for one log-in within two minutes, so each time it is shown it is a new one."""
+        return str(self._client.post("login-codes")["link"])
 
     def _tell_once(self, task: dict[str, Any], seen: Seen) -> None:
         if task["waiting"]:
             name = task["waiting"]["name"]
-            self._once(f"waiting {name}", f"{name} waits for your approval: {self._learner}")
+            if f"waiting {name}" not in self._told:
+                self._once(
+                    f"waiting {name}", f"{name} waits for your approval: {self._login_link()}"
+                )
         if task["champion"]:
             name = task["champion"]["name"]
             self._once(f"champion {name}", f"{name} is the champion.")
