@@ -1,5 +1,6 @@
 """What the terminal shows during the demonstration: what to look at first, then live progress."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Screen:
 
     def say(self, sentence: str) -> None:
         """A line that stays."""
-        self._console.print(f"[{self._clock()}] {sentence}", markup=False)
+        self._console.print(f"[{self._clock()}] {sentence}", markup=False, soft_wrap=True)
 
     def show(self, status: dict[str, Any], seen: Seen) -> None:
         """The state of the loop now."""
@@ -58,7 +59,7 @@ class Screen:
             self._live.update(self._panel(status, task, seen))
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(self._line(status, task, seen), markup=False)
+            self._console.print(self._line(status, task, seen), markup=False, soft_wrap=True)
 
     def _opening(self) -> Panel:
         lines = Text()
@@ -71,7 +72,7 @@ class Screen:
         )
         for what, where in (
             ("Watch it, and approve what waits", self._login_link()),
-            ("or here", f"flywheel --config {self._data}/flywheel.toml approve"),
+            ("or here", f"{_program()} --config {self._data}/flywheel.toml approve"),
             ("OpenAI endpoint", f"{self._gateway}/v1  model {self._corpus.task}"),
             ("metrics", f"{self._gateway}/metrics  {self._learner}/metrics"),
             ("the log", f"{self._data}/flywheel.log"),
@@ -145,6 +146,11 @@ class Screen:
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self._started)
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def _program() -> str:
+    """How this program is called from here: set-up puts it into .venv, not on the path."""
+    return "flywheel" if shutil.which("flywheel") else ".venv/bin/flywheel"
 
 
 def _share(outcomes: Any) -> str:
