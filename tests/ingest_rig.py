@@ -18,8 +18,8 @@ from pipelines.decode import DecodePolicy, NativeRecord, encode_native, sign
 from pipelines.types import Message, PromptEvent, StudentAnswer
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
-from service.learner.watch import first_policy
 from service.settings import IngestSettings
 from service.topics import Headers
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter

@@ -11,7 +11,8 @@ from pipelines.coverage import CONFIDENCE_BINS, confidence_bin
 from pipelines.tally import Tally
 from pipelines.types import Draws, Side, StudentAnswer
 from service.learner.ingest import Sampling
-from service.learner.watch import Watch, first_policy
+from service.learner.rates import first_policy
+from service.learner.watch import Watch
 from storage.decisions import record_decision
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask

@@ -29,6 +29,7 @@ from service.learner.gateway_api import gateway_routes
 from service.learner.ingest import GivenPolicy, Ingest, Sampling
 from service.learner.leases import LeaseBook
 from service.learner.operations import Operations
+from service.learner.rates import first_policy
 from service.learner.relabel import HeldCalls, JobResult, Relabel
 from service.learner.retention import Retention
 from service.learner.schedule import Schedule
@@ -36,7 +37,7 @@ from service.learner.status import Callbacks, Progress
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
-from service.learner.watch import Watch, first_policy
+from service.learner.watch import Watch
 from service.logs import set_up_logs
 from service.metrics import LearnerMetrics
 from service.process import RUN_FOLDER, bind, drain_on_signals, lock_data_folder

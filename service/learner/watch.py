@@ -1,4 +1,4 @@
-"""The watch job: live estimates, the sampling controller, and whether a retrain is due."""
+"""The watch job: live estimates, the rates of the draws, and whether a retrain is due."""
 
 import math
 import shutil
@@ -12,10 +12,10 @@ from prometheus_client import Gauge
 
 from pipelines.coverage import coverage_drop, trusted_coverage
 from pipelines.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
-from pipelines.sample import SamplingPolicy, next_learning_scale
 from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
 from pipelines.types import Estimate, StudentVersion, Task
 from service.learner.ingest import Sampling
+from service.learner.rates import Rates
 from service.learner.relabel import JobResult
 from service.learner.status import Figures, HistoryPoint
 from service.metrics import LearnerMetrics
@@ -27,7 +27,6 @@ from storage.labels import (
     Audited,
     LabelCounts,
     audited,
-    bought_for_learning,
     count_labels,
     count_training,
     count_unanswered_audits,
@@ -48,9 +47,6 @@ ENOUGH_EVENTS = 500
 HISTORY_STEP = timedelta(seconds=20)
 HISTORY_SHOWN = timedelta(days=1)
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
-# Shares of the label budget that the uniform draws may use; the learning draw has the rest.
-AUDIT_SHARE, HELD_OUT_SHARE = 0.2, 0.2
-LEARNING_SHARE = 1.0 - AUDIT_SHARE - HELD_OUT_SHARE
 
 
 class Watch:
@@ -73,7 +69,7 @@ class Watch:
         self._ledger = ledger
         self._settings = settings
         self._tasks = tasks
-        self._sampling = sampling
+        self._rates = Rates(database, settings, tasks, sampling, now)
         self._metrics = metrics
         self._live = live
         self._start_training = start_training
@@ -100,7 +96,7 @@ class Watch:
             figures, counts = self._look(name)
             with self._lock:
                 self._figures[name] = figures
-            self._control(name, figures, counts)
+            self._rates.adjust(name, figures, counts)
             due = self._due(name, figures, counts)
             if isinstance(due, Due):
                 self._start_training(name, due.reason)
@@ -223,50 +219,6 @@ class Watch:
         with self._database.transaction() as tx:
             add_estimate(tx, task, estimate)
 
-    # The sampling controller.
-
-    def _control(self, task: str, figures: Figures, counts: LabelCounts) -> None:
-        """Set the rates so that the draws stay within their shares of the label budget."""
-        settings = self._settings.sampling
-        policy = self._sampling.policy(task)
-        now = self._now()
-        day_share = (now.hour * 3600 + now.minute * 60 + now.second) / 86400
-        budget = self._settings.budget.label_calls / max(1, len(self._tasks))
-        with self._database.snapshot() as tx:
-            today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-            spent = bought_for_learning(tx, task, today)
-            pending = count_by_status(tx).get((task, "pending"), 0)
-        bought_per_day = self._bought_per_day(figures)
-        full = pending >= settings.max_pending
-        wanted = settings.cold_start_labels or max(3 * len(self._tasks[task].labels), 200)
-        self._sampling.replace(
-            task,
-            replace(
-                policy,
-                audit_rate=_affordable(settings.audit_rate, AUDIT_SHARE * budget, bought_per_day),
-                # One event in five belongs to a held-out group.
-                held_out_rate=_affordable(
-                    settings.held_out_rate, HELD_OUT_SHARE * budget, bought_per_day / 5
-                ),
-                learning_scale=policy.learning_scale
-                if full
-                else next_learning_scale(
-                    policy.learning_scale,
-                    spent=spent,
-                    due=budget * LEARNING_SHARE * day_share,
-                    budget=budget * LEARNING_SHARE,
-                ),
-                cold_start=counts.training < wanted,
-                full=full,
-            ),
-        )
-
-    def _bought_per_day(self, figures: Figures) -> float:
-        """Events a day whose label would have to be bought: those the teacher did not answer."""
-        share = figures.served_by_student_share
-        events = figures.events_per_day or 0.0
-        return events if share is None else events * share
-
     # Triggers.
 
     def _due(self, task: str, figures: Figures, counts: LabelCounts) -> Due | NotDue:
@@ -363,21 +315,6 @@ class Watch:
             metrics.dead_letters.set(count_dead_letters(tx))
 
 
-def first_policy(settings: Settings, salt: bytes) -> SamplingPolicy:
-    """The policy before the first tick of the watch."""
-    sampling = settings.sampling
-    return SamplingPolicy(
-        salt=salt,
-        audit_rate=sampling.audit_rate,
-        held_out_rate=sampling.held_out_rate,
-        given_rate=sampling.given_rate,
-        learning_scale=1.0,
-        learning_pi_min=sampling.learning_pi_min,
-        cold_start_rate=sampling.cold_start_rate,
-        cold_start=True,
-    )
-
-
 def _coverage(tx: Cursor, task: str, champion: LiveStudent, now: datetime) -> Estimate | None:
     """Of the shortest window with enough events, else of the longest."""
     counts: list[int] = []
@@ -416,16 +353,6 @@ def _live(
     )
     unanswered = sum(missing.values())
     return replace(found, drawn=len(drawn) + unanswered, unanswered=unanswered)
-
-
-def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
-    """The rate, halved until it is affordable.
-
-    In coarse steps, because items drawn at different rates have to be thinned to the lowest.
-    """
-    while events_a_day * rate > max(calls_a_day, 1.0):
-        rate /= 2
-    return rate
 
 
 def _training_labels(tx: Cursor, newest: StudentVersion | None) -> int:
