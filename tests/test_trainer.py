@@ -1,6 +1,5 @@
 """The trainer's children: limits, life line, environment, and what they may say."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,7 @@ def test_child_knows_no_secret(child: Callable[..., Any], monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a third")
     code = "return {'here': open('/proc/self/environ').read()}"
     environment = child(code)["here"]
-    assert "key" not in environment.lower().replace("monkeypatch", "")
+    assert "key" not in environment.lower()
     assert "a third" not in environment
     assert "OMP_NUM_THREADS=1" in environment
 
@@ -189,8 +187,3 @@ def test_one_child_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for thread in threads:
         thread.join()
     assert log.read_text() == "in out in out "
-
-
-def test_limits_are_settings() -> None:
-    assert TrainerSettings().heartbeat_timeout == timedelta(seconds=60)
-    assert json.loads("{}") == {}

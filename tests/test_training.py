@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from pipelines.students.classifier import CONFIG_FILE, Classifier, Head, load_he
 from pipelines.types import StudentVersion
 from storage.datasets import read_training_texts, write_dataset
 from storage.reports import read_report
-from storage.students import latest_dataset, latest_evaluation, runs, versions
+from storage.students import latest_dataset, latest_evaluation, runs, start_run, versions
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,6 @@ def test_student_answers_what_it_was_taught(made: tuple[Shop, StudentVersion]) -
 
 
 def test_dataset_has_its_manifest_and_every_form(made: tuple[Shop, StudentVersion]) -> None:
-    import duckdb
-
     shop, version = made
     dataset = shop.artifacts.open("dataset", version.dataset)
     about = dataset.about
@@ -232,8 +231,6 @@ def test_killed_trainer_is_a_failed_run_and_the_next_one_succeeds(shop: Shop) ->
 
 
 def test_learner_that_was_killed_finds_its_run_failed(shop: Shop) -> None:
-    from storage.students import start_run
-
     with shop.rig.database.transaction() as tx:
         start_run(
             tx,
