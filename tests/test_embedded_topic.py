@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from pipelines.errors import BrokerUnavailable, DataDamaged, DiskFull, InvalidMessage, SettingsError
 from service.topics import Record
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter, prune
+from service.topics.topic_file import open_file, read_head
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,6 +209,21 @@ def test_several_processes_write_at_once(path: Path) -> None:
     for name in "abc":
         mine = [r.value for r in records if (r.value or b"").startswith(name.encode())]
         assert mine == [f"{name}-{i}".encode() for i in range(300)]
+
+
+def test_one_topic_is_created_when_several_open_it_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        path = tmp_path / f"{number}.db"
+        together = Barrier(6)
+
+        def identity(path: Path = path, together: Barrier = together) -> str:
+            together.wait(10)
+            with closing(open_file(path)) as connection:
+                return read_head(connection).identity
+
+        with ThreadPoolExecutor(6) as pool:
+            found = [one.result() for one in [pool.submit(identity) for _ in range(6)]]
+        assert len(set(found)) == 1
 
 
 def test_retention_by_age_keeps_what_is_younger(path: Path) -> None:

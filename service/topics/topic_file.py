@@ -143,8 +143,10 @@ def prune(path: Path, *, before_offset: int | None = None, older_than_ms: int | 
 
 
 def _check_or_create(connection: sqlite3.Connection, path: Path) -> None:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # Both in one snapshot: between two, another process may create the topic.
+    with transaction(connection, "DEFERRED"):
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != APPLICATION_ID:
         if application or tables:
             raise DataDamaged(
