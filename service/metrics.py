@@ -60,7 +60,8 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=registry,
         )
-        # One batch through encoder and head. Near the request time: the model is the limit.
+        # One batch through encoder and head, or one text in an engine. Near the request time:
+        # the model is the limit.
         self.model_seconds = Histogram(
             "flywheel_gateway_model_seconds",
             "Time of one batch in the model.",
@@ -72,6 +73,34 @@ class GatewayMetrics:
             "flywheel_gateway_model_batch_texts",
             "Texts in one batch.",
             buckets=(1, 2, 4, 8, 16, 32),
+            registry=registry,
+        )
+        # The student gave no answer; the teacher was asked. reason: crashed (in its model) |
+        # engine (the engine process ended or hangs) | busy (too many texts wait for it).
+        self.student_failures = Counter(
+            "flywheel_gateway_student_failures_total",
+            "Texts to which the student gave no answer.",
+            ["task", "reason"],
+            registry=registry,
+        )
+        # Processes of causal students that are up, one for each chat model.
+        self.engines = Gauge(
+            "flywheel_gateway_engines",
+            "Engine processes that answer.",
+            registry=registry,
+        )
+        # Growing to 64: the chat model is too slow for the traffic, and the teacher is asked.
+        self.engine_queue = Gauge(
+            "flywheel_gateway_engine_queue_texts",
+            "Texts that wait for an engine, or are being read by one.",
+            registry=registry,
+        )
+        # Each is followed by a restart. reason: ended (killed, out of memory, could not start) |
+        # hung (no answer in time).
+        self.engine_failures = Counter(
+            "flywheel_gateway_engine_failures_total",
+            "Ends of engine processes that nobody wanted.",
+            ["reason"],
             registry=registry,
         )
         # Texts longer than the encoder reads. Many: raise encoder.max_tokens.
@@ -102,7 +131,8 @@ class GatewayMetrics:
             registry=registry,
         )
         # outcome: swapped | rolled_back (the student was resident) | withdrawn |
-        # and why not: signature | stale | artifact | golden | labels | unreachable | failed.
+        # and why not: signature | stale | artifact | golden | labels | stack (the training
+        # stack is not installed here) | unreachable | failed.
         self.swaps = Counter(
             "flywheel_gateway_swaps_total",
             "Attempts to serve what is published.",

@@ -1,4 +1,4 @@
-"""What makes a process of ours one: its port, its lock on the data folder, its signals."""
+"""What makes a process of ours one: port, lock on the data folder, signals, environment."""
 
 import errno
 import fcntl
@@ -16,6 +16,17 @@ from pipelines.errors import DataLocked, PortInUse, SettingsError
 RUN_FOLDER = "run"
 LOCK_FILE = "learner.lock"
 BACKLOG = 2048
+# All that a child may know of our environment. No secret is in it.
+PASSED_ON = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "SYSTEMROOT",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def bind(host: str, port: int, setting: str) -> socket.socket:
@@ -72,3 +83,13 @@ def drain_on_signals(stop: Event) -> None:
     with suppress(ValueError):  # not in the main thread: a test
         signal.signal(signal.SIGTERM, drain)
         signal.signal(signal.SIGINT, drain)
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """The environment of a child that computes: it knows no secret, and asks no network."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed_on | {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }

@@ -146,7 +146,7 @@ class Students:
             name=f"{TASK}-v{number}-{student.digest[:8]}",
             number=number,
             student=student.digest,
-            encoder=self.encoder_digest,
+            base=self.encoder_digest,
             report=report.digest,
             decision=f"decision-{number}",
             threshold=threshold,

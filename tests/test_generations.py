@@ -153,7 +153,7 @@ def test_a_changed_artifact_is_refused_and_the_old_student_serves_on(
 def test_a_changed_encoder_is_never_loaded(gateway: RunningGateway, students: Students) -> None:
     folder = gateway.settings.data_dir
     student = students.publish(folder, 1)
-    flip_byte(folder / "artifacts" / "encoder" / student.encoder / "model.onnx")
+    flip_byte(folder / "artifacts" / "encoder" / student.base / "model.onnx")
     gateway.publish(student)
     wait_until(lambda: TASK in gateway.readyz()[1]["failed"])
     assert gateway.chat().headers["x-flywheel-served-by"] == "teacher"

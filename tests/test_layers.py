@@ -39,7 +39,7 @@ ONLY_IN = {
 READ_THE_ENVIRONMENT = {
     "service/settings.py",
     "service/supervisor.py",
-    "service/learner/trainer.py",
+    "service/process.py",
     "service/demo/scripted_teacher.py",  # a program of its own
 }
 # Where reading a clock, the environment or a socket would make a result unrepeatable.

@@ -103,6 +103,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lease.release()
         await asyncio.to_thread(self._capture.stop, CAPTURE_STOP_SECONDS)
+        await asyncio.to_thread(self._generations.close)  # so that no swap waits for an engine
         await asyncio.to_thread(self._watcher.stop)
         await self._upstream.close()
         self._link.close()

@@ -16,6 +16,8 @@ from service.gateway.wire import MALFORMED, encode
 
 MOST_EVENTS = 256
 MAX_BODY_BYTES = 32 << 20
+# The learner waits for ten. What a slow student has not read by then goes unassessed.
+MOST_SECONDS = 8.0
 
 
 class AssessEvent(msgspec.Struct, frozen=True):
@@ -37,7 +39,7 @@ class AssessAnswer(msgspec.Struct, frozen=True):
 
 
 class AssessReply(msgspec.Struct, frozen=True):
-    """The answers of one version, in the order of the events."""
+    """The answers of one version, in the order of the events; some may have none."""
 
     version: str
     answers: list[AssessAnswer]
@@ -73,11 +75,17 @@ class Assess:
 
 async def _assess(wanted: AssessRequest, task: Task, generation: Generation) -> AssessReply:
     texts = [classifier_text(event.messages, task)[:MAX_CHARACTERS] for event in wanted.events]
-    replies = await asyncio.gather(
-        *(generation.batcher.answer(text, generation.head, patient=True) for text in texts)
-    )
+    asked = [asyncio.ensure_future(generation.answer(text, patient=True)) for text in texts]
+    if asked:
+        await asyncio.wait(asked, timeout=MOST_SECONDS)
+    for late in asked:
+        late.cancel()  # nothing, where it is done
+    replies = await asyncio.gather(*asked, return_exceptions=True)
     answers = [
         AssessAnswer(event.event_id, reply.label, reply.confidence)
         for event, reply in zip(wanted.events, replies, strict=True)
+        if not isinstance(reply, BaseException)
     ]
+    if asked and not answers:
+        raise Rejected(503, f"the student of {task.name} gives no answer", code="student_failed")
     return AssessReply(generation.version, answers)

@@ -21,6 +21,7 @@ from service.gateway.escalation import Escalated, Escalations
 from service.gateway.generations import Generation, Generations
 from service.gateway.recent import Answered, Recent
 from service.gateway.router import MAX_CHARACTERS, unsupported, why_unsure
+from service.gateway.students import StudentFailed
 from service.gateway.turn import (
     Rejected,
     Turn,
@@ -50,6 +51,11 @@ from service.metrics import GatewayMetrics
 
 TEACHER: Literal["teacher"] = "teacher"
 NOBODY = "nobody"
+# Why there is no teacher's answer, by the outcome of an escalation.
+NO_TEACHER: Mapping[str, str] = {
+    "no_lease": "no escalation is left",
+    "teacher_failed": "the teacher does not answer",
+}
 # Clients must not try again at once: the answer will not be another one.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
@@ -135,7 +141,10 @@ class Chat:
 
     async def _ask_student(self, turn: Turn, task: Task, generation: Generation) -> Response:
         text = classifier_text(turn.messages or (), task)
-        read = await generation.batcher.answer(text[:MAX_CHARACTERS], generation.head)
+        try:
+            read = await generation.answer(text[:MAX_CHARACTERS])
+        except StudentFailed:
+            return await self._answer_instead(turn, task, generation)
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
         student = NativeStudent(
@@ -154,6 +163,20 @@ class Chat:
         if task.name in self._refusing:
             return self._refuse(turn, student, escalated.outcome)
         return self._student_answers(turn, task, student, read, unsure=escalated.outcome)
+
+    async def _answer_instead(self, turn: Turn, task: Task, generation: Generation) -> Response:
+        """The student has failed: the teacher answers, on the terms of an unsure request."""
+        assert turn.request is not None
+        turn.attributes["unsure"] = "student_failed"
+        escalated = await self._escalations.ask(turn.body, turn.request, turn.messages or (), task)
+        turn.attributes["escalation"] = escalated.outcome
+        if escalated.reply is not None:
+            return self._teacher_answers(turn, escalated, escalated.reply, None)
+        self._finish(turn, NOBODY, "failed")
+        self._keep(turn, "app")
+        problem = f"the student of {task.name} has failed, and {NO_TEACHER[escalated.outcome]}"
+        headers = turn.headers(served_by=NOBODY, version=generation.version)
+        return rejection(Rejected(503, problem, code="student_failed"), headers)
 
     def _student_answers(
         self,
@@ -179,9 +202,14 @@ class Chat:
         return _respond(turn, headers, student.version, answer, usage)
 
     def _teacher_answers(
-        self, turn: Turn, escalated: Escalated, reply: TeacherReply, student: NativeStudent
+        self,
+        turn: Turn,
+        escalated: Escalated,
+        reply: TeacherReply,
+        student: NativeStudent | None,
     ) -> Response:
-        headers = turn.headers(served_by=TEACHER, version=TEACHER, confidence=student.confidence)
+        confidence = student.confidence if student else None
+        headers = turn.headers(served_by=TEACHER, version=TEACHER, confidence=confidence)
         self._finish(turn, TEACHER, "escalated")
         self._keep(turn, TEACHER, answer=reply.content, student=student, reply=reply)
         if not turn.streams:
@@ -199,8 +227,8 @@ class Chat:
             confidence=student.confidence,
             unsure=outcome,
         )
-        why = "no escalation is left" if outcome == "no_lease" else "the teacher does not answer"
-        refused = Rejected(503, f"the student is unsure, and {why}", code=f"unsure_{outcome}")
+        problem = f"the student is unsure, and {NO_TEACHER[outcome]}"
+        refused = Rejected(503, problem, code=f"unsure_{outcome}")
         return rejection(refused, {**headers, **NO_RETRY})
 
     async def _pass_through(self, turn: Turn, body: bytes, request: Request) -> Response:

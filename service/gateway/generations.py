@@ -6,19 +6,19 @@ before a swap or after it and never between. Loading happens in the caller's thr
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 import structlog
 
-from pipelines.encoder import Encoder
-from pipelines.errors import ArtifactDamaged, FlywheelError
-from pipelines.students.classifier import CONFIG_FILE, Classifier, Head, load_head
+from pipelines.errors import FlywheelError, TrainingStackMissing
 from pipelines.types import Task
-from service.gateway.batcher import Batcher
+from service.gateway.batcher import Reply
+from service.gateway.engine import EngineFailed
+from service.gateway.students import Failures, Student, Students
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.live import Live, LiveStudent, LiveTask
@@ -27,9 +27,8 @@ log = structlog.get_logger()
 
 GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-3
-MAX_TOKENS = 128  # of students that do not say
 
-SwapProblem = Literal["artifact", "golden", "labels", "failed"]
+SwapProblem = Literal["artifact", "golden", "labels", "stack", "failed"]
 
 
 class SwapRefused(FlywheelError):
@@ -46,12 +45,19 @@ class Generation:
 
     task: Task
     live: LiveStudent
-    head: Head
-    batcher: Batcher
+    student: Student
+    failures: Failures
 
     @property
     def version(self) -> str:
         return self.live.name
+
+    async def answer(self, text: str, *, patient: bool = False) -> Reply:
+        """What the student says to `text`, or `StudentFailed`. `patient`: behind all others."""
+        try:
+            return await self.student.answer(text, patient=patient)
+        except Exception as error:  # whatever breaks in a model, the app gets an answer
+            raise self.failures.note(error) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +97,7 @@ class Generations:
         self._tasks = tasks
         self._artifacts = artifacts
         self._metrics = metrics
-        self._threads = threads
-        self._batchers: WeakValueDictionary[tuple[str, int], Batcher] = WeakValueDictionary()
+        self._students = Students(artifacts, metrics, threads=threads)
         self._alive: WeakSet[Generation] = WeakSet()
         self._shown: set[tuple[str, str, str]] = set()  # as the gauge has it
 
@@ -118,6 +123,10 @@ class Generations:
         self.failures = MappingProxyType(failures)
         self.note_resident()
         return not failures
+
+    def close(self) -> None:
+        """End the engine processes. Heads go on answering, causal students do not."""
+        self._students.close()
 
     def note_resident(self) -> None:
         """Bring the gauges up to date: what is in memory, and as what."""
@@ -157,6 +166,11 @@ class Generations:
             generation = before.find(wanted) or self._load(task, wanted)
         except SwapRefused:
             raise
+        except TrainingStackMissing as error:
+            problem = f"{wanted.name} needs the training stack to be served: {error}"
+            raise SwapRefused("stack", problem) from error
+        except EngineFailed as error:
+            raise SwapRefused("failed", f"{wanted.name} could not be loaded: {error}") from error
         except FlywheelError as error:
             raise SwapRefused("artifact", f"{wanted.name}: {error}") from error
         except Exception as error:  # whatever it is, the old student serves on
@@ -175,41 +189,26 @@ class Generations:
             return None
 
     def _load(self, task: Task, wanted: LiveStudent) -> Generation:
-        student = self._artifacts.open("student", wanted.student)
         report = self._artifacts.open("report", wanted.report)
-        config = json.loads(student.file(CONFIG_FILE).read_text())
-        if config.get("encoder", wanted.encoder) != wanted.encoder:
-            raise ArtifactDamaged("the student was trained on another encoder than is published")
-        if config.get("task", task.name) != task.name:
-            raise ArtifactDamaged("the student was trained for another task")
-        batcher = self._batcher(wanted.encoder, int(config.get("max_tokens", MAX_TOKENS)))
-        head = load_head(student.path, dimension=batcher.encoder.dimension)
-        if foreign := set(head.labels) - set(task.labels):
-            raise SwapRefused(
-                "labels",
-                f"{wanted.name} has labels that tasks.{task.name}.labels does not: "
-                + ", ".join(sorted(foreign)),
-            )
-        check_golden(wanted.name, Classifier(head=head, encoder=batcher.encoder), report)
-        return Generation(task=task, live=wanted, head=head, batcher=batcher)
 
-    def _batcher(self, digest: str, max_tokens: int) -> Batcher:
-        """The encoder, shared by all students that read with it."""
-        found = self._batchers.get((digest, max_tokens))
-        if found is None:
-            encoder = self._artifacts.open("encoder", digest)
-            loaded = Encoder(encoder.path, threads=self._threads, max_tokens=max_tokens)
-            found = self._batchers[(digest, max_tokens)] = Batcher(loaded, self._observe)
-        return found
+        def check_labels(labels: Sequence[str]) -> None:
+            if foreign := set(labels) - set(task.labels):
+                raise SwapRefused(
+                    "labels",
+                    f"{wanted.name} has labels that tasks.{task.name}.labels does not: "
+                    + ", ".join(sorted(foreign)),
+                )
 
-    def _observe(self, seconds: float, texts: int) -> None:
-        self._metrics.model_seconds.observe(seconds)
-        self._metrics.model_batch.observe(texts)
+        student = self._students.load(task.name, wanted, check_labels)
+        check_golden(wanted.name, student, report)
+        failures = Failures(task.name, wanted.name, self._metrics)
+        return Generation(task=task, live=wanted, student=student, failures=failures)
 
     def _note_swap(
         self, task: Task, before: Served, champion: Generation | None, seconds: float
     ) -> None:
-        resident = champion and before.previous and champion.head is before.previous.head
+        previous = before.previous
+        resident = champion and previous and champion.student is previous.student
         outcome = "withdrawn" if champion is None else "rolled_back" if resident else "swapped"
         self._metrics.swaps.labels(task.name, outcome).inc()
         self._metrics.swap_seconds.observe(seconds)
@@ -222,10 +221,10 @@ class Generations:
         )
 
 
-def check_golden(name: str, student: Classifier, report: Artifact) -> None:
+def check_golden(name: str, student: Student, report: Artifact) -> None:
     """Warm up with the report's golden prompts, and refuse a student that answers otherwise.
 
-    What was evaluated is then what is served: the same head, encoder, tokenizer and runtime.
+    What was evaluated is then what is served: the same weights, base, tokenizer and runtime.
     """
     try:
         golden = json.loads(report.file(GOLDEN_FILE).read_text())
@@ -234,7 +233,7 @@ def check_golden(name: str, student: Classifier, report: Artifact) -> None:
         raise SwapRefused("golden", f"{name}: the report has no golden prompts: {error}") from error
     if not expected:
         raise SwapRefused("golden", f"{name}: the report has no golden prompts")
-    answers = student.answer([text for text, _, _ in expected])
+    answers = student.answer_now([text for text, _, _ in expected])
     wrong = sum(
         # Written so that a NaN counts as wrong.
         answer.label != label or not abs(answer.confidence - confidence) <= GOLDEN_TOLERANCE
@@ -249,4 +248,4 @@ def check_golden(name: str, student: Classifier, report: Artifact) -> None:
 
 
 def _content(student: LiveStudent) -> tuple[str, str, str, str]:
-    return student.name, student.student, student.encoder, student.report
+    return student.name, student.student, student.base, student.report

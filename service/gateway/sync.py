@@ -12,14 +12,15 @@ from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
 from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
 from service.metrics import GatewayMetrics
-from storage.artifacts import Artifacts, Kind
+from storage.artifacts import Artifacts, Kind, base_kind
 from storage.durable import write_durably
 from storage.live import Live, LiveStudent, decode_live
 
 log = structlog.get_logger()
 
 LOOK_SECONDS = 0.1  # at the file; asking over the network has its own setting
-RETRY_SECONDS = 3.0
+RETRY_SECONDS = 3.0  # doubled with each failure in a row: to load a chat model costs a lot
+LONGEST_RETRY_SECONDS = 60.0
 EVERYTHING = "all"  # the task label of what concerns no single task
 
 
@@ -73,6 +74,8 @@ class LiveOverHttp:
         """What the learner publishes. At the start what was kept comes first."""
         if not self._started:
             self._started = True
+            # What a killed gateway had begun to fetch: it may be hundreds of megabytes.
+            rmtree(self._scratch, ignore_errors=True)
             if self._kept.exists():
                 return self._kept.read_bytes()
         return self._link.live()
@@ -92,7 +95,7 @@ class LiveOverHttp:
 
     def _fetch(self, student: LiveStudent) -> None:
         wanted: tuple[tuple[Kind, str], ...] = (
-            ("encoder", student.encoder),
+            (base_kind(student.family), student.base),
             ("student", student.student),
             ("report", student.report),
         )
@@ -127,6 +130,7 @@ class Watcher:
         self._key = key
         self._serial = -1
         self._retry_at = float("inf")
+        self._refusals = 0  # of what is published now, in a row
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-watcher", daemon=True)
         self._looked = threading.Event()
@@ -183,10 +187,16 @@ class Watcher:
             self._note_problem(error)
             return
         self.problem = None
+        if live.serial != self._serial:
+            self._refusals = 0
         self._serial = live.serial
         self._source.accepted(content)
-        if not self._generations.apply(live):
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+        if self._generations.apply(live):
+            self._refusals = 0
+            return
+        pause = min(RETRY_SECONDS * 2.0 ** min(self._refusals, 10), LONGEST_RETRY_SECONDS)
+        self._retry_at = time.monotonic() + pause
+        self._refusals += 1
 
     def _refuse_older(self, live: Live) -> None:
         # Somebody who can write the file, but not sign it, could put an old one back.

@@ -21,14 +21,13 @@ import psutil
 import structlog
 
 from pipelines.errors import TrainingFailed
+from service.process import child_environment
 from service.settings import TrainerSettings
 
 log = structlog.get_logger()
 
 CHECK_SECONDS = 0.2
 GRACE_SECONDS = 3.0
-# All that a child may know of our environment. No secret is in it.
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
 Progress = Mapping[str, Any]
 
@@ -100,18 +99,12 @@ class Trainer:
             specification.unlink(missing_ok=True)
 
     def _start(self, module: str, specification: Path) -> "subprocess.Popen[bytes]":
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= {
-            "OMP_NUM_THREADS": str(self.threads),
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        }
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(specification.resolve())],
             stdin=subprocess.PIPE,  # its end is the child's signal that we are gone
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            env=child_environment(self.threads),
             start_new_session=True,
         )
         # Serving comes first: the child takes what processors are left.
