@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import uvicorn
 from prometheus_client import CollectorRegistry
 from sklearn.linear_model import LogisticRegression
@@ -81,6 +82,7 @@ TEXTS: Mapping[str, Sequence[str]] = {
 ALL_TEXTS = tuple(text for texts in TEXTS.values() for text in texts)
 ALL_LABELS = tuple(label for label, texts in TEXTS.items() for _ in texts)
 TOPIC_FILE = "topic.sqlite3"
+ENGINE = "pipelines.students.engine"
 
 
 class Students:
@@ -345,6 +347,45 @@ class RunningGateway:
         return captured(self.settings.data_dir, self.keys)
 
 
+@dataclass
+class Load:
+    """Clients that never stop asking, and what came of it."""
+
+    gateway: RunningGateway
+    clients: int = 4
+    text: str = ALL_TEXTS[3]
+
+    def __post_init__(self) -> None:
+        self.failures: list[str] = []
+        self.versions: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(self.clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        with httpx2.Client(base_url=self.gateway.url, timeout=30) as http:
+            while not self._stop.is_set():
+                body = {"model": "desk", "messages": [{"role": "user", "content": self.text}]}
+                try:
+                    response = http.post("/v1/chat/completions", json=body)
+                except httpx2.HTTPError as error:
+                    self.failures.append(repr(error))
+                    continue
+                version = response.headers.get("x-flywheel-version")
+                if response.status_code != 200 or response.json()["model"] != version:
+                    self.failures.append(response.text)
+                self.versions.append(str(version))
+
+
 def publish_live(
     data_dir: Path, keys: Keys, champion: LiveStudent | None, previous: LiveStudent | None = None
 ) -> None:
@@ -393,6 +434,16 @@ def settings_for(data_dir: Path, teacher: Teacher | None = None, **more: Any) ->
         **more,
     }
     return Settings(**described)
+
+
+def engine_processes(gateway: int | None = None) -> list[psutil.Process]:
+    """The engines of a gateway: of this process, unless another is named."""
+    found = []
+    for child in psutil.Process(gateway).children():
+        with suppress(psutil.Error):
+            if ENGINE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def wait_until(condition: Any, seconds: float = 20.0) -> None:

@@ -1,10 +1,8 @@
 """Swaps: nothing unapproved or changed is ever served, and no request notices."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from gateway_rig import (
     ALL_TEXTS,
     TASK,
     LearnerSide,
+    Load,
     RunningGateway,
     Students,
     Teacher,
@@ -44,44 +43,6 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
         running = RunningGateway(settings_for(tmp_path, teacher))
         yield running
         running.stop()
-
-
-@dataclass
-class Load:
-    """Clients that never stop asking, and what came of it."""
-
-    gateway: RunningGateway
-    clients: int = 4
-
-    def __post_init__(self) -> None:
-        self.failures: list[str] = []
-        self.versions: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(self.clients)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        with httpx2.Client(base_url=self.gateway.url, timeout=30) as http:
-            while not self._stop.is_set():
-                body = {"model": "desk", "messages": [{"role": "user", "content": ALL_TEXTS[3]}]}
-                try:
-                    response = http.post("/v1/chat/completions", json=body)
-                except httpx2.HTTPError as error:
-                    self.failures.append(repr(error))
-                    continue
-                version = response.headers.get("x-flywheel-version")
-                if response.status_code != 200 or response.json()["model"] != version:
-                    self.failures.append(response.text)
-                self.versions.append(str(version))
 
 
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(
