@@ -44,8 +44,8 @@ def serving() -> list[Panel]:
         ),
         graph(
             "Time in the model",
-            "One batch through encoder and head. Near the time to answer: the model is the limit; "
-            "give the gateway more threads or add a gateway.",
+            "One batch through encoder and head, or one text in an engine. Near the time to "
+            "answer: the model is the limit; give the gateway more threads or add a gateway.",
             Query(quantile(0.5, "flywheel_gateway_model_seconds"), "p50"),
             Query(quantile(0.95, "flywheel_gateway_model_seconds"), "p95"),
             unit="s",
@@ -64,6 +64,24 @@ def serving() -> list[Panel]:
             Query(rate("flywheel_gateway_unsure_total", "reason", where=TASK), "{{reason}}"),
             unit="reqps",
             stacked=True,
+        ),
+        graph(
+            "Texts that the student failed on",
+            "The teacher was asked instead. crashed: a defect, or a text that its model cannot "
+            "take. engine: the chat model's process ended or hangs. busy: too many texts wait "
+            "for it. Follow runbook StudentFailing.",
+            Query(
+                rate("flywheel_gateway_student_failures_total", "reason", where=TASK), "{{reason}}"
+            ),
+            Query(rate("flywheel_gateway_engine_failures_total", "reason"), "engine {{reason}}"),
+            unit="reqps",
+        ),
+        graph(
+            "Engines of causal students",
+            "Processes that answer, one for each chat model, and the texts at them. Texts near 64 "
+            "for long: the chat model is too slow for the traffic; add a gateway or serve a head.",
+            Query("flywheel_gateway_engines", "{{instance}} engines"),
+            Query("flywheel_gateway_engine_queue_texts", "{{instance}} texts"),
         ),
         graph(
             "Calls of the teacher that failed",
