@@ -17,8 +17,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pytest
 from gateway_rig import ALL_TEXTS, LABELS, TASK
 
+from pipelines.errors import TrainingStackMissing
+from pipelines.recipes import require_training_stack
 from pipelines.students.causal import CausalConfig, ChatModel, load_config, save_config
 from storage.artifacts import Artifacts
 from storage.live import LiveStudent
@@ -94,6 +97,10 @@ class TinyChatModel:
 @lru_cache(maxsize=1)
 def tiny_chat_model() -> TinyChatModel:
     """The same for all tests: making it takes some ten seconds."""
+    try:
+        require_training_stack()
+    except TrainingStackMissing as error:
+        pytest.skip(str(error))
     folder = Path(mkdtemp(prefix="flywheel-chat-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))

@@ -96,6 +96,7 @@ class Students:
         self._artifacts = folder / "artifacts"
         published = Artifacts(self._artifacts).publish("encoder", scratch, {"name": "test"})
         self.encoder_digest = published.digest
+        self.encoder_path = published.path
         self.encoder = Encoder(published.path, threads=1)
         self.vectors = self.encoder.encode(ALL_TEXTS)
 

@@ -1,5 +1,6 @@
 """Swaps: nothing unapproved or changed is ever served, and no request notices."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from gateway_rig import (
     wait_until,
 )
 
+from pipelines.encoder import Encoder
+from service.gateway.batcher import Batcher, Reply
 from service.keys import Keys, open_keys
 from service.settings import BudgetSettings
 from storage.durable import write_durably
@@ -79,6 +82,25 @@ def test_a_rollback_is_immediate(gateway: RunningGateway, students: Students) ->
     wait_until(lambda: gateway.chat().headers["x-flywheel-version"] == first.name)
     assert time.monotonic() - started < 1.0
     assert gateway.metric("swaps_total", task=TASK, outcome="rolled_back") == 1
+
+
+def test_a_text_that_breaks_the_model_fails_alone(students: Students) -> None:
+    # It may read further than it can.
+    encoder = Encoder(students.encoder_path, threads=1, max_tokens=4000)
+    batches: list[int] = []
+    batcher = Batcher(encoder, lambda seconds, texts: batches.append(texts))
+    head = students.head()
+
+    async def ask() -> list[Reply | BaseException]:
+        texts = [ALL_TEXTS[0], ALL_TEXTS[8], "parcel " * 1500, ALL_TEXTS[16]]
+        asked = (batcher.answer(text, head) for text in texts)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    alone, first, broken, second = asyncio.run(ask())
+    assert batches == [1, 3]
+    assert isinstance(broken, Exception)
+    labels = [reply.label for reply in (alone, first, second) if isinstance(reply, Reply)]
+    assert labels == ["refund", "delivery", "invoice"]
 
 
 def flip_byte(path: Path) -> None:

@@ -27,6 +27,9 @@ class Reply(NamedTuple):
     truncated: bool
 
 
+Outcome = Reply | Exception
+
+
 class _Waiting(NamedTuple):
     text: str
     head: Head
@@ -62,20 +65,36 @@ class Batcher:
             run = asyncio.get_running_loop().run_in_executor(self._thread, self._run, batch)
             run.add_done_callback(lambda done: self._finish(batch, done))
 
-    def _finish(self, batch: Sequence[_Waiting], done: asyncio.Future[list[Reply]]) -> None:
+    def _finish(self, batch: Sequence[_Waiting], done: asyncio.Future[list[Outcome]]) -> None:
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        replies: Sequence[Reply | None] = [None] * len(batch) if error else done.result()
-        for waiting, reply in zip(batch, replies, strict=True):
+        outcomes: Sequence[Outcome | BaseException] = (
+            [error] * len(batch) if error else done.result()
+        )
+        for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():  # its request is gone
                 continue
-            if reply is None:
-                waiting.future.set_exception(error or RuntimeError("no answer"))
+            if isinstance(outcome, Reply):
+                waiting.future.set_result(outcome)
             else:
-                waiting.future.set_result(reply)
+                waiting.future.set_exception(outcome)
         self._start_next()
 
-    def _run(self, batch: Sequence[_Waiting]) -> list[Reply]:
+    def _run(self, batch: Sequence[_Waiting]) -> list[Outcome]:
         started = time.perf_counter()
+        try:
+            outcomes: list[Outcome] = [*self._read(batch)]
+        except Exception as error:  # whatever breaks in the model, it is of one text
+            outcomes = [self._read_alone(waiting) for waiting in batch] if batch[1:] else [error]
+        self._observe(time.perf_counter() - started, len(batch))
+        return outcomes
+
+    def _read_alone(self, waiting: _Waiting) -> Outcome:
+        try:
+            return self._read([waiting])[0]
+        except Exception as error:
+            return error
+
+    def _read(self, batch: Sequence[_Waiting]) -> list[Reply]:
         reading = self.encoder.read([waiting.text for waiting in batch])
         replies: dict[int, Reply] = {}
         # A batch may span a swap: each text is answered by the head that it came with.
@@ -84,5 +103,4 @@ class Batcher:
             for row, answer in zip(rows, head.answer(reading.vectors[rows]), strict=True):
                 tokens, truncated = reading.tokens[row], reading.truncated[row]
                 replies[row] = Reply(answer.label, answer.confidence, tokens, truncated)
-        self._observe(time.perf_counter() - started, len(batch))
         return [replies[row] for row in range(len(batch))]
