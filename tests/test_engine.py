@@ -59,7 +59,7 @@ class Rig:
     def __init__(self, model: TinyChatModel) -> None:
         self.model = model
         self.registry = CollectorRegistry()
-        self.limits = EngineLimits(read_seconds=3.0, first_pause=0.1)
+        self.limits = EngineLimits(read_seconds=2.0, first_pause=0.1)
         self.engine = Engine(
             "d" * 64,
             lambda: model.base,

@@ -203,8 +203,8 @@ def test_when_a_student_crashes_the_teacher_answers_and_without_a_lease_an_error
     assert assessed.status_code == 503
     assert gateway.metric("student_failures_total", task=TASK, reason="engine") == 4
     # It is away for some seconds only.
-    wait_until(lambda: gateway.chat().headers["x-flywheel-version"] == causal.name)
-    wait_until(lambda: gateway.metric("capture_queue_events") == 0)
+    wait_until(lambda: gateway.chat().headers["x-flywheel-served-by"] == "student")
+    wait_until(lambda: causal.name in {e.student.version for e in gateway.events() if e.student})
     events = sorted(gateway.events(), key=lambda event: event.occurred_at)
     kept = [event for event in events if event.attributes.get("unsure") == "student_failed"]
     assert [event.served_by for event in kept][:4] == ["teacher", "teacher", "teacher", "app"]

@@ -62,9 +62,10 @@ def _listen(requests: "SimpleQueue[Request]") -> None:
 
 
 def _load_base(spec: dict[str, Any]) -> ChatModel:
+    model = ChatModel(Path(spec["base"]), threads=int(spec["threads"]))
     import peft  # noqa: F401 - takes seconds, so now and not with the first adapters
 
-    return ChatModel(Path(spec["base"]), threads=int(spec["threads"]))
+    return model
 
 
 def _do(model: ChatModel, request: Request) -> Any:

@@ -187,8 +187,8 @@ class Keeper:
             stable = self.up and time.monotonic() - self._up_since > STABLE_SECONDS
             self._ends = 1 if stable else self._ends + 1
             self._end()
-            self._fail_queued(error)
             self._metrics.engine_failures.labels(error.reason).inc()
+            self._fail_queued(error)
             pause = self._limits.first_pause * 2.0 ** min(self._ends - 1, 16)
             pause = min(pause, self._limits.longest_pause)
             log.error(
