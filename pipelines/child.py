@@ -1,7 +1,8 @@
 """How a short-lived child (training, answering) talks to the learner that started it.
 
-One JSON object a line on standard output: `progress`, `done` or `failed`; an empty object is
-a heartbeat. Standard input is the learner's life line: when it ends, so does the child.
+One JSON object a line on standard output: `announcement`, `progress`, `done` or `failed`; an
+empty object is a heartbeat. Standard input is the learner's life line: when it ends, so does
+the child.
 """
 
 import json
@@ -25,18 +26,18 @@ class Channel:
         os.dup2(2, 1)
         self._lock = Lock()
         self._last_told = 0.0
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when, and at which step
         Thread(target=self._beat, daemon=True).start()
         Thread(target=self._end_with_parent, daemon=True).start()
 
-    def progress(self, phase: str, step: int, total: int) -> None:
+    def progress(self, phase: str, step: int, total: int, **facts: float) -> None:
         """Tell how far a phase is; told at most ten times a second, the last step always."""
         now = time.monotonic()
-        started = self._started.setdefault(phase, now)
+        started, first = self._started.setdefault(phase, (now, step))
         if step < total and now - self._last_told < 0.1:
             return
         self._last_told = now
-        rate = step / (now - started) if now > started else 0.0
+        rate = (step - first) / (now - started) if now > started else 0.0
         self._say(
             progress={
                 "phase": phase,
@@ -44,8 +45,13 @@ class Channel:
                 "total": total,
                 "examples_per_second": round(rate, 1),
                 "seconds_left": round((total - step) / rate, 1) if rate else None,
+                **facts,
             }
         )
+
+    def announce(self, sentence: str) -> None:
+        """What is about to be done: once, for the log."""
+        self._say(announcement=sentence)
 
     def done(self, **result: Any) -> None:
         self._say(done=result)

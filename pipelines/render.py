@@ -27,6 +27,13 @@ def teacher_messages(messages: Sequence[Message], task: Task) -> list[dict[str, 
     return rendered
 
 
+def chat_messages(text: str, instructions: str) -> list[dict[str, str]]:
+    """What a causal student reads: what it is to do, and the classifier's text."""
+    task = "Answer with the label of the message and nothing else."
+    system = f"{instructions}\n{task}" if instructions else task
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
 def label_text(label: str) -> str:
     """A label's name as a phrase, for the base model that knows nothing but names."""
     return " ".join(label.replace("_", " ").replace("-", " ").replace(".", " ").split())

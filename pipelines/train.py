@@ -2,167 +2,250 @@
 
     python -m pipelines.train SPEC.json
 
-Trains the head of a frozen encoder: load, announce, data, fit, calibrate, save.
+`head` needs no gradients and is fitted in `pipelines.fit`. Everything else is tuned here: load,
+announce, data, loop, save. What differs between an encoder and a chat model is in
+`pipelines.students`; the loop does not know which of them it trains.
 """
 
 import sys
-from collections import Counter
+import time
+from collections.abc import Sequence
+from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.child import Channel, read_lines, run_child
-from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.errors import TrainingFailed
-from pipelines.students.classifier import Head, save_head
+from pipelines.fit import describe, missing_labels, refuse_one_label, train_head
+from pipelines.recipes import Recipe, require_training_stack
 
-# Regularisation of the head. Chosen once on Banking77's training queries; a wide optimum.
-INVERSE_PENALTY = 10.0
-CALIBRATION_FOLDS = 3
-# Above this many examples one fold in five calibrates as well as all of them.
-ONE_FOLD_FROM = 4_000
-# A label without an example is never the answer.
-NEVER = -30.0
+if TYPE_CHECKING:
+    import torch
+
+Row = dict[str, Any]
+Batch = tuple[int, ...]  # numbers of rows
+
+CHECKPOINT_SECONDS = 20.0
+WARM_UP = 0.1  # of the steps
+WEIGHT_DECAY = 0.01
+MAX_GRADIENT_NORM = 1.0
+# Calibration sees no example that was tuned on: a share of the groups, but enough to count.
+CALIBRATION_SHARE = 0.1
+MIN_CALIBRATION_ROWS = 40
+MAX_CALIBRATION_SHARE = 0.25
+CURVE_POINTS = 100
 
 
-class Data(NamedTuple):
-    """Training examples as arrays: (n, dimension), (n,), (n,), (n,)."""
+class Tuning(Protocol):
+    """A base model while it is tuned."""
 
-    vectors: Vectors
-    targets: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    groups: NDArray[np.int64]
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each training row."""
 
-    def rows(self, chosen: NDArray[np.int64]) -> "Data":
-        return Data(
-            self.vectors[chosen], self.targets[chosen], self.weights[chosen], self.groups[chosen]
-        )
+    @property
+    def description(self) -> str:
+        """What is tuned, for people."""
+
+    def parameters(self) -> "dict[str, torch.nn.Parameter]":
+        """What is tuned, by name."""
+
+    def loss(self, rows: Batch) -> "torch.Tensor":
+        """The loss of some training rows, weighted by their labels' weights: a scalar."""
+
+    def save(self, scratch: Path, channel: Channel) -> dict[str, Any]:
+        """Calibrate, write the student's files and return what the manifest should say."""
 
 
 def train(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Train one student into `spec["scratch"]`; returns what the manifest should say."""
+    recipe = Recipe(**spec["recipe"])
+    if not recipe.tunes:
+        return train_head(spec, channel)
+    require_training_stack()
+    try:
+        return tune(spec, recipe, channel)
+    except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise TrainingFailed(
+                f"out of memory: a smaller recipes.{recipe.name}.batch_size with a larger "
+                "accumulate needs less"
+            ) from error
+        raise
+
+
+def tune(spec: dict[str, Any], recipe: Recipe, channel: Channel) -> dict[str, Any]:
+    """Tune a base model by gradient descent."""
     # Load.
-    dataset, scratch = Path(spec["dataset"]), Path(spec["scratch"])
-    labels: list[str] = spec["labels"]
-    rows = read_lines(dataset / "train.jsonl")
-    if len({row["label"] for row in rows}) < 2:
-        raise TrainingFailed(f"{len(rows)} examples with fewer than two labels teach nothing")
-    encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
+    channel.progress("load", 0, 1)
+    rows, labels = read_lines(Path(spec["dataset"]) / "train.jsonl"), spec["labels"]
+    refuse_one_label(rows)
+    training, calibration = split(rows, spec["seed"])
+    tuning = load(spec, recipe, training, calibration)
+    channel.progress("load", 1, 1)
 
     # Announce.
-    counts = Counter(row["label"] for row in rows)
-    missing = [label for label in labels if label not in counts]
-    print(
-        f"head: {len(rows)} examples, {len(counts)} of {len(labels)} labels, "
-        f"C = {INVERSE_PENALTY:g}, seed {spec['seed']}, {spec['threads']} threads",
-        file=sys.stderr,
+    from pipelines.students.precision import Precision
+
+    precision = Precision.choose(tuning, recipe, Path(spec["precision"]))
+    tuned = sum(parameter.numel() for parameter in tuning.parameters().values())
+    announcement = (
+        f"{recipe.name}: {describe(rows, labels)}, {len(calibration)} of them to calibrate; "
+        f"{tuning.description}; {tuned:,} weights tuned, rate {recipe.learning_rate:g}, "
+        f"batch {recipe.batch_size} x {recipe.accumulate}, seed {spec['seed']}; {precision}"
     )
+    print(announcement, file=sys.stderr)
+    channel.announce(announcement)
 
     # Data.
-    cache = VectorCache(Path(spec["cache"]), encoder.dimension)
-    texts = [row["text"] for row in rows]
-    channel.progress("embed", 0, len(texts))
-    vectors = cache.encode(
-        encoder,
-        texts,
-        lambda done, new: channel.progress("embed", len(texts) - new + done, len(texts)),
-    )
-    position = {label: at for at, label in enumerate(labels)}
-    group_numbers = {
-        group: at for at, group in enumerate(dict.fromkeys(r["group_id"] for r in rows))
-    }
-    data = Data(
-        vectors=vectors,
-        targets=np.array([position[row["label"]] for row in rows]),
-        weights=np.array([row["weight"] for row in rows], dtype=np.float64),
-        groups=np.array([group_numbers[row["group_id"]] for row in rows]),
-    )
+    plan = plan_steps(tuning.lengths, recipe, spec["seed"])
+    if spec["time_budget"] is not None:
+        affordable = spec["time_budget"] / (precision.seconds * recipe.accumulate)
+        plan = plan[: max(1, int(affordable))]
+    examples = sum(len(batch) for step in plan for batch in step)
 
-    # Fit.
-    folds = _folds(data, spec["seed"])
-    steps = len(folds) + 1
-    channel.progress("fit", 0, steps)
-    weight, bias = _fit(data, len(labels))
-    channel.progress("fit", 1, steps)
+    # Loop.
+    import torch
 
-    # Calibrate, on examples that the fold's head has not seen.
-    logits, targets = [], []
-    for done, (seen, unseen) in enumerate(folds, start=2):
-        known = np.isin(data.targets[unseen], data.targets[seen])
-        unseen = unseen[known]
-        if len(np.unique(data.targets[seen])) > 1 and len(unseen):
-            fold_weight, fold_bias = _fit(data.rows(seen), len(labels))
-            logits.append(data.vectors[unseen] @ fold_weight.T + fold_bias)
-            targets.append(data.targets[unseen])
-        channel.progress("fit", done, steps)
-    temperature = _temperature(np.concatenate(logits), np.concatenate(targets)) if logits else 1.0
-    if not (np.isfinite(weight).all() and np.isfinite(bias).all() and np.isfinite(temperature)):
-        raise TrainingFailed("the fit ended in numbers that are not finite")
+    from pipelines.students.checkpoint import Checkpoint
+
+    parameters = tuning.parameters()
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY
+    )
+    checkpoint = Checkpoint(Path(spec["checkpoint"]), parameters, optimizer)
+    losses = checkpoint.restore(precision.name)
+    resumed_at, saved_at = len(losses), time.monotonic()
+    done = sum(len(batch) for step in plan[:resumed_at] for batch in step)
+    for number, step in enumerate(plan[resumed_at:], start=resumed_at):
+        torch.manual_seed(spec["seed"] * 1_000_003 + number)  # a resumed run draws the same
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(number, len(plan))
+        optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for batch in step:
+            with precision.autocast():
+                part = tuning.loss(batch) / len(step)
+            torch.autograd.backward(part)
+            loss += float(part.detach())
+        if not isfinite(loss):
+            raise TrainingFailed(
+                f"the loss is {loss} in step {number + 1} of {len(plan)}; a lower "
+                f"recipes.{recipe.name}.learning_rate may help"
+            )
+        torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        losses.append(loss)
+        done += sum(map(len, step))
+        channel.progress("tune", done, examples, loss=round(loss, 4))
+        if time.monotonic() - saved_at > spec.get("checkpoint_seconds", CHECKPOINT_SECONDS):
+            checkpoint.save(losses, precision.name)
+            saved_at = time.monotonic()
 
     # Save.
-    head = Head(
-        labels=tuple(labels),
-        weight=weight.astype(np.float32),
-        bias=bias.astype(np.float32),
-        temperature=temperature,
-    )
-    about = {
-        "encoder": spec["encoder_digest"],
-        "max_tokens": spec["max_tokens"],
-        "task": spec["task"],
-    }
-    save_head(scratch, head, about)
+    about = tuning.save(Path(spec["scratch"]), channel)
     return {
         "examples": len(rows),
-        "labels_without_example": missing,
-        "temperature": round(temperature, 4),
-        "inverse_penalty": INVERSE_PENALTY,
+        "calibration_examples": len(calibration),
+        "labels_without_example": missing_labels(rows, labels),
         "seed": spec["seed"],
+        "steps": len(plan),
+        "epochs": round(examples / len(training), 2),
+        "weights_tuned": tuned,
+        "precision": str(precision),
+        "resumed_at_step": resumed_at,
+        "loss_curve": loss_curve(losses),
+        "reproducible": why_not_reproducible(spec, precision.device) or "yes",
+        **about,
     }
 
 
-def _fit(data: Data, labels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Multinomial logistic regression: weight (labels, dimension) and bias (labels,)."""
-    from sklearn.linear_model import LogisticRegression
+def load(
+    spec: dict[str, Any], recipe: Recipe, training: Sequence[Row], calibration: Sequence[Row]
+) -> Tuning:
+    """The base model that this recipe tunes."""
+    if recipe.family == "causal":
+        from pipelines.students.causal_tuning import CausalTuning
 
-    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
-    model.fit(data.vectors, data.targets, sample_weight=data.weights)
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coefficients = np.vstack([-coefficients / 2, coefficients / 2])
-        intercepts = np.array([-intercepts[0] / 2, intercepts[0] / 2])
-    weight = np.zeros((labels, data.vectors.shape[1]))
-    bias = np.full(labels, NEVER)
-    weight[model.classes_] = coefficients
-    bias[model.classes_] = intercepts
-    return weight, bias
+        return CausalTuning(spec, recipe, training, calibration)
+    from pipelines.students.encoder_tuning import EncoderTuning
+
+    return EncoderTuning(spec, recipe, training, calibration)
 
 
-def _folds(data: Data, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(seen, unseen) rows; a near-duplicate group is never on both sides."""
-    count = 5 if len(data.targets) >= ONE_FOLD_FROM else CALIBRATION_FOLDS
-    groups = int(data.groups.max()) + 1
-    fold_of_group = np.random.default_rng(seed).permutation(groups) % count
-    fold = fold_of_group[data.groups]
-    used = 1 if len(data.targets) >= ONE_FOLD_FROM else count
-    pairs = [(np.flatnonzero(fold != at), np.flatnonzero(fold == at)) for at in range(used)]
-    return [(seen, unseen) for seen, unseen in pairs if len(seen) and len(unseen)]
+def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    """Training and calibration rows. A near-duplicate group is never on both sides."""
+    share = max(CALIBRATION_SHARE, MIN_CALIBRATION_ROWS / len(rows))
+    wanted = min(share, MAX_CALIBRATION_SHARE) * len(rows)
+    groups = sorted({row["group_id"] for row in rows})
+    chosen: set[str] = set()
+    sizes = dict.fromkeys(groups, 0)
+    for row in rows:
+        sizes[row["group_id"]] += 1
+    taken = 0
+    for at in np.random.default_rng(seed).permutation(len(groups)):
+        if taken >= wanted:
+            break
+        chosen.add(groups[at])
+        taken += sizes[groups[at]]
+    training = [row for row in rows if row["group_id"] not in chosen]
+    if len({row["label"] for row in training}) < 2:  # too few groups to spare any
+        return list(rows), []
+    return training, [row for row in rows if row["group_id"] in chosen]
 
 
-def _temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
-    """The temperature that makes the unseen examples most likely (Guo et al., 2017, sec. 4.2)."""
-    from scipy.optimize import minimize_scalar
+def plan_steps(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[tuple[Batch, ...]]:
+    """The rows of each step of the optimizer, for the whole run.
 
-    def surprise(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        log_total = np.log(np.exp(scaled).sum(axis=1))
-        return float((log_total - scaled[np.arange(len(targets)), targets]).mean())
+    Rows of similar length share a batch, so that little of it is padding: each epoch is
+    shuffled, sorted within windows of many batches, and its batches are shuffled again.
+    """
+    batches: list[Batch] = []
+    size = recipe.batch_size
+    rng = np.random.default_rng(seed)
+    while len(batches) < recipe.epochs * len(lengths) / size:
+        order = rng.permutation(len(lengths))
+        window = 20 * size
+        by_length = [
+            row
+            for start in range(0, len(order), window)
+            for row in sorted(order[start : start + window], key=lambda row: lengths[row])
+        ]
+        epoch = [tuple(map(int, by_length[at : at + size])) for at in range(0, len(order), size)]
+        batches += [epoch[at] for at in rng.permutation(len(epoch))]
+    batches = batches[: max(1, round(recipe.epochs * -(-len(lengths) // size)))]
+    return [
+        tuple(batches[at : at + recipe.accumulate])
+        for at in range(0, len(batches), recipe.accumulate)
+    ]
 
-    best = minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(best.x))
+
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine, as a share of the peak rate (Loshchilov, 2017)."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + cos(pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def loss_curve(losses: Sequence[float]) -> list[tuple[int, float]]:
+    """At most `CURVE_POINTS` pairs of step (from 1) and mean loss of the steps up to it."""
+    width = max(1, -(-len(losses) // CURVE_POINTS))
+    parts = [losses[at : at + width] for at in range(0, len(losses), width)]
+    return [
+        (at * width + len(part), round(sum(part) / len(part), 4)) for at, part in enumerate(parts)
+    ]
+
+
+def why_not_reproducible(spec: dict[str, Any], device: str) -> str | None:
+    """Why another run on this dataset may give other weights; None: it gives the same."""
+    if spec["time_budget"] is not None:
+        return "no: the time budget decides the number of steps"
+    if device != "cpu":
+        return f"no: sums on {device} have no fixed order"
+    return None
 
 
 if __name__ == "__main__":

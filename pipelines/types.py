@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
+
+from pipelines.recipes import RECIPES, Family, RecipeName
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -332,7 +334,7 @@ class StudentVersion:
     number: int
     student: str  # content hash of the artifact
     dataset: str
-    encoder: str
+    base: str  # content hash of the encoder or chat model that it reads with
     recipe: str
     labels_trained: int
     labels_bought: int
@@ -343,3 +345,7 @@ class StudentVersion:
     @property
     def name(self) -> str:
         return f"{self.task}-v{self.number}-{self.student[:8]}"
+
+    @property
+    def family(self) -> Family:
+        return RECIPES[cast("RecipeName", self.recipe)].family

@@ -7,6 +7,7 @@ Command line over environment (`FLYWHEEL_TEACHER__API_KEY`) over secret files ov
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +33,7 @@ from pydantic_settings import (
 )
 
 from pipelines.errors import SettingsError
+from pipelines.recipes import RECIPES, Recipe, RecipeName, check_base, installed_base
 from pipelines.types import Task
 
 CONFIG_FILE = "flywheel.toml"
@@ -200,7 +202,7 @@ class TrainerSettings(Section):
     """The limits of the trainer process."""
 
     time_limit: Duration = timedelta(hours=1)  # of one training
-    memory_limit_mb: int = Field(default=2_048, gt=0)  # resident; above it the trainer is ended
+    memory_limit_mb: int = Field(default=4_096, gt=0)  # resident; above it the trainer is ended
     heartbeat_timeout: Duration = timedelta(seconds=60)  # a silent trainer is ended
     threads: int = Field(default=0, ge=0)  # 0: all cores
     seed: int = 0  # of training
@@ -262,6 +264,20 @@ class EncoderSettings(Section):
     max_tokens: int = Field(default=128, gt=2, le=512)  # longer texts are cut, and counted
 
 
+class RecipeSettings(Section):
+    """`[recipes.NAME]`: what a recipe does otherwise than it would. See `flywheel recipes`."""
+
+    # a Hugging Face folder with safetensors, or a GGUF file; none: what is installed
+    base_model: Path | None = None
+    epochs: float | None = Field(default=None, gt=0)  # how often it sees each example
+    learning_rate: float | None = Field(default=None, gt=0, lt=1)  # at its peak
+    batch_size: int | None = Field(default=None, gt=0)  # examples in one pass
+    accumulate: int | None = Field(default=None, gt=0)  # passes in one step
+    rank: int | None = Field(default=None, gt=0)  # of LoRA's matrices
+    max_tokens: int | None = Field(default=None, gt=2)  # of a text; longer ones are cut
+    int8: bool | None = None  # of an exported encoder, where its labels stay the same
+
+
 class TaskSettings(Section):
     """One task: which requests it takes, its labels, and what is promised."""
 
@@ -273,7 +289,9 @@ class TaskSettings(Section):
     reads: Literal["last_user", "all_user", "conversation"] = "last_user"
     instructions: str = ""  # the system prompt of records that come without one
     segment_by: str = "label"  # by what figures are broken down: `label`, or an attribute
-    recipe: Literal["head"] = "head"  # a linear head on the frozen encoder
+    recipe: RecipeName = "head"  # how its students are made: see `flywheel recipes`
+    challenger: RecipeName | None = None  # a second recipe on the same labels; the gate compares
+    challenger_time: Duration = timedelta(minutes=30)  # what it may take
     target: float = Field(default=0.97, gt=0.5, lt=1)  # promised agreement where the student serves
     when_unsure: Literal["student", "refuse"] = "student"  # and the teacher cannot be asked
 
@@ -328,7 +346,22 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     learner: LearnerSettings = LearnerSettings()
     encoder: EncoderSettings = EncoderSettings()
+    recipes: dict[RecipeName, RecipeSettings] = {}
     tasks: dict[str, TaskSettings] = {}
+
+    def recipe(self, name: RecipeName) -> Recipe:
+        """The recipe with what the settings change of it."""
+        changed = self.recipes.get(name, RecipeSettings()).model_dump(exclude_none=True)
+        changed.pop("base_model", None)
+        return replace(RECIPES[name], **changed)
+
+    def base_model(self, name: RecipeName) -> Path:
+        """What a recipe tunes. Raises `SettingsError` where it cannot be loaded from."""
+        recipe = self.recipe(name)
+        chosen = self.recipes.get(name, RecipeSettings()).base_model
+        base = chosen.expanduser() if chosen else installed_base(recipe)
+        check_base(recipe, base)
+        return base
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -11,16 +11,22 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from pipelines.errors import ArtifactDamaged
+from pipelines.recipes import Family
 from storage.durable import sync_folder, write_durably
 
-Kind = Literal["encoder", "dataset", "student", "report"]
-KINDS: tuple[Kind, ...] = ("encoder", "dataset", "student", "report")
+Kind = Literal["encoder", "chat_model", "dataset", "student", "report"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 MANIFEST = "manifest.json"
 # An artifact is data, never code: nothing else is published or loaded.
 ALLOWED_SUFFIXES = frozenset({".json", ".jsonl", ".safetensors", ".onnx", ".parquet", ".md"})
+
+
+def base_kind(family: Family) -> Kind:
+    """What students of this family read with."""
+    return "chat_model" if family == "causal" else "encoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

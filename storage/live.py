@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import DataDamaged
+from pipelines.recipes import Family
 from storage.durable import write_durably
 
 
@@ -21,7 +22,8 @@ class LiveStudent(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # support-v3-1f2e3d4c: what answers carry
     number: int
     student: str  # content hash of the artifact
-    encoder: str  # content hash of the encoder that it reads with
+    family: Family = "head"
+    base: str  # content hash of the encoder or chat model that it reads with
     report: str  # content hash of the report; holds the golden prompts
     decision: str  # digest of the decision that approved it
     threshold: float | None  # None: nothing certified, everything is unsure

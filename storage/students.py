@@ -53,16 +53,16 @@ SELECT_NEXT_NUMBER = "SELECT coalesce(max(number), 0) + 1 FROM students WHERE ta
 
 INSERT_VERSION = """
 INSERT INTO students (
-    task, number, digest, dataset, encoder, recipe, labels_trained, labels_bought,
+    task, number, digest, dataset, base, recipe, labels_trained, labels_bought,
     trained_at, train_seconds, training
 ) VALUES (
-    $task, $number, $digest, $dataset, $encoder, $recipe, $labels_trained, $labels_bought,
+    $task, $number, $digest, $dataset, $base, $recipe, $labels_trained, $labels_bought,
     $trained_at, $train_seconds, $training
 )
 """
 
 _SELECT_VERSION = """
-SELECT task, number, digest, dataset, encoder, recipe, labels_trained, labels_bought,
+SELECT task, number, digest, dataset, base, recipe, labels_trained, labels_bought,
     trained_at, train_seconds, training
 FROM students
 """
@@ -70,10 +70,10 @@ SELECT_VERSION_BY_DIGEST = _SELECT_VERSION + "WHERE task = $task AND digest = $d
 SELECT_VERSION_BY_NUMBER = _SELECT_VERSION + "WHERE task = $task AND number = $number"
 SELECT_VERSIONS = _SELECT_VERSION + "WHERE task = $task ORDER BY number DESC"
 
-SELECT_VERSION_BY_CONTENT = (
+SELECT_VERSIONS_BY_CONTENT = (
     _SELECT_VERSION
-    + """WHERE task = $task AND encoder = $encoder AND recipe = $recipe AND dataset = $dataset
-LIMIT 1"""
+    + """WHERE task = $task AND recipe = $recipe AND dataset = $dataset
+ORDER BY number DESC"""
 )
 
 SELECT_TASKS = "SELECT DISTINCT task FROM students"
@@ -280,7 +280,7 @@ def add_version(tx: Cursor, version: StudentVersion) -> StudentVersion:
             "number": version.number,
             "digest": version.student,
             "dataset": version.dataset,
-            "encoder": version.encoder,
+            "base": version.base,
             "recipe": version.recipe,
             "labels_trained": version.labels_trained,
             "labels_bought": version.labels_bought,
@@ -302,13 +302,10 @@ def version_by_number(tx: Cursor, task: str, number: int) -> StudentVersion | No
     return None if row is None else _version(row)
 
 
-def version_by_content(
-    tx: Cursor, task: str, dataset: str, encoder: str, recipe: str
-) -> StudentVersion | None:
-    """The version that was made of exactly this, if there is one."""
-    values = {"task": task, "dataset": dataset, "encoder": encoder, "recipe": recipe}
-    row = first_row(tx.execute(SELECT_VERSION_BY_CONTENT, values))
-    return None if row is None else _version(row)
+def versions_by_content(tx: Cursor, task: str, dataset: str, recipe: str) -> list[StudentVersion]:
+    """The versions that were made of this dataset by this recipe, the newest first."""
+    values = {"task": task, "dataset": dataset, "recipe": recipe}
+    return [_version(row) for row in tx.execute(SELECT_VERSIONS_BY_CONTENT, values).fetchall()]
 
 
 def versions(tx: Cursor, task: str) -> list[StudentVersion]:
@@ -404,13 +401,13 @@ def _run(row: tuple[Any, ...]) -> TrainingRun:
 
 
 def _version(row: tuple[Any, ...]) -> StudentVersion:
-    (task, number, digest, dataset, encoder, recipe, trained, bought, at, seconds, training) = row
+    (task, number, digest, dataset, base, recipe, trained, bought, at, seconds, training) = row
     return StudentVersion(
         task=task,
         number=number,
         student=digest,
         dataset=dataset,
-        encoder=encoder,
+        base=base,
         recipe=recipe,
         labels_trained=trained,
         labels_bought=bought,

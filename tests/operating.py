@@ -143,7 +143,7 @@ class Desk:
             number=number,
             student=student.digest,
             dataset=f"{number:064x}",
-            encoder=self.encoder,
+            base=self.encoder,
             recipe="head",
             labels_trained=520 * number,
             labels_bought=650 * number,

@@ -50,7 +50,7 @@ def test_an_approval_makes_the_champion_and_publishes_it(desk: Desk) -> None:
         report,
         decision.digest,
     )
-    assert (served.name, served.threshold, served.encoder) == (version.name, 0.62, desk.encoder)
+    assert (served.name, served.threshold, served.base) == (version.name, 0.62, desk.encoder)
     assert desk.champion() == version.student
     assert states(desk) == {1: "champion"}
     assert [live.serial for live in desk.published][-1] == desk.live().serial

@@ -135,8 +135,8 @@ class Evaluating:
         student = shop.artifacts.open("student", version.student)
         rival = shop.artifacts.open("student", champion.student) if champion else None
         # Each reads with the encoder that it was trained on, whatever the settings name now.
-        encoder = shop.artifacts.open("encoder", version.encoder)
-        reads = shop.artifacts.open("encoder", champion.encoder) if champion else encoder
+        encoder = shop.artifacts.open("encoder", version.base)
+        reads = shop.artifacts.open("encoder", champion.base) if champion else encoder
         spec = {
             **shop.child_spec(encoder),
             "champion_encoder": str(reads.path.resolve()),

@@ -22,6 +22,7 @@ from storage.artifacts import MANIFEST, Artifacts, Kind
 # What a gateway needs to serve. Datasets hold people's prompts and stay here.
 SERVED_KINDS: Mapping[str, Kind] = {
     "encoder": "encoder",
+    "chat_model": "chat_model",
     "student": "student",
     "report": "report",
 }

@@ -21,7 +21,7 @@ from service.learner.status import (
 )
 from service.learner.versions import History, load_history
 from service.settings import Settings
-from storage.artifacts import Artifacts
+from storage.artifacts import Artifacts, base_kind
 from storage.database import Cursor, Database
 from storage.decisions import reconcile, record_decision
 from storage.live import Live
@@ -276,7 +276,7 @@ class Operations:
 
     def _verify(self, version: StudentVersion, report: str | None) -> None:
         self._artifacts.open("student", version.student)
-        self._artifacts.open("encoder", version.encoder)
+        self._artifacts.open(base_kind(version.family), version.base)
         if report is None:
             raise ArtifactDamaged(f"{version.name} was approved without a report")
         content = read_report(self._artifacts, report)

@@ -251,7 +251,7 @@ class Training:
             number=number,
             student=student.digest,
             dataset=dataset.digest,
-            encoder=shop.encoder.digest,
+            base=shop.encoder.digest,
             recipe=shop.settings.tasks[task.name].recipe,
             labels_trained=int(result["examples"]),
             labels_bought=made_of.labels,

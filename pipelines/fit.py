@@ -1,0 +1,201 @@
+"""The head: a linear classifier on the vectors of an encoder, fitted and calibrated on the CPU.
+
+Both families of recipes that end in a head use it: the frozen encoder and the tuned one.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.child import Channel, read_lines
+from pipelines.encoder import Encoder, VectorCache, Vectors
+from pipelines.errors import TrainingFailed
+from pipelines.students.classifier import Head, save_head
+
+# Regularisation of the head. Chosen once on Banking77's training queries; a wide optimum.
+INVERSE_PENALTY = 10.0
+CALIBRATION_FOLDS = 3
+# Above this many examples one fold in five calibrates as well as all of them.
+ONE_FOLD_FROM = 4_000
+# A label without an example is never the answer.
+NEVER = -30.0
+
+
+class Data(NamedTuple):
+    """Training examples as arrays: (n, dimension), (n,), (n,), (n,)."""
+
+    vectors: Vectors
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    groups: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]], vectors: Vectors, labels: Sequence[str]) -> "Data":
+        """The rows of a dataset with their vectors."""
+        position = {label: at for at, label in enumerate(labels)}
+        groups = {group: at for at, group in enumerate(dict.fromkeys(r["group_id"] for r in rows))}
+        return cls(
+            vectors=vectors,
+            targets=np.array([position[row["label"]] for row in rows], dtype=np.int64),
+            weights=np.array([row["weight"] for row in rows], dtype=np.float64),
+            groups=np.array([groups[row["group_id"]] for row in rows], dtype=np.int64),
+        )
+
+    def rows(self, chosen: NDArray[np.int64]) -> "Data":
+        return Data(
+            self.vectors[chosen], self.targets[chosen], self.weights[chosen], self.groups[chosen]
+        )
+
+
+def train_head(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Train the head of a frozen encoder into `spec["scratch"]`: load, announce, data, fit, save.
+
+    Returns what the manifest should say.
+    """
+    # Load.
+    labels: list[str] = spec["labels"]
+    rows = read_lines(Path(spec["dataset"]) / "train.jsonl")
+    refuse_one_label(rows)
+    encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
+
+    # Announce.
+    print(
+        f"head: {describe(rows, labels)}, C = {INVERSE_PENALTY:g}, seed {spec['seed']}, "
+        f"{spec['threads']} threads",
+        file=sys.stderr,
+    )
+
+    # Data.
+    cache = VectorCache(Path(spec["cache"]), encoder.dimension)
+    texts = [row["text"] for row in rows]
+    channel.progress("embed", 0, len(texts))
+    vectors = cache.encode(
+        encoder,
+        texts,
+        lambda done, new: channel.progress("embed", len(texts) - new + done, len(texts)),
+    )
+    data = Data.of(rows, vectors, labels)
+
+    # Fit, and calibrate on examples that the fold's head has not seen.
+    folds = _folds(data, spec["seed"])
+    steps = len(folds) + 1
+    channel.progress("fit", 0, steps)
+    weight, bias = fit(data, len(labels))
+    channel.progress("fit", 1, steps)
+    logits, targets = [], []
+    for done, (seen, unseen) in enumerate(folds, start=2):
+        known = np.isin(data.targets[unseen], data.targets[seen])
+        unseen = unseen[known]
+        if len(np.unique(data.targets[seen])) > 1 and len(unseen):
+            fold_weight, fold_bias = fit(data.rows(seen), len(labels))
+            logits.append(data.vectors[unseen] @ fold_weight.T + fold_bias)
+            targets.append(data.targets[unseen])
+        channel.progress("fit", done, steps)
+    temperature = best_temperature(logits, targets)
+
+    # Save.
+    head = finished_head(labels, weight, bias, temperature)
+    about = {
+        "encoder": spec["encoder_digest"],
+        "max_tokens": spec["max_tokens"],
+        "task": spec["task"],
+    }
+    save_head(Path(spec["scratch"]), head, about)
+    return {
+        "examples": len(rows),
+        "labels_without_example": missing_labels(rows, labels),
+        "temperature": round(temperature, 4),
+        "inverse_penalty": INVERSE_PENALTY,
+        "seed": spec["seed"],
+    }
+
+
+def refuse_one_label(rows: Sequence[dict[str, Any]]) -> None:
+    if len({row["label"] for row in rows}) < 2:
+        raise TrainingFailed(f"{len(rows)} examples with fewer than two labels teach nothing")
+
+
+def missing_labels(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    counts = Counter(row["label"] for row in rows)
+    return [label for label in labels if label not in counts]
+
+
+def describe(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+    known = len(labels) - len(missing_labels(rows, labels))
+    return f"{len(rows)} examples, {known} of {len(labels)} labels"
+
+
+def finished_head(
+    labels: Sequence[str],
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    temperature: float,
+) -> Head:
+    """Raises `TrainingFailed` where a number is not finite."""
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all() and np.isfinite(temperature)):
+        raise TrainingFailed("the fit ended in numbers that are not finite")
+    return Head(
+        labels=tuple(labels),
+        weight=weight.astype(np.float32),
+        bias=bias.astype(np.float32),
+        temperature=temperature,
+    )
+
+
+def fit(data: Data, labels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Multinomial logistic regression: weight (labels, dimension) and bias (labels,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
+    model.fit(data.vectors, data.targets, sample_weight=data.weights)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
+        coefficients = np.vstack([-coefficients / 2, coefficients / 2])
+        intercepts = np.array([-intercepts[0] / 2, intercepts[0] / 2])
+    weight = np.zeros((labels, data.vectors.shape[1]))
+    bias = np.full(labels, NEVER)
+    weight[model.classes_] = coefficients
+    bias[model.classes_] = intercepts
+    return weight, bias
+
+
+def _folds(data: Data, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(seen, unseen) rows; a near-duplicate group is never on both sides."""
+    count = 5 if len(data.targets) >= ONE_FOLD_FROM else CALIBRATION_FOLDS
+    groups = int(data.groups.max()) + 1
+    fold_of_group = np.random.default_rng(seed).permutation(groups) % count
+    fold = fold_of_group[data.groups]
+    used = 1 if len(data.targets) >= ONE_FOLD_FROM else count
+    pairs = [(np.flatnonzero(fold != at), np.flatnonzero(fold == at)) for at in range(used)]
+    return [(seen, unseen) for seen, unseen in pairs if len(seen) and len(unseen)]
+
+
+def best_temperature(logits: Sequence[NDArray[Any]], targets: Sequence[NDArray[np.int64]]) -> float:
+    """The temperature that makes the unseen answers most likely (Guo et al., 2017, sec. 4.2).
+
+    Each item of `logits` is of shape (answers, choices), with `targets` the choices that were
+    right; 1 where there is nothing to learn it from.
+    """
+    from scipy.optimize import minimize_scalar
+
+    pairs = [pair for pair in zip(logits, targets, strict=True) if len(pair[1])]
+    if not pairs:
+        return 1.0
+    total = sum(len(right) for _, right in pairs)
+
+    def surprise(log_temperature: float) -> float:
+        lost = 0.0
+        for scores, right in pairs:
+            scaled = scores.astype(np.float64) / np.exp(log_temperature)
+            scaled = scaled - scaled.max(axis=1, keepdims=True)
+            log_total = np.log(np.exp(scaled).sum(axis=1))
+            lost += float((log_total - scaled[np.arange(len(right)), right]).sum())
+        return lost / total
+
+    best = minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(best.x))
