@@ -1,7 +1,6 @@
 """Causal students behind the gateway: slow, in a process that may die, and nobody notices."""
 
-import os
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -214,30 +213,33 @@ def test_when_a_student_crashes_the_teacher_answers_and_without_a_lease_an_error
     assert "parcel" not in said
 
 
-def test_a_killed_gateway_leaves_no_engine_behind(tmp_path: Path, model: TinyChatModel) -> None:
-    settings = settings_for(tmp_path)
-    keys = open_keys(tmp_path)
-    publish_live(tmp_path, keys, model.publish(tmp_path, 1))
-    process, url = gateway_process(settings)
-    try:
-        # It may still be loading; what is begun ends as well.
-        wait_until(lambda: engine_processes(process.pid) != [])
-        [engine] = engine_processes(process.pid)
-        assert httpx2.get(f"{url}/healthz").status_code == 200
-    finally:
-        process.kill()
-        process.communicate()
-    wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 10)
-
-
-def test_a_gateway_that_stops_ends_an_engine_that_hangs(
-    tmp_path: Path, model: TinyChatModel
-) -> None:
+@pytest.fixture
+def process(tmp_path: Path, model: TinyChatModel) -> Iterator[subprocess.Popen[str]]:
+    """A gateway in a process of its own, that loads a causal student."""
     publish_live(tmp_path, open_keys(tmp_path), model.publish(tmp_path, 1))
-    process, _ = gateway_process(settings_for(tmp_path))
+    process, url = gateway_process(settings_for(tmp_path))
     wait_until(lambda: engine_processes(process.pid) != [])
+    assert httpx2.get(f"{url}/healthz").status_code == 200
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_killed_gateway_leaves_no_engine_behind(
+    process: subprocess.Popen[str], hangs: bool
+) -> None:
     [engine] = engine_processes(process.pid)
-    os.kill(engine.pid, signal.SIGSTOP)
+    if hangs:
+        time.sleep(1)  # it is past its first lines, and loads
+        engine.suspend()
+    process.kill()
+    wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+def test_a_gateway_that_stops_ends_an_engine_that_hangs(process: subprocess.Popen[str]) -> None:
+    [engine] = engine_processes(process.pid)
+    engine.suspend()
     process.terminate()
     out, _ = process.communicate(timeout=15)
     assert process.returncode == 0

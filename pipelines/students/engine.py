@@ -5,8 +5,10 @@ One JSON object a line: requests on standard input, answers on standard output. 
 is also the life line: when it ends, so does the process, whatever it is doing.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,9 +20,12 @@ from pipelines.errors import ArtifactDamaged, FlywheelError
 from pipelines.students.causal import ChatModel
 
 Request = dict[str, Any]
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
+    if sys.platform == "linux":  # for an engine that hangs, and would not see its input end
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Libraries print to standard output; the lines of the protocol get a copy of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
