@@ -418,6 +418,11 @@ class LearnerMetrics:
         self.training_seconds_left = Gauge(
             "flywheel_training_seconds_left", "Estimated time to its end.", registry=registry
         )
+        self.training_loss = Gauge(
+            "flywheel_training_loss",
+            "Loss of the last step; of recipes that tune.",
+            registry=registry,
+        )
         # outcome: succeeded | failed.
         self.training_runs = Counter(
             "flywheel_training_runs_total",

@@ -167,6 +167,8 @@ def _task_lines(task: Data) -> Iterator[str]:
 
 def progress_line(progress: Data) -> str:
     line = f"{progress['phase']}: step {progress['step']:,} of {progress['total']:,}"
+    if progress.get("loss") is not None:
+        line += f", loss {progress['loss']:.3g}"
     if progress["examples_per_second"]:
         line += f", {progress['examples_per_second']:,.0f} examples/s"
     if progress["seconds_left"] is not None:

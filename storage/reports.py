@@ -1,18 +1,22 @@
 """Reports: what an evaluation found, as an artifact that an approval is bound to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from pipelines.card import CardFacts, model_card
 from pipelines.errors import ArtifactDamaged
-from pipelines.types import Evaluation, GateReport
+from pipelines.recipes import Recipe
+from pipelines.types import Evaluation, GateReport, StudentVersion
 from storage.artifacts import Artifact, Artifacts
 
 REPORT_FILE = "report.json"
 GOLDEN_FILE = "golden.json"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,41 @@ def write_report(scratch: Path, report: Report, golden: Sequence[Golden]) -> Non
     (scratch / REPORT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
     prompts = [asdict(prompt) for prompt in golden]
     (scratch / GOLDEN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(prompts), indent=1))
+
+
+def write_card(
+    scratch: Path,
+    report: Report,
+    version: StudentVersion,
+    *,
+    recipe: Recipe,
+    dataset: Mapping[str, Any],
+    base: Mapping[str, Any],
+    teacher: str,
+) -> None:
+    """The version's model card, beside its report. `dataset` and `base`: from their manifests."""
+    card = model_card(
+        CardFacts(
+            version=version,
+            recipe=recipe,
+            evaluation=report.evaluation,
+            gate=report.gate,
+            champion=report.champion_name,
+            dataset=dataset,
+            base=base,
+            teacher=teacher,
+            evaluated_at=report.evaluated_at,
+            size_bytes=report.size_bytes,
+            latency_ms=report.latency_ms,
+        )
+    )
+    (scratch / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def read_card(artifacts: Artifacts, digest: str) -> str | None:
+    """The model card in a report; None in one from before there were cards."""
+    path = artifacts.open("report", digest).file(CARD_FILE)
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def read_report(artifacts: Artifacts, digest: str) -> Report:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
-from operating import TASK, Desk, make_history, open_desk
+from operating import TASK, TUNED, Desk, make_history, open_desk
 
 from pipelines.types import Estimate
 from service.console.app import console_app
@@ -35,7 +35,12 @@ def open_console(folder: Path, *, training: bool = False) -> Iterator[Console]:
         seed(desk)
         if training:
             desk.progress = Progress(
-                step=312, total=480, examples_per_second=1280, seconds_left=4.1, task=TASK
+                step=312,
+                total=480,
+                examples_per_second=1280,
+                seconds_left=4.1,
+                task=TASK,
+                loss=0.4312,
             )
         with serve(desk) as url:
             yield Console(url=url, desk=desk)
@@ -69,7 +74,9 @@ def seed(desk: Desk) -> None:
     desk.operations.reject(TASK, 2, reason="vouchers got worse", operator="grace")
     desk.approved()
     desk.evaluate(desk.train(reason="coverage fell by 9 points"), verdict="better", passed=False)
-    desk.evaluate(desk.train(reason="the labels have doubled"))
+    desk.evaluate(
+        desk.train(reason="the labels have doubled", recipe="encoder-lora", training=TUNED)
+    )
     desk.dead_letter(17, b'{"model": "gpt-support"}', "the record has no messages")
     desk.dead_letter(18, b"\xff\xfe\x00", "the record is not UTF-8")
     desk.held.held = [

@@ -17,7 +17,9 @@ from starlette.testclient import TestClient
 from service.console import auth
 from service.console.app import console_app
 from service.console.auth import Sessions, safe_path
+from service.console.charts import loss_chart
 from service.learner.operations import Operations
+from service.learner.status import Progress
 from service.settings import LearnerSettings
 
 ORIGIN = "http://127.0.0.1"
@@ -28,6 +30,7 @@ READS = [
     "/api/ticks",
     f"/api/tasks/{TASK}/versions",
     f"/api/tasks/{TASK}/versions/5",
+    f"/api/tasks/{TASK}/versions/5/card",
     "/api/dead-letters",
     "/api/unknown-outcomes",
     "/api/events",
@@ -372,3 +375,40 @@ def test_the_event_stream_tells_when_something_changed(desk: Desk) -> None:
     desk.dead_letter(99, b"x", "poison")
     prints.append(look(desk.operations))
     assert all(one != other for one, other in itertools.pairwise(prints))
+
+
+def test_the_page_shows_recipe_training_and_loss_curve(browser: TestClient) -> None:
+    page = browser.get(f"/tasks/{TASK}/versions/5").text
+    assert "<strong>encoder-lora</strong>: Adapters tune the encoder" in page
+    assert "<dt>Weights tuned</dt><dd>1,327,876</dd>" in page
+    assert "Loss while training" in page
+    assert 'aria-label="The loss fell from 1.73 at step 15 to 0.431 at step 1,463"' in page
+    assert f'href="/api/tasks/{TASK}/versions/5/card"' in page
+
+
+def test_a_head_has_no_loss_curve(browser: TestClient) -> None:
+    page = browser.get(f"/tasks/{TASK}/versions/3").text
+    assert "<strong>head</strong>" in page
+    assert "Loss while training" not in page
+
+
+def test_the_loss_curve_lies_within_its_axes() -> None:
+    chart = loss_chart({"loss_curve": [[10, 4.2], [20, 2.0], [30, 0.5]]})
+    assert chart is not None
+    assert chart.lines == ("0,16 500,60 1000,90",)
+    assert [row.text for row in chart.rows] == ["0", "2.5", "5"]
+    assert [column.text for column in chart.columns] == ["step 10", "step 30"]
+    assert loss_chart({"loss_curve": [[1, 0.0], [2, 0.0]]}) is not None
+    assert loss_chart({"loss_curve": [[1, 0.3]]}) is None
+    assert loss_chart({}) is None
+
+
+def test_the_model_card_is_read_as_text(browser: TestClient) -> None:
+    answer = browser.get(f"/api/tasks/{TASK}/versions/5/card")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "# support-v5-" in answer.text
+
+
+def test_training_shows_its_loss(desk: Desk, browser: TestClient) -> None:
+    desk.progress = Progress(step=3, total=8, phase="tune", loss=0.4312)
+    assert "loss 0.431" in browser.get("/").text

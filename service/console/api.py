@@ -70,6 +70,11 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
     def show(task: str, number: int) -> Response:
         return as_json(operations.show(task, number))
 
+    @router.get("/tasks/{task}/versions/{number}/card")
+    def card(task: str, number: int) -> Response:
+        # As plain text every browser shows it.
+        return Response(operations.card(task, number), media_type="text/plain")
+
     @router.post("/tasks/{task}/versions/{number}/approve")
     def approve(request: Request, task: str, number: int, body: ApproveBody) -> Response:
         operator = request.state.operator

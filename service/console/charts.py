@@ -1,8 +1,10 @@
 """The geometry of the charts. The templates only draw what is worked out here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import floor, log10
+from typing import Any
 
 from pipelines.types import Estimate
 from service.learner.status import HistoryPoint
@@ -21,7 +23,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
-    """One figure over time, with its band where there is one. Gaps stay gaps."""
+    """One figure over time or steps, with its band where there is one. Gaps stay gaps."""
 
     lines: tuple[str, ...]  # points of polylines
     bands: tuple[str, ...]  # points of polygons
@@ -61,23 +63,58 @@ def scale_floor(estimates: Sequence[Estimate]) -> float:
 def coverage_chart(history: Sequence[HistoryPoint]) -> LineChart | None:
     """Trusted coverage over time."""
     points = [(one.at, one.coverage, None, None) for one in history]
-    return _chart(points, floor=0.0, target=None, name="Trusted coverage")
+    return _chart(points, lowest=0.0, target=None, name="Trusted coverage")
 
 
 def agreement_chart(history: Sequence[HistoryPoint], target: float) -> LineChart | None:
     """Live agreement with its interval, and the target."""
     points = [(one.at, one.agreement, one.low, one.high) for one in history]
     bounds = [low for _, _, low, _ in points if low is not None]
-    lowest = min([*bounds, target - 0.05])
-    floor = max(0.0, int(lowest * 20) / 20)
-    return _chart(points, floor=min(floor, 0.9), target=target, name="Agreement")
+    start = max(0.0, int(min([*bounds, target - 0.05]) * 20) / 20)
+    return _chart(points, lowest=min(start, 0.9), target=target, name="Agreement")
+
+
+def loss_chart(training: Mapping[str, Any]) -> LineChart | None:
+    """The loss over the steps of a training; None where nothing was tuned."""
+    points = [(int(step), float(loss)) for step, loss in training.get("loss_curve") or ()]
+    if len(points) < 2:
+        return None
+    (start, first), (end, last) = points[0], points[-1]
+    top = _round_up(max(loss for _, loss in points))
+    placed = [
+        (WIDTH * (step - start) / (end - start), HEIGHT * (1 - loss / top)) for step, loss in points
+    ]
+    return LineChart(
+        lines=(_join([(round(x, 2), round(y, 2)) for x, y in placed]),),
+        bands=(),
+        dots=(),
+        target=None,
+        target_text="",
+        last=(100.0, round(placed[-1][1], 2)),
+        rows=tuple(
+            Mark(at=round(HEIGHT * (1 - share), 2), text=f"{share * top:.3g}")
+            for share in (0.0, 0.5, 1.0)
+        ),
+        columns=(Mark(at=0, text=f"step {start:,}"), Mark(at=100, text=f"step {end:,}")),
+        summary=f"The loss fell from {first:.3g} at step {start:,} to {last:.3g} at step {end:,}"
+        if last < first
+        else f"The loss did not fall: {first:.3g} at step {start:,}, {last:.3g} at step {end:,}",
+    )
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 5, 10, ... at any size: where an axis may end."""
+    if value <= 0:
+        return 1.0
+    size: float = 10.0 ** floor(log10(value))
+    return next(size * digit for digit in (1, 2, 5, 10) if size * digit >= value * (1 - 1e-9))
 
 
 Moment = tuple[datetime, float | None, float | None, float | None]
 
 
 def _chart(
-    points: Sequence[Moment], *, floor: float, target: float | None, name: str
+    points: Sequence[Moment], *, lowest: float, target: float | None, name: str
 ) -> LineChart | None:
     known = [(at, value) for at, value, _, _ in points if value is not None]
     if len(known) < 2:
@@ -89,7 +126,7 @@ def _chart(
         return round(WIDTH * (at - start).total_seconds() / length, 2)
 
     def y(share: float) -> float:
-        return round(HEIGHT * (1 - min(1.0, max(0.0, (share - floor) / (1 - floor)))), 2)
+        return round(HEIGHT * (1 - min(1.0, max(0.0, (share - lowest) / (1 - lowest)))), 2)
 
     runs = _runs(points)
     return LineChart(
@@ -99,7 +136,7 @@ def _chart(
         target=None if target is None else y(target),
         target_text="" if target is None else f"target {100 * target:g} %",
         last=(x(known[-1][0]) / 10, y(known[-1][1])),
-        rows=tuple(_row(share, y) for share in _steps(floor)),
+        rows=tuple(_row(share, y) for share in _steps(lowest)),
         columns=(_column(start, 0, length), _column(end, 100, length)),
         summary=_summary(name, known),
     )
@@ -125,8 +162,8 @@ def _band(run: Sequence[Known], x: Callable[[datetime], float], y: Callable[[flo
     return _join([*upper, *reversed(lower)])
 
 
-def _steps(floor: float) -> list[float]:
-    return [floor, floor + (1 - floor) / 2, 1.0]
+def _steps(lowest: float) -> list[float]:
+    return [lowest, lowest + (1 - lowest) / 2, 1.0]
 
 
 def _row(share: float, y: Callable[[float], float]) -> Mark:
@@ -135,7 +172,7 @@ def _row(share: float, y: Callable[[float], float]) -> Mark:
 
 def _column(at: datetime, place: float, length: float) -> Mark:
     form = "%H:%M" if length < 86_400 else "%d %b"
-    return Mark(at=place, text=at.astimezone(UTC).strftime(form))
+    return Mark(at=place, text=at.astimezone(UTC).strftime(form) + (" UTC" if place else ""))
 
 
 def _join(points: Sequence[tuple[float, float]]) -> str:

@@ -9,7 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from pipelines.card import training_facts
 from pipelines.errors import FlywheelError
+from pipelines.recipes import RECIPES
 from service.console import charts
 from service.console.api import letter_content
 from service.console.auth import (
@@ -48,6 +50,9 @@ _environment.filters.update(FILTERS)
 _environment.globals.update(
     coverage_chart=charts.coverage_chart,
     agreement_chart=charts.agreement_chart,
+    loss_chart=charts.loss_chart,
+    training_facts=training_facts,
+    recipes=RECIPES,
     place_interval=charts.interval,
 )
 

@@ -25,7 +25,7 @@ from storage.artifacts import Artifacts, base_kind
 from storage.database import Cursor, Database
 from storage.decisions import reconcile, record_decision
 from storage.live import Live
-from storage.reports import read_report
+from storage.reports import read_card, read_report
 from storage.samples import DeadLetter, dead_letter, dead_letters, mark_replayed
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 
@@ -97,6 +97,18 @@ class Operations:
         """One version with its report."""
         self._check_task(task)
         return self._overview.show(task, number)
+
+    def card(self, task: str, number: int) -> str:
+        """A version's model card, as its latest evaluation wrote it."""
+        version = self.show(task, number).version
+        card = read_card(self._artifacts, version.report) if version.report else None
+        if card is None:
+            raise Refused(
+                f"{version.name} has no model card yet: its evaluation writes it"
+                if version.report is None
+                else f"{version.name} was evaluated before there were model cards"
+            )
+        return card
 
     def activity(self, limit: int = 50) -> list[Activity]:
         return self._overview.activity(limit)

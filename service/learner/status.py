@@ -68,6 +68,7 @@ class Progress:
     seconds_left: float | None = None
     phase: str = "training"
     task: str = ""
+    loss: float | None = None  # of the last step, where something is tuned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,8 @@ class Version:
     name: str
     student: str
     dataset: str
+    base: str  # content hash of the encoder or chat model that it reads with
+    recipe: str
     labels_trained: int
     labels_bought: int
     trained_at: datetime

@@ -101,6 +101,8 @@ def _describe(
         name=version.name,
         student=version.student,
         dataset=version.dataset,
+        base=version.base,
+        recipe=version.recipe,
         labels_trained=version.labels_trained,
         labels_bought=version.labels_bought,
         trained_at=version.trained_at,
