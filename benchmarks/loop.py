@@ -57,6 +57,8 @@ class LoopPlan:
     target: float = 0.9
     random_labels: bool = False  # label whatever comes, instead of what the draws choose
     seed: int = 0
+    recipe: str = "head"
+    more_settings: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -102,6 +104,7 @@ class Loop:
     def __init__(self, plan: LoopPlan, running: Running) -> None:
         self._plan = plan
         self._client = running.client
+        self.running = running
         self.gateway = running.gateway
         self._http = httpx2.Client(timeout=60)
         self._writer = open_writer(load_settings(running.config))
@@ -281,7 +284,8 @@ evaluate = "every 5s"
 models = ["{TASK}"]
 target = {plan.target}
 labels = [{labels}]
-"""
+recipe = "{plan.recipe}"
+{plan.more_settings}"""
 
 
 def main() -> None:

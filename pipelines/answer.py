@@ -9,16 +9,19 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipelines.child import Channel, read_lines, run_child
 from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.render import label_text
-from pipelines.students.classifier import LabelledAnswer, load_head
+from pipelines.students.classifier import Classifier, LabelledAnswer, load_head
 
+CANDIDATE = "candidate"
+CHUNK = 32  # texts between two words of progress
 GOLDEN = 16
 LATENCY_SAMPLES = 32
 # Turns cosine similarity to label names into something like a probability; only its order
@@ -26,54 +29,105 @@ LATENCY_SAMPLES = 32
 COSINE_TEMPERATURE = 0.05
 
 
+class Reader(Protocol):
+    """A student, or the base model used directly."""
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        """Label and confidence of each text."""
+
+
 def answer(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Answer the held-out items of `spec["dataset"]` with every student and rival."""
-    dataset, scratch = Path(spec["dataset"]), Path(spec["scratch"])
-    items = read_lines(Path(spec["items"]))
-    training = read_lines(dataset / "train.jsonl")
+    """Answer the held-out items of `spec["dataset"]` with every student and rival.
+
+    `spec["students"]` maps `candidate`, and where there are some `champion` and `sibling`, to
+    the folder, family and base of each.
+    """
+    scratch = Path(spec["scratch"])
+    texts = [item["text"] for item in read_lines(Path(spec["items"]))]
+    training = read_lines(Path(spec["dataset"]) / "train.jsonl")
     encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
     cache = VectorCache(Path(spec["cache"]), encoder.dimension)
-    texts = [item["text"] for item in items]
-    channel.progress("answer", 0, len(texts))
-    vectors = cache.encode(
-        encoder,
-        texts,
-        lambda done, new: channel.progress("answer", len(texts) - new + done, len(texts)),
-    )
-    candidate = load_head(Path(spec["candidate"]), dimension=encoder.dimension)
-    answers = {"candidate": candidate.answer(vectors)}
-    if spec["champion"] is not None:
-        answers["champion"] = _champion(spec, encoder, vectors, texts)
-    answers["base"] = _base(encoder, vectors, spec["labels"])
-    answers["majority"] = _majority(training, len(items))
-    answers["nearest"] = _nearest(
-        cache.encode(encoder, [row["text"] for row in training]), training, vectors
-    )
+    answers: dict[str, Sequence[LabelledAnswer]] = {}
+    readings = len(spec["students"]) + 1
+    latency = 0.0
+    for number, (name, student) in enumerate(spec["students"].items()):
+        reader = _load(student, spec, encoder)
+        answers[name] = _read(reader, texts, channel, number, readings)
+        if name == CANDIDATE:
+            latency = _latency_ms(reader, texts)
+            base = _base(reader, encoder, spec["labels"])
+            answers["base"] = _read(base, texts, channel, readings - 1, readings)
+    answers["majority"] = _majority(training, len(texts))
+    known = cache.encode(encoder, [row["text"] for row in training])
+    answers["nearest"] = _nearest(known, training, cache.encode(encoder, texts))
     (scratch / "answers.json").write_text(json.dumps(answers))
-    _write_golden(scratch, texts, answers["candidate"])
-    channel.progress("answer", len(texts), len(texts))
-    return {"items": len(items), "latency_ms": _latency_ms(encoder, candidate, texts)}
+    _write_golden(scratch, texts, answers[CANDIDATE])
+    return {"items": len(texts), "latency_ms": latency}
 
 
-def _champion(
-    spec: dict[str, Any], encoder: Encoder, vectors: Vectors, texts: Sequence[str]
+def _load(student: dict[str, Any], spec: dict[str, Any], encoder: Encoder) -> Reader:
+    """Each reads with what it was trained on, whatever the settings name now."""
+    folder, base = Path(student["folder"]), Path(student["base"])
+    if student["family"] == "causal":
+        return _Causal(base, folder, spec["threads"])
+    if str(base) != spec["encoder"] or student["max_tokens"] != spec["max_tokens"]:
+        encoder = Encoder(base, threads=spec["threads"], max_tokens=student["max_tokens"])
+    return Classifier(head=load_head(folder, dimension=encoder.dimension), encoder=encoder)
+
+
+def _read(
+    reader: Reader, texts: Sequence[str], channel: Channel, number: int, readings: int
 ) -> list[LabelledAnswer]:
-    """The champion's answers, read with the encoder that it was trained on."""
-    if spec["champion_encoder"] != spec["encoder"]:
-        folder = Path(spec["champion_encoder"])
-        encoder = Encoder(folder, threads=spec["threads"], max_tokens=spec["champion_max_tokens"])
-        vectors = encoder.encode(texts)
-    head = load_head(Path(spec["champion"]), dimension=encoder.dimension)
-    return head.answer(vectors)
+    """All answers of one reader. Progress counts the texts of all `readings`."""
+    answers: list[LabelledAnswer] = []
+    total = readings * len(texts)
+    for start in range(0, len(texts), CHUNK):
+        channel.progress("answer", number * len(texts) + start, total)
+        answers += reader.answer(texts[start : start + CHUNK])
+    channel.progress("answer", (number + 1) * len(texts), total)
+    return answers
 
 
-def _base(encoder: Encoder, vectors: Vectors, labels: Sequence[str]) -> list[LabelledAnswer]:
+class _Causal:
+    """A chat model with one student's adapters, or, `untuned`, without."""
+
+    def __init__(self, base: Path, folder: Path, threads: int) -> None:
+        from pipelines.students.causal import ChatModel
+
+        self._model = ChatModel(base, threads=threads)
+        self._config = self._model.load("student", folder)
+        self.untuned = False
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        if self.untuned:
+            config = replace(self._config, temperature=1.0)
+            replies = self._model.read_without_adapters(config, texts)
+        else:
+            replies = self._model.read("student", texts)
+        return [LabelledAnswer(reply.label, reply.confidence) for reply in replies]
+
+
+def _base(reader: Reader, encoder: Encoder, labels: Sequence[str]) -> Reader:
+    """The base model used directly: the same chat model, or the untrained encoder."""
+    if isinstance(reader, _Causal):
+        reader.untuned = True
+        return reader
+    return _LabelNames(encoder, labels)
+
+
+class _LabelNames:
     """The untrained encoder with nothing but the label names."""
-    names = encoder.encode([label_text(label) for label in labels])
-    scores = (vectors @ names.T).astype(np.float64) / COSINE_TEMPERATURE
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    return [LabelledAnswer(labels[int(row.argmax())], float(row.max())) for row in scores]
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        self._encoder, self._labels = encoder, labels
+        self._names = encoder.encode([label_text(label) for label in labels])
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        vectors = self._encoder.encode(texts)
+        scores = (vectors @ self._names.T).astype(np.float64) / COSINE_TEMPERATURE
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+        return [LabelledAnswer(self._labels[int(row.argmax())], float(row.max())) for row in scores]
 
 
 def _majority(training: Sequence[dict[str, Any]], items: int) -> list[LabelledAnswer]:
@@ -106,12 +160,12 @@ def _write_golden(scratch: Path, texts: Sequence[str], answers: Sequence[Labelle
     (scratch / "golden.json").write_text(json.dumps(golden))
 
 
-def _latency_ms(encoder: Encoder, head: Any, texts: Sequence[str]) -> float:
+def _latency_ms(reader: Reader, texts: Sequence[str]) -> float:
     """Median time of one answer, one text at a time, as a gateway with one client gives it."""
     durations = []
     for text in texts[:LATENCY_SAMPLES]:
         started = time.perf_counter()
-        head.answer(encoder.encode([text]))
+        reader.answer([text])
         durations.append((time.perf_counter() - started) * 1000)
     return round(float(np.median(durations)), 2) if durations else 0.0
 

@@ -89,6 +89,10 @@ class TrainingFailed(FlywheelError):
     """A training run ended without a student. The champion serves on."""
 
 
+class TrainingInterrupted(TrainingFailed):
+    """A training was ended from outside: it can go on where it stood."""
+
+
 class NotRunning(FlywheelError):
     """No learner answers at the address where one should be."""
 

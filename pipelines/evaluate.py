@@ -22,6 +22,7 @@ CHAMPION = "champion"
 BASE = "base"
 MAJORITY = "majority"
 NEAREST = "nearest"
+SIBLING = "sibling"  # the task's own recipe on the same labels, for a challenger
 
 LEAST_KEPT = 0.5  # of the items, when they are thinned to equal probability
 

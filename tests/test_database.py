@@ -12,6 +12,7 @@ import pytest
 from pipelines.errors import DataDamaged, DataLocked, DiskFull
 from storage.database import Database
 from storage.migrate import MIGRATIONS, migrate
+from storage.students import versions
 
 HOLD = """
 import sys
@@ -174,13 +175,14 @@ def test_close_may_be_called_twice(path: Path) -> None:
 def test_migrations_are_applied_once_and_in_order(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "migrations"
     folder.mkdir()
-    for source in MIGRATIONS.glob("*.sql"):
-        (folder / source.name).write_text(source.read_text())
+    names = sorted(source.name for source in MIGRATIONS.glob("*.sql"))
+    for name in names:
+        (folder / name).write_text((MIGRATIONS / name).read_text())
     database = Database(path)
-    assert migrate(database, folder) == ["001_first.sql"]
-    (folder / "003_c.sql").write_text("ALTER TABLE extra ADD COLUMN more INTEGER")
-    (folder / "002_b.sql").write_text("CREATE TABLE extra (x INTEGER)")
-    assert migrate(database, folder) == ["002_b.sql", "003_c.sql"]
+    assert migrate(database, folder) == names
+    (folder / "992_c.sql").write_text("ALTER TABLE extra ADD COLUMN more INTEGER")
+    (folder / "991_b.sql").write_text("CREATE TABLE extra (x INTEGER)")
+    assert migrate(database, folder) == ["991_b.sql", "992_c.sql"]
     assert migrate(database, folder) == []
     database.close()
 
@@ -189,12 +191,13 @@ def test_failed_migration_leaves_the_schema_as_it_was(path: Path, tmp_path: Path
     database = opened(path)
     folder = tmp_path / "migrations"
     folder.mkdir()
-    (folder / "001_first.sql").write_text("")
-    (folder / "002_b.sql").write_text("CREATE TABLE extra (x INTEGER); SELECT no_such_thing")
+    for source in MIGRATIONS.glob("*.sql"):
+        (folder / source.name).write_text("")
+    (folder / "991_b.sql").write_text("CREATE TABLE extra (x INTEGER); SELECT no_such_thing")
     with pytest.raises(duckdb.Error):
         migrate(database, folder)
-    (folder / "002_b.sql").write_text("CREATE TABLE extra (x INTEGER)")
-    assert migrate(database, folder) == ["002_b.sql"]
+    (folder / "991_b.sql").write_text("CREATE TABLE extra (x INTEGER)")
+    assert migrate(database, folder) == ["991_b.sql"]
     database.close()
 
 
@@ -248,3 +251,21 @@ def test_full_disk_is_named_and_loses_nothing_committed(small_disk: Path) -> Non
     assert keys(again) == ["application", "before"]
     add(again, "after")
     again.close()
+
+
+def test_versions_of_the_first_schema_are_kept(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "001_first.sql").write_text((MIGRATIONS / "001_first.sql").read_text())
+    database = Database(path)
+    migrate(database, folder)
+    with database.transaction() as tx:
+        tx.execute(
+            "INSERT INTO students VALUES ('support', 1, 'd', 'set', 'enc', 'head', 5, 6, "
+            "TIMESTAMP '2026-01-01', 1.5, '{}')"
+        )
+    migrate(database)
+    with database.snapshot() as tx:
+        (version,) = versions(tx, "support")
+    assert (version.student, version.base, version.family) == ("d", "enc", "head")
+    database.close()

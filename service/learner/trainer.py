@@ -20,7 +20,7 @@ from typing import IO, Any
 import psutil
 import structlog
 
-from pipelines.errors import TrainingFailed
+from pipelines.errors import TrainingFailed, TrainingInterrupted
 from service.process import child_environment
 from service.settings import TrainerSettings
 
@@ -50,6 +50,10 @@ class Trainer:
     def threads(self) -> int:
         return self._settings.threads or os.cpu_count() or 1
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Ends the present child and refuses another. Safe to call from any thread."""
         self._stopping.set()
@@ -67,7 +71,7 @@ class Trainer:
         """
         with self._one_at_a_time:
             if self._stopping.is_set():
-                raise TrainingFailed("the learner stops")
+                raise TrainingInterrupted("the learner stops")
             return self._run(module, spec, scratch)
 
     def _run(self, module: str, spec: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
@@ -89,7 +93,7 @@ class Trainer:
             return self._follow(child, lines)
         except _Ended:
             _join(readers)  # its last words count
-            raise TrainingFailed(_why_ended(child.returncode, errors)) from None
+            raise _why_ended(child.returncode, errors) from None
         finally:
             _end(child)
             _join(readers)
@@ -131,6 +135,8 @@ class Trainer:
                     return dict(message["done"])
                 if "failed" in message:
                     raise TrainingFailed(str(message["failed"])[:500])
+                if "announcement" in message:
+                    log.info("training_announced", plan=message["announcement"])
                 if "progress" in message:
                     self.progress = message["progress"]
                     self._on_progress(message["progress"])
@@ -141,7 +147,7 @@ class Trainer:
     ) -> None:
         now = time.monotonic()
         if self._stopping.is_set():
-            raise TrainingFailed("the learner stops")
+            raise TrainingInterrupted("the learner stops")
         if now - started > self._settings.time_limit.total_seconds():
             raise TrainingFailed(
                 f"took longer than trainer.time_limit ({self._settings.time_limit})"
@@ -191,12 +197,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     return message
 
 
-def _why_ended(code: int, errors: list[str]) -> str:
+def _why_ended(code: int, errors: list[str]) -> TrainingFailed:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    return f"ended with code {code} and no result: {errors[-1] if errors else 'nothing was said'}"
+        return TrainingInterrupted(f"killed by {name}{hint}")
+    said = errors[-1] if errors else "nothing was said"
+    return TrainingFailed(f"ended with code {code} and no result: {said}")
 
 
 def _resident_mb(pid: int) -> int:

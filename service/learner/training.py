@@ -4,22 +4,26 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import structlog
 
 from pipelines.curate import Curated, CurationPolicy, content_digest, curate
-from pipelines.errors import FlywheelError, TrainingFailed
+from pipelines.errors import FlywheelError, TrainingFailed, TrainingInterrupted
+from pipelines.recipes import Recipe
+from pipelines.students.causal import load_config
 from pipelines.students.classifier import load_head
 from pipelines.types import StudentVersion, Task
+from service.learner.base_models import BaseModel, BaseModels
 from service.learner.relabel import JobResult
 from service.learner.trainer import Trainer
 from service.metrics import LearnerMetrics
 from service.settings import Settings
-from storage.artifacts import Artifact, Artifacts
+from storage.artifacts import Artifact, Artifacts, base_kind
 from storage.database import Database
 from storage.datasets import write_dataset
 from storage.labels import count_labels, labelled_samples
@@ -32,12 +36,16 @@ from storage.students import (
     latest_dataset,
     next_number,
     start_run,
-    version_by_content,
+    versions_by_content,
 )
 
 log = structlog.get_logger()
 
 MIN_EXAMPLES = 2
+MAX_RESUMES = 2  # of a training whose trainer was killed
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+DATASET_FILE = "dataset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,7 @@ class Workshop:
     settings: Settings
     tasks: Mapping[str, Task]
     encoder: Artifact
+    bases: BaseModels
     metrics: LearnerMetrics
     now: Callable[[], datetime]
 
@@ -70,6 +79,17 @@ class Workshop:
             "max_tokens": encoder.about["max_tokens"],
         }
 
+    def settings_digest(self, recipe: Recipe) -> str:
+        """Of all in the settings that decides what a recipe makes of a dataset."""
+        base = self.settings.recipes.get(recipe.name)
+        parts = (
+            *map(repr, asdict(recipe).items()),
+            str(base and base.base_model),
+            self.encoder.digest if recipe.family == "head" else "",
+            str(self.settings.trainer.seed),
+        )
+        return content_digest(parts)
+
     def curated(self, task: Task, cut_off: datetime) -> Curated:
         """Training examples and held-out items from everything labelled until the cut-off."""
         dataset = self.settings.dataset
@@ -85,47 +105,112 @@ class Workshop:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one training makes of what."""
+
+    task: Task
+    recipe: Recipe
+    dataset: Artifact
+    base: BaseModel
+    seed: int
+    time_budget: float | None  # seconds
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash of all that decides the weights, beside the dataset."""
+        parts = (
+            *map(repr, asdict(self.recipe).items()),
+            self.base.digest,
+            str(self.seed),
+            str(self.time_budget),
+            *self.task.labels,
+            self.task.instructions,
+        )
+        return content_digest(parts)
+
+
 class Training:
     """Trains from the base model on the whole buffer, each time."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
 
-    def recover(self) -> None:
-        """After a crash: no trainer outlives its learner, and its scratch is rubbish."""
+    def recover(self) -> list[str]:
+        """After a crash: no trainer outlives its learner, and its scratch is rubbish.
+
+        Returns the tasks of which a training stands at a checkpoint and can go on.
+        """
         with self._shop.database.transaction() as tx:
             failed = fail_running_runs(tx, self._shop.now())
         for run_id in failed:
             log.warning("training_run_failed", run_id=run_id, reason="the learner ended")
         shutil.rmtree(self._shop.settings.data_dir / "scratch", ignore_errors=True)
+        return [task for task in self._shop.tasks if self._interrupted(task)]
 
     def run(self, task_name: str, reason: str) -> tuple[JobResult, StudentVersion | None]:
-        """One training of one task; the version that came of it, where one did."""
+        """One training of one task by its recipe; the version that came of it, where one did."""
         task = self._shop.tasks[task_name]
         if why := self._why_not():
             return JobResult("nothing", why), None
-        dataset = self._dataset(task)
+        name = self._shop.settings.tasks[task_name].recipe
+        dataset = self._interrupted(task_name) or self._dataset(task)
         if isinstance(dataset, JobResult):
             return dataset, None
+        return self._one(task, self._shop.settings.recipe(name), dataset, reason)
+
+    def challenge(self, version: StudentVersion) -> tuple[JobResult, StudentVersion | None]:
+        """Train the task's challenger, within its time, on what `version` was trained on."""
+        settings = self._shop.settings.tasks[version.task]
+        if settings.challenger is None or settings.challenger == version.recipe:
+            return JobResult("nothing", f"{version.task} has no challenger"), None
+        return self._one(
+            self._shop.tasks[version.task],
+            self._shop.settings.recipe(settings.challenger),
+            self._shop.artifacts.open("dataset", version.dataset),
+            f"challenges {version.name}",
+            time_budget=settings.challenger_time.total_seconds(),
+        )
+
+    def _one(
+        self,
+        task: Task,
+        recipe: Recipe,
+        dataset: Artifact,
+        reason: str,
+        time_budget: float | None = None,
+    ) -> tuple[JobResult, StudentVersion | None]:
+        if trained := self._known(task, recipe, dataset):
+            return JobResult("nothing", f"{task.name}: no new labels since {trained.name}"), None
         run_id, started = uuid4().hex, time.monotonic()
         with self._shop.database.transaction() as tx:
             start_run(
                 tx,
                 run_id=run_id,
-                task=task_name,
+                task=task.name,
                 dataset=dataset.digest,
-                recipe=self._shop.settings.tasks[task_name].recipe,
+                recipe=recipe.name,
                 reason=reason,
                 now=self._shop.now(),
             )
-        log.info("training_started", task=task_name, reason=reason, run_id=run_id)
+        log.info(
+            "training_started", task=task.name, recipe=recipe.name, reason=reason, run_id=run_id
+        )
         try:
-            version = self._train(task, dataset, started)
+            order = Order(
+                task=task,
+                recipe=recipe,
+                dataset=dataset,
+                base=self._shop.bases.find(recipe),
+                seed=self._shop.settings.trainer.seed,
+                time_budget=time_budget,
+            )
+            version = self._train(order, started)
         except FlywheelError as error:
-            self._failed(task_name, run_id, str(error))
-            raise TrainingFailed(f"{task_name}: {error}") from error
+            self._failed(task.name, run_id, str(error))
+            raise TrainingFailed(f"{task.name}: {error}") from error
         except BaseException as error:
-            self._failed(task_name, run_id, f"{type(error).__name__}: {error}")
+            self._failed(task.name, run_id, f"{type(error).__name__}: {error}")
             raise
         with self._shop.database.transaction() as tx:
             version = add_version(tx, version)
@@ -136,11 +221,12 @@ class Training:
                 student=version.student,
                 now=self._shop.now(),
             )
-        self._shop.metrics.training_runs.labels(task=task_name, outcome="succeeded").inc()
-        self._shop.metrics.training_seconds.labels(task=task_name).set(version.train_seconds)
+        self._shop.metrics.training_runs.labels(task=task.name, outcome="succeeded").inc()
+        self._shop.metrics.training_seconds.labels(task=task.name).set(version.train_seconds)
         log.info(
             "training_succeeded",
             student_version=version.name,
+            recipe=recipe.name,
             labels=version.labels_trained,
             seconds=round(version.train_seconds, 1),
         )
@@ -172,7 +258,7 @@ class Training:
         if parent is not None and self._shop.artifacts.exists("dataset", parent):
             dataset = self._shop.artifacts.open("dataset", parent)
             if dataset.about["content"] == content:
-                return self._known(task, dataset)
+                return dataset
         dataset = self._publish(task, curated, content, parent)
         with self._shop.database.transaction() as tx:
             add_dataset(
@@ -188,16 +274,12 @@ class Training:
             )
         return dataset
 
-    def _known(self, task: Task, dataset: Artifact) -> Artifact | JobResult:
-        """Nothing is trained twice on the same content, but what failed may be tried again."""
-        recipe = self._shop.settings.tasks[task.name].recipe
+    def _known(self, task: Task, recipe: Recipe, dataset: Artifact) -> StudentVersion | None:
+        """Nothing is trained twice in the same way, but what failed may be tried again."""
         with self._shop.database.snapshot() as tx:
-            trained = version_by_content(
-                tx, task.name, dataset.digest, self._shop.encoder.digest, recipe
-            )
-        if trained is None:
-            return dataset
-        return JobResult("nothing", f"{task.name}: no new labels since {trained.name}")
+            trained = versions_by_content(tx, task.name, dataset.digest, recipe.name)
+        wanted = self._shop.settings_digest(recipe)
+        return next((one for one in trained if one.training.get("settings") == wanted), None)
 
     def _publish(self, task: Task, curated: Curated, content: str, parent: str | None) -> Artifact:
         about = {
@@ -218,47 +300,100 @@ class Training:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _train(self, task: Task, dataset: Artifact, started: float) -> StudentVersion:
-        shop = self._shop
+    def _train(self, order: Order, started: float) -> StudentVersion:
+        shop, task, recipe = self._shop, order.task, order.recipe
+        checkpoint = self._checkpoint(order)
         scratch = shop.scratch()
         spec = {
             **shop.child_spec(shop.encoder),
-            "dataset": str(dataset.path.resolve()),
+            "recipe": asdict(recipe),
+            "base": str(order.base.path.resolve()),
+            "base_digest": order.base.digest,
+            "base_name": order.base.name,
+            "dataset": str(order.dataset.path.resolve()),
             "scratch": str(scratch.resolve()),
+            "checkpoint": str(checkpoint.resolve()),
+            "precision": str((shop.settings.data_dir / "cache" / "precision.json").resolve()),
             "labels": list(task.labels),
             "task": task.name,
-            "seed": shop.settings.trainer.seed,
+            "instructions": task.instructions,
+            "seed": order.seed,
+            "time_budget": order.time_budget,
         }
         try:
-            result = shop.trainer.run("pipelines.train", spec, scratch)
-            load_head(scratch)  # what came out is looked at before it gets a name
+            result = self._run_child(spec, scratch, checkpoint)
+            result["settings"] = shop.settings_digest(recipe)
+            base = shop.bases.take_in(recipe, order.base, scratch)
+            load_config(scratch) if recipe.family == "causal" else load_head(scratch)
             about = {
                 "task": task.name,
-                "dataset": dataset.digest,
-                "encoder": shop.encoder.digest,
-                "recipe": shop.settings.tasks[task.name].recipe,
+                "dataset": order.dataset.digest,
+                base_kind(recipe.family): base,
+                "recipe": asdict(recipe),
                 "training": result,
             }
             student = shop.artifacts.publish("student", scratch, about)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
         with shop.database.snapshot() as tx:
             number = next_number(tx, task.name)
-            made_of = dataset_by_digest(tx, dataset.digest)
+            made_of = dataset_by_digest(tx, order.dataset.digest)
         assert made_of is not None
         return StudentVersion(
             task=task.name,
             number=number,
             student=student.digest,
-            dataset=dataset.digest,
-            base=shop.encoder.digest,
-            recipe=shop.settings.tasks[task.name].recipe,
+            dataset=order.dataset.digest,
+            base=base,
+            recipe=recipe.name,
             labels_trained=int(result["examples"]),
             labels_bought=made_of.labels,
             trained_at=shop.now(),
             train_seconds=time.monotonic() - started,
             training=result,
         )
+
+    def _run_child(
+        self, spec: Mapping[str, object], scratch: Path, checkpoint: Path
+    ) -> dict[str, Any]:
+        """Train, and go on from the checkpoint where the trainer was killed."""
+        for left in reversed(range(MAX_RESUMES + 1)):
+            try:
+                return self._shop.trainer.run("pipelines.train", spec, scratch)
+            except TrainingInterrupted as error:
+                stopping = self._shop.trainer.stopping
+                if stopping or not left or not (checkpoint / CHECKPOINT_FILE).exists():
+                    raise
+                log.warning("training_resumed", reason=str(error), resumes_left=left)
+                for leftover in scratch.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            except TrainingFailed:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # it would only fail again
+                raise
+        raise AssertionError("unreachable")
+
+    def _checkpoint(self, order: Order) -> Path:
+        """The folder of this order's checkpoint; those of other orders of the task go."""
+        folder = self._shop.settings.data_dir / CHECKPOINTS / order.task.name
+        name = f"{order.recipe.name}-{order.dataset.digest[:24]}-{order.fingerprint[:24]}"
+        if folder.is_dir():
+            for other in folder.iterdir():
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / DATASET_FILE).write_text(order.dataset.digest)
+        return folder / name
+
+    def _interrupted(self, task: str) -> Artifact | None:
+        """The dataset of a training of this task that stands at a checkpoint."""
+        recipe = self._shop.settings.tasks[task].recipe
+        folder = self._shop.settings.data_dir / CHECKPOINTS / task
+        for found in sorted(folder.glob(f"{recipe}-*/{CHECKPOINT_FILE}")):
+            digest = (found.parent / DATASET_FILE).read_text()
+            if self._shop.artifacts.exists("dataset", digest):
+                return self._shop.artifacts.open("dataset", digest)
+        return None
 
     def _failed(self, task: str, run_id: str, reason: str) -> None:
         with self._shop.database.transaction() as tx:
