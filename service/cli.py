@@ -271,15 +271,41 @@ def versions(task: TaskName = None, as_json: AsJson = False) -> None:
     _show(found, versions_lines, as_json)
 
 
-@app.command(epilog=examples("flywheel show support-v3", "flywheel show 3", "flywheel show"))
-def show(version: VersionName = None, task: TaskName = None, as_json: AsJson = False) -> None:
+@app.command(epilog=examples("flywheel show support-v3", "flywheel show 3 --card"))
+def show(
+    version: VersionName = None,
+    task: TaskName = None,
+    card: Annotated[bool, typer.Option("--card", help="Print its model card instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """One version's report: gate, agreement, worst segments, flips. Default: what waits."""
     from service.terminal import report_lines
 
     client = chosen.client()
     name, number = version_or_waiting(client, version, task)
+    if card:
+        print(client.text("tasks", name, "versions", str(number), "card"), end="")
+        return
     found = client.get("tasks", name, "versions", str(number))
     _show(found, report_lines, as_json)
+
+
+@app.command(epilog=examples("flywheel export support-v3 support-v3"))
+def export(
+    version: Annotated[str, typer.Argument(metavar="VERSION")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new one, or empty.")],
+    task: TaskName = None,
+) -> None:
+    """Write a version's files and model card into a folder, in Hugging Face's layout."""
+    from service.export import export_version, refuse_to_overwrite
+
+    refuse_to_overwrite(folder)
+    client = chosen.client()
+    name, number = version_or_waiting(client, version, task)
+    place = ("tasks", name, "versions", str(number))
+    found = client.get(*place)["version"]
+    export_version(found, client.text(*place, "card"), chosen.settings().data_dir, folder)
+    print(f"{found['name']} is in {folder}.")
 
 
 @app.command(epilog=examples("flywheel approve", "flywheel approve support-v3 --yes"))

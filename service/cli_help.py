@@ -8,7 +8,7 @@ from pipelines.errors import ExitCode
 
 SECTIONS = {
     "Start": ("demo", "run", "learner", "gateway", "check", "import"),
-    "See": ("status", "versions", "show", "open"),
+    "See": ("status", "versions", "show", "export", "open"),
     "Decide": ("approve", "reject", "rollback"),
     "Steer": ("train", "pause", "resume"),
     "Sort out": ("dead-letters", "unknown"),

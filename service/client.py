@@ -4,7 +4,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -41,19 +41,29 @@ class LearnerClient:
         chosen = {key: value for key, value in query.items() if value is not None}
         return self._call("GET", path, query=f"?{urlencode(chosen)}" if chosen else "")
 
+    def text(self, *path: str) -> str:
+        """Read what is not JSON."""
+        return str(self._call("GET", path, parse=bytes.decode))
+
     def post(self, *path: str, body: Mapping[str, object] | None = None) -> Any:
         """Do."""
         return self._call("POST", path, content=json.dumps(dict(body or {})).encode())
 
     def _call(
-        self, method: str, path: tuple[str, ...], *, query: str = "", content: bytes | None = None
+        self,
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: str = "",
+        content: bytes | None = None,
+        parse: Callable[[bytes], Any] = json.loads,
     ) -> Any:
         where = "/".join(quote(part, safe="") for part in path)
         url = f"{self.url}/api/{where}{query}"
         request = urllib.request.Request(url, data=content, headers=self._headers, method=method)
         try:
             with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                return json.loads(answer.read())
+                return parse(answer.read())
         except urllib.error.HTTPError as error:
             raise _explain(error, self.url) from None
         except (OSError, ValueError) as error:

@@ -34,6 +34,7 @@ def versions_lines(versions: Sequence[Data]) -> Iterator[str]:
         (
             f"{one['task']}-v{one['number']}",
             one["state"].replace("_", " "),
+            one["recipe"],
             estimate(one["agreement"]),
             percent(one["coverage"]),
             f"{one['labels_trained']:,}",
@@ -44,7 +45,8 @@ def versions_lines(versions: Sequence[Data]) -> Iterator[str]:
     if not rows:
         yield "No version yet."
         return
-    yield from table(("version", "state", "agreement", "coverage", "labels", "trained"), rows)
+    heads = ("version", "state", "recipe", "agreement", "coverage", "labels", "trained")
+    yield from table(heads, rows)
 
 
 def report_lines(detail: Data) -> Iterator[str]:
@@ -52,6 +54,7 @@ def report_lines(detail: Data) -> Iterator[str]:
     version, report = detail["version"], detail["report"]
     yield f"{version['name']}: {version['state'].replace('_', ' ')}"
     yield version["sentence"]
+    yield f"Recipe {version['recipe']}, {version['labels_trained']:,} labels"
     if report is None:
         return
     evaluation, gate = report["evaluation"], report["gate"]

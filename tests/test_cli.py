@@ -1,5 +1,6 @@
 """The command line: fast help, one clear message and a named exit code, and the same rules."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -185,6 +186,50 @@ def test_versions_and_show_read_the_report(flywheel: Flywheel, desk: Desk) -> No
     assert "can she still swap it" in shown
     assert flywheel(*there, "show").out.startswith("support-v5")
     assert flywheel(*there, "show", "support-v99").code == ExitCode.REFUSED
+
+
+def test_show_prints_the_model_card(flywheel: Flywheel, desk: Desk) -> None:
+    card = flywheel("--data-dir", str(desk.folder), "show", "5", "--card").out
+    assert card == desk.operations.card(TASK, 5)
+
+
+def test_export_writes_the_layout_of_hugging_face(
+    flywheel: Flywheel, desk: Desk, tmp_path: Path
+) -> None:
+    there, folder = ("--data-dir", str(desk.folder)), tmp_path / "out" / "support-v5"
+    assert flywheel(*there, "export", "support-v5", str(folder)).code == 0
+
+    version = desk.operations.show(TASK, 5).version
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"README.md", "manifest.json", "student.json", "tokenizer.json"}
+    assert (folder / "README.md").read_text() == desk.operations.card(TASK, 5)
+    manifest = (folder / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest() == version.student
+    for name, file in json.loads(manifest)["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == file["sha256"]
+
+
+def test_export_never_writes_over_what_is_there(
+    flywheel: Flywheel, desk: Desk, tmp_path: Path
+) -> None:
+    there = ("--data-dir", str(desk.folder))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep")
+    ended = flywheel(*there, "export", "support-v5", str(folder))
+    assert ended.code == ExitCode.REFUSED
+    assert "holds something" in ended.err
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_export_refuses_what_was_changed_on_disk(
+    flywheel: Flywheel, desk: Desk, tmp_path: Path
+) -> None:
+    version = desk.operations.show(TASK, 5).version
+    (desk.artifacts.path("student", version.student) / "student.json").write_text("{}")
+    ended = flywheel("--data-dir", str(desk.folder), "export", "5", str(tmp_path / "out"))
+    assert ended.code == ExitCode.DATA_DAMAGED
+    assert not (tmp_path / "out").exists()
 
 
 def test_approve_takes_what_waits_and_asks_first(
