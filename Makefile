@@ -13,7 +13,7 @@ EVERYTHING := .venv/.installed-everything
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench-loop docs lock system-packages clean
+.PHONY: help run test check setup core kafka bench-loop bench-recipes docs lock system-packages clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ kafka: core ## Run a Kafka broker for development on 127.0.0.1:9092 (needs Java 
 
 bench-loop: core ## Measure the loop on Banking77 over a real broker, if the data is there (ARGS=--help)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where it stopped (ARGS=--help)
+	$(BIN)/python -m benchmarks.recipes $(ARGS)
 
 docs: setup ## Write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py

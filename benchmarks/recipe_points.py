@@ -1,0 +1,345 @@
+"""One point of the recipes' benchmark: a student trained as the learner trains, and measured.
+
+Training runs in a child of its own, so that its memory and its time are nobody else's.
+"""
+
+import csv
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, NamedTuple
+
+import psutil
+
+from benchmarks.results import ROOT, commit
+from pipelines.encoder import Encoder, installed_encoder_files
+from pipelines.recipes import RECIPES, RecipeName, installed_base
+from pipelines.students.classifier import load_head
+from service.learner.trainer import Trainer
+from service.settings import TrainerSettings
+
+BANKING77 = Path(os.environ.get("BANKING77", ROOT.parent / "shared" / "data" / "banking77"))
+# The chat model as the program keeps it and the precision once chosen; `make clean` removes it.
+CACHE = ROOT / ".cache" / "bench-recipes"
+TASK = "banking"
+BASE = "chat-model"  # the base model used directly: no recipe, no labels
+CAUSAL_QUERIES = 500  # a chat model answers a few texts a second
+LATENCY_QUERIES = 200
+WATCH_SECONDS = 0.1
+MAX_TOKENS = 128
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+class Query(NamedTuple):
+    """A customer's text with the label that people gave it."""
+
+    text: str
+    gold: str
+
+
+class Case(NamedTuple):
+    """What is measured: a recipe (or `BASE`) on so many labels, drawn by this seed."""
+
+    recipe: str
+    labels: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.recipe}, {self.labels:,} labels, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A case with what came out. `right` has a bit for each query, in the order of the sample."""
+
+    recipe: str
+    labels: int
+    seed: int
+    commit: str
+    settings: dict[str, Any]  # of the recipe
+    queries: int
+    accuracy: float
+    right: str
+    minutes: float  # of training, from the start of the child to its end
+    minutes_in_all: float  # with the evaluation
+    peak_memory_mb: int
+    size_mb: float
+    latency_p50_ms: float
+    trained: dict[str, Any]  # what the trainer said
+
+    @property
+    def case(self) -> Case:
+        return Case(self.recipe, self.labels, self.seed)
+
+
+class Answers(NamedTuple):
+    """Labels in the order of the queries, and the milliseconds of texts asked one at a time."""
+
+    labels: list[str]
+    milliseconds: list[float]
+
+
+def read_queries(name: str) -> list[Query]:
+    with (BANKING77 / name).open(newline="", encoding="utf-8") as file:
+        return [Query(row["text"], row["gold"]) for row in csv.DictReader(file)]
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    """What decides about the outcome: a point with other settings is measured again."""
+    if recipe == BASE:
+        return {}
+    told = asdict(RECIPES[_name(recipe)])
+    for about in ("name", "family", "summary", "memory_mb", "bytes_per_weight"):
+        told.pop(about)
+    return told
+
+
+def sample(recipe: str, seed: int, size: int) -> list[int]:
+    """The test queries that are asked: all, or for a chat model some, drawn by the seed."""
+    if _family(recipe) == "head" or size <= CAUSAL_QUERIES:
+        return list(range(size))
+    return sorted(random.Random(seed).sample(range(size), CAUSAL_QUERIES))
+
+
+def pack(right: Sequence[bool]) -> str:
+    return f"{int(''.join('01'[bit] for bit in right), 2):0{-(-len(right) // 4)}x}"
+
+
+def unpack(right: str, count: int) -> list[bool]:
+    return [bit == "1" for bit in f"{int(right, 16):0{count}b}"]
+
+
+def measure(case: Case, threads: int, progress: Progress) -> Point:
+    """Train and measure one case; a minute or an hour, told to `progress`."""
+    began = time.monotonic()
+    stream, test = read_queries("train.csv"), read_queries("test.csv")
+    labels = sorted({query.gold for query in stream})
+    random.Random(case.seed).shuffle(stream)
+    asked = [test[at] for at in sample(case.recipe, case.seed, len(test))]
+    with tempfile.TemporaryDirectory(prefix="recipes-") as name:
+        folder = Path(name)
+        base = _base(case, folder, threads, progress)
+        if case.recipe == BASE:
+            trained, minutes, peak = dict[str, Any](), 0.0, 0
+            answers = _ask_chat_model(base, None, labels, asked, threads, progress)
+        else:
+            spec = _spec(case, stream[: case.labels], labels, folder, base, threads)
+            started = time.monotonic()
+            trained, peak = _train(spec, threads, progress)
+            minutes = (time.monotonic() - started) / 60
+            ask = _ask_head if _family(case.recipe) == "head" else _ask_adapters
+            answers = ask(base, folder, labels, asked, threads, progress)
+        size = sum(file.stat().st_size for file in (folder / "student").rglob("*"))
+    right = [label == query.gold for label, query in zip(answers.labels, asked, strict=True)]
+    trained.pop("loss_curve", None)
+    return Point(
+        recipe=case.recipe,
+        labels=case.labels,
+        seed=case.seed,
+        commit=commit(),
+        settings=settings_of(case.recipe),
+        queries=len(asked),
+        accuracy=round(sum(right) / len(right), 4),
+        right=pack(right),
+        minutes=round(minutes, 2),
+        minutes_in_all=round((time.monotonic() - began) / 60, 2),
+        peak_memory_mb=peak,
+        size_mb=round(size / 1e6, 2),
+        latency_p50_ms=round(statistics.median(answers.milliseconds), 1),
+        trained=trained,
+    )
+
+
+# Training
+
+
+def _base(case: Case, folder: Path, threads: int, progress: Progress) -> Path:
+    """What the student stands on: the folder of an encoder or of a chat model."""
+    (folder / "student").mkdir()
+    frozen = folder / "encoder"
+    frozen.mkdir()
+    for name, (path, _) in installed_encoder_files().items():
+        (frozen / name).symlink_to(path)
+    if case.recipe == "head":
+        return frozen
+    if _family(case.recipe) == "head":
+        return installed_base(RECIPES[_name(case.recipe)])
+    return _chat_model(threads, progress)
+
+
+def _chat_model(threads: int, progress: Progress) -> Path:
+    """The installed chat model, made ready once by the child that the learner uses for it."""
+    ready = CACHE / "chat-model"
+    if not ready.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=CACHE, prefix="adopting-"))
+        spec = {"source": str(installed_base(RECIPES["causal-lora"])), "scratch": str(scratch)}
+        _trainer(threads, progress).run("pipelines.students.adopt", spec, scratch)
+        scratch.rename(ready)
+    return ready
+
+
+def _spec(
+    case: Case, rows: Sequence[Query], labels: list[str], folder: Path, base: Path, threads: int
+) -> dict[str, Any]:
+    """What the learner would tell the trainer."""
+    dataset = folder / "dataset"
+    dataset.mkdir()
+    with (dataset / "train.jsonl").open("w", encoding="utf-8") as file:
+        for at, row in enumerate(rows):
+            line = {"text": row.text, "label": row.gold, "weight": 1.0, "group_id": str(at)}
+            file.write(json.dumps(line) + "\n")
+    return {
+        "recipe": asdict(RECIPES[_name(case.recipe)]),
+        "dataset": str(dataset),
+        "scratch": str(folder / "student"),
+        "labels": labels,
+        "seed": case.seed,
+        "threads": threads,
+        "task": TASK,
+        "instructions": "",
+        "base": str(base),
+        "base_name": base.name,
+        "base_digest": "benchmark",
+        "encoder": str(folder / "encoder"),
+        "encoder_digest": "benchmark",
+        "max_tokens": MAX_TOKENS,
+        "cache": str(folder / "vectors"),  # empty: what is embedded is part of the time
+        "checkpoint": str(folder / "checkpoint"),
+        "precision": str(CACHE / "precision.json"),
+        "time_budget": None,
+    }
+
+
+def _train(spec: dict[str, Any], threads: int, progress: Progress) -> tuple[dict[str, Any], int]:
+    """What the trainer reports, and the most memory in MB that it had resident."""
+    scratch = Path(spec["scratch"])
+    with _watched_memory() as peaks:
+        trained = _trainer(threads, progress).run("pipelines.train", spec, scratch)
+    return trained, max(peaks) // 2**20
+
+
+def _trainer(threads: int, progress: Progress) -> Trainer:
+    limits = TrainerSettings(
+        time_limit=timedelta(hours=12),
+        memory_limit_mb=psutil.virtual_memory().total // 2**20,
+        heartbeat_timeout=timedelta(minutes=5),
+        threads=threads,
+    )
+    return Trainer(limits, progress)
+
+
+@contextmanager
+def _watched_memory() -> Iterator[list[int]]:
+    """The peaks, in bytes, of the processes that we start inside: grows while they run."""
+    peaks, stop = [0], Event()
+
+    def watch() -> None:
+        while not stop.wait(WATCH_SECONDS):
+            resident = 0
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    resident += child.memory_info().rss
+                except psutil.Error:  # it has just ended
+                    continue
+            peaks[0] = max(peaks[0], resident)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        stop.set()
+        watcher.join()
+
+
+# Asking
+
+
+def _ask_head(
+    base: Path,
+    folder: Path,
+    labels: Sequence[str],
+    asked: Sequence[Query],
+    threads: int,
+    progress: Progress,
+) -> Answers:
+    student = folder / "student"
+    own = student / "encoder"
+    encoder = Encoder(own if own.is_dir() else base, threads=threads, max_tokens=MAX_TOKENS)
+    head = load_head(student, dimension=encoder.dimension)
+
+    def told(done: int) -> None:
+        progress({"phase": "answer", "step": done, "total": len(asked)})
+
+    found = head.answer(encoder.encode([query.text for query in asked], told))
+    milliseconds = []
+    for query in asked[:LATENCY_QUERIES]:
+        started = time.perf_counter()
+        head.answer(encoder.encode([query.text]))
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    return Answers([answer.label for answer in found], milliseconds)
+
+
+def _ask_adapters(
+    base: Path,
+    folder: Path,
+    labels: Sequence[str],
+    asked: Sequence[Query],
+    threads: int,
+    progress: Progress,
+) -> Answers:
+    return _ask_chat_model(base, folder / "student", labels, asked, threads, progress)
+
+
+def _ask_chat_model(
+    base: Path,
+    adapters: Path | None,
+    labels: Sequence[str],
+    asked: Sequence[Query],
+    threads: int,
+    progress: Progress,
+) -> Answers:
+    """Through the adapters, or the base model directly: the same prompt and the same trie."""
+    from pipelines.students.causal import CausalConfig, ChatModel
+
+    chat = ChatModel(base, threads=threads)
+    direct = CausalConfig(
+        labels=tuple(labels),
+        instructions="",
+        temperature=1.0,
+        max_tokens=RECIPES["causal-lora"].max_tokens,
+        chat_model="benchmark",
+        task=TASK,
+    )
+    if adapters is not None:
+        chat.load("student", adapters)
+    found, milliseconds = [], []
+    for done, query in enumerate(asked, start=1):
+        started = time.perf_counter()
+        if adapters is None:
+            reply = chat.read_without_adapters(direct, [query.text])[0]
+        else:
+            reply = chat.read("student", [query.text])[0]
+        milliseconds.append((time.perf_counter() - started) * 1000)
+        found.append(reply.label)
+        progress({"phase": "answer", "step": done, "total": len(asked)})
+    return Answers(found, milliseconds)
+
+
+def _family(recipe: str) -> str:
+    return "causal" if recipe == BASE else RECIPES[_name(recipe)].family
+
+
+def _name(recipe: str) -> RecipeName:
+    return next(name for name in RECIPES if name == recipe)
