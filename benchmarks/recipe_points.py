@@ -71,6 +71,7 @@ class Point:
     accuracy: float
     right: str
     minutes: float  # of training, from the start of the child to its end
+    processor_minutes: float  # of it, of all cores: what other work on the machine does not change
     minutes_in_all: float  # with the evaluation
     peak_memory_mb: int
     size_mb: float
@@ -80,6 +81,14 @@ class Point:
     @property
     def case(self) -> Case:
         return Case(self.recipe, self.labels, self.seed)
+
+
+@dataclass(slots=True)
+class Used:
+    """What a child used: the most bytes that it had resident, and seconds of processor."""
+
+    peak: int = 0
+    seconds: float = 0.0
 
 
 class Answers(NamedTuple):
@@ -130,12 +139,12 @@ def measure(case: Case, threads: int, progress: Progress) -> Point:
         folder = Path(name)
         base = _base(case, folder, threads, progress)
         if case.recipe == BASE:
-            trained, minutes, peak = dict[str, Any](), 0.0, 0
+            trained, minutes, used = dict[str, Any](), 0.0, Used()
             answers = _ask_chat_model(base, None, labels, asked, threads, progress)
         else:
             spec = _spec(case, stream[: case.labels], labels, folder, base, threads)
             started = time.monotonic()
-            trained, peak = _train(spec, threads, progress)
+            trained, used = _train(spec, threads, progress)
             minutes = (time.monotonic() - started) / 60
             ask = _ask_head if _family(case.recipe) == "head" else _ask_adapters
             answers = ask(base, folder, labels, asked, threads, progress)
@@ -152,8 +161,9 @@ def measure(case: Case, threads: int, progress: Progress) -> Point:
         accuracy=round(sum(right) / len(right), 4),
         right=pack(right),
         minutes=round(minutes, 2),
+        processor_minutes=round(used.seconds / 60, 2),
         minutes_in_all=round((time.monotonic() - began) / 60, 2),
-        peak_memory_mb=peak,
+        peak_memory_mb=used.peak // 2**20,
         size_mb=round(size / 1e6, 2),
         latency_p50_ms=round(statistics.median(answers.milliseconds), 1),
         trained=trained,
@@ -221,12 +231,12 @@ def _spec(
     }
 
 
-def _train(spec: dict[str, Any], threads: int, progress: Progress) -> tuple[dict[str, Any], int]:
-    """What the trainer reports, and the most memory in MB that it had resident."""
+def _train(spec: dict[str, Any], threads: int, progress: Progress) -> tuple[dict[str, Any], Used]:
+    """What the trainer reports, and what it used."""
     scratch = Path(spec["scratch"])
-    with _watched_memory() as peaks:
+    with _watched() as used:
         trained = _trainer(threads, progress).run("pipelines.train", spec, scratch)
-    return trained, max(peaks) // 2**20
+    return trained, used
 
 
 def _trainer(threads: int, progress: Progress) -> Trainer:
@@ -240,24 +250,25 @@ def _trainer(threads: int, progress: Progress) -> Trainer:
 
 
 @contextmanager
-def _watched_memory() -> Iterator[list[int]]:
-    """The peaks, in bytes, of the processes that we start inside: grows while they run."""
-    peaks, stop = [0], Event()
+def _watched() -> Iterator[Used]:
+    """What the processes use that we start inside: grows while they run."""
+    used, stop = Used(), Event()
 
     def watch() -> None:
         while not stop.wait(WATCH_SECONDS):
-            resident = 0
+            resident, seconds = 0, 0.0
             for child in psutil.Process().children(recursive=True):
                 try:
                     resident += child.memory_info().rss
+                    seconds += sum(child.cpu_times()[:2])
                 except psutil.Error:  # it has just ended
                     continue
-            peaks[0] = max(peaks[0], resident)
+            used.peak, used.seconds = max(used.peak, resident), max(used.seconds, seconds)
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield peaks
+        yield used
     finally:
         stop.set()
         watcher.join()

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import recipes
 from benchmarks.recipe_points import BASE, Case, Point, pack, sample, settings_of, unpack
 from benchmarks.recipes_plot import draw
+from pipelines.recipes import RECIPE_NAMES
 
 POINT = Point(
     recipe="head",
@@ -20,6 +21,7 @@ POINT = Point(
     accuracy=0.5,
     right=pack([True, False] * 4),
     minutes=0.1,
+    processor_minutes=0.1,
     minutes_in_all=0.2,
     peak_memory_mb=300,
     size_mb=0.1,
@@ -107,7 +109,7 @@ def test_a_chat_model_is_compared_on_the_queries_that_it_was_asked() -> None:
 
 
 def test_what_tells_most_is_measured_first() -> None:
-    every = recipes.cases((*recipes.RECIPE_NAMES, BASE), recipes.LABELS, recipes.SEEDS)
+    every = recipes.cases((*RECIPE_NAMES, BASE), recipes.LABELS, recipes.SEEDS)
     assert len(every) == len(set(every)) == 36
     assert {case.recipe for case in every[:9]} == {"head"}
     assert every[9:12] == [
