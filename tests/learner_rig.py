@@ -124,7 +124,7 @@ class Rig:
 
 @contextmanager
 def open_rig(folder: Path, **sections: Any) -> Iterator[Rig]:
-    """A rig in `folder`; `sections` are tables of the settings."""
+    """A rig in `folder`; `sections` are tables of the settings, `task` what its task adds."""
     teacher = {
         "base_url": "http://127.0.0.1:9/v1",
         "model": "scripted-teacher",
@@ -135,7 +135,8 @@ def open_rig(folder: Path, **sections: Any) -> Iterator[Rig]:
         "max_tokens": 8,
         "timeout": "5s",
     }
-    support = {"models": ["gpt-support"], "labels": list(TASK.labels)}
+    added = sections.pop("task", {})
+    support = {"models": ["gpt-support"], "labels": list(TASK.labels), **added}
     options: dict[str, Any] = {"data_dir": folder, "tasks": {TASK.name: support}, **sections}
     options["teacher"] = {**teacher, **sections.get("teacher", {})}
     settings = Settings(**options)

@@ -15,26 +15,24 @@ from benchmarks.loop import BANKING77, TASK, Loop, LoopPlan, read_queries, runni
 from pipelines.errors import TrainingStackMissing
 from pipelines.recipes import require_training_stack
 
-INTENTS = 5
-SENT = 300
 TESTED = 30
 ASKED = 10
 NEVER = 10**6  # labels: trains when it is asked to, and only then
 
 
-def slice_plan(recipe: str, more_settings: str = "") -> LoopPlan:
-    """A few intents and a few hundred queries."""
+def slice_plan(recipe: str, intents: int, sent: int, more_settings: str) -> LoopPlan:
+    """Some intents and a few hundred queries."""
     stream = read_queries(BANKING77 / "train.csv")
-    chosen = set(random.Random(3).sample(sorted({query.gold for query in stream}), INTENTS))
+    chosen = set(random.Random(3).sample(sorted({query.gold for query in stream}), intents))
     kept = [query for query in stream if query.gold in chosen]
     test = [query for query in read_queries(BANKING77 / "test.csv") if query.gold in chosen]
     random.Random(3).shuffle(kept)
     random.Random(3).shuffle(test)
     return LoopPlan(
-        stream=tuple(kept[:SENT]),
+        stream=tuple(kept[:sent]),
         test=tuple(test[:TESTED]),
         first_training_labels=NEVER,
-        min_groups=30,
+        min_groups=40,
         target=0.7,
         recipe=recipe,
         more_settings=more_settings,
@@ -88,7 +86,7 @@ def training_stack() -> None:
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
 @pytest.mark.usefixtures("training_stack")
 def test_a_tuned_encoder_goes_the_whole_way(kafka_broker: Any, tmp_path: Path) -> None:
-    plan = slice_plan("encoder-lora", "[recipes.encoder-lora]\nepochs = 3\n")
+    plan = slice_plan("encoder-lora", 14, 420, "[recipes.encoder-lora]\nepochs = 3\n")
     with running_loop(plan, tmp_path, kafka_broker.bootstrap_servers) as loop:
         check_that_it_serves(loop, plan)
 
@@ -101,7 +99,7 @@ def test_a_tuned_encoder_goes_the_whole_way(kafka_broker: Any, tmp_path: Path) -
 def test_a_chat_model_goes_the_whole_way_though_its_trainer_is_killed(
     kafka_broker: Any, tmp_path: Path
 ) -> None:
-    plan = slice_plan("causal-lora", "[recipes.causal-lora]\nepochs = 1.5\n")
+    plan = slice_plan("causal-lora", 5, 300, "[recipes.causal-lora]\nepochs = 1.5\n")
     killed: list[int] = []
     with running_loop(plan, tmp_path, kafka_broker.bootstrap_servers) as loop:
         killer = Thread(target=kill_trainer_at_checkpoint, args=(loop, killed))
