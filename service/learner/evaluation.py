@@ -14,7 +14,7 @@ from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
-from pipelines.recipes import RECIPES, RecipeName
+from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
 from service.learner.relabel import JobResult
 from service.learner.training import Workshop
@@ -23,7 +23,7 @@ from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items
 from storage.decisions import champion as champion_of
 from storage.decisions import decisions
-from storage.reports import Golden, Report, write_report
+from storage.reports import Golden, Report, write_card, write_report
 from storage.students import (
     GateTurn,
     StoredEvaluation,
@@ -273,6 +273,18 @@ class Evaluating:
         for leftover in scratch.iterdir():
             leftover.unlink()
         write_report(scratch, report, golden)
+        artifacts = self._shop.artifacts
+        made_by = artifacts.about("student", version.student).get("recipe")
+        write_card(
+            scratch,
+            report,
+            version,
+            recipe=Recipe(**made_by)
+            if isinstance(made_by, dict)
+            else RECIPES[cast("RecipeName", version.recipe)],
+            dataset=artifacts.about("dataset", version.dataset),
+            base=artifacts.about(base_kind(version.family), version.base),
+        )
         artifact = self._shop.artifacts.publish("report", scratch, {"student": version.student})
         threshold = report.evaluation.threshold
         with self._shop.database.transaction() as tx:
