@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, cast, get_args, get_origin
 
 import typer
@@ -21,16 +22,21 @@ import service.settings
 from pipelines.errors import ExitCode, FlywheelError
 from service.cli import app
 from service.cli_help import EXIT_CODES
-from service.settings import Section, Settings, TaskSettings, format_duration
+from service.settings import RecipeSettings, Section, Settings, TaskSettings, format_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 96
+# Tables of which there are several, by the name of the first part of their names.
+NAMED_TABLES: dict[str, type[BaseModel]] = {"recipes": RecipeSettings, "tasks": TaskSettings}
 NOTE = "<!-- Written by `make docs` from {source}; changes belong there. -->"
 FILE_TREE = re.compile(
     r"(<!-- file tree -->\n```text\n).*?(\n```\n<!-- end of file tree -->)", re.S
 )
 
 LOOP_FIGURES = re.compile(r"(<!-- loop figures -->\n).*?(\n<!-- end of loop figures -->)", re.S)
+RECIPE_FIGURES = re.compile(
+    r"(<!-- recipe figures -->\n).*?(\n<!-- end of recipe figures -->)", re.S
+)
 
 CODE_FOLDERS = ("pipelines", "storage", "service", "deploy", "docs", "benchmarks", "tests")
 # Many files of one kind: a line for the folder says enough.
@@ -38,6 +44,7 @@ ONE_LINE_FOLDERS = {
     "service/console/static": "Style sheet and script of the console.",
     "service/console/templates": "The pages of the console.",
     "benchmarks/results": "What the benchmarks found, as they wrote it.",
+    "docs/images": "Plots that the benchmarks draw from their results.",
 }
 TOP_FILES = {
     "Makefile": "Every command for people who work on it.",
@@ -60,12 +67,17 @@ OTHER_FILES = {
 def documents() -> Mapping[Path, str]:
     """Every generated file, with the content it should have."""
     readme = ROOT / "README.md"
+    recipes = ROOT / "docs" / "explanation" / "recipes.md"
+    measured = "\n".join(recipe_figures())
     tree, figures = "\n".join(file_tree()), "\n".join(loop_figures())
     text = FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text())
     return {
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
         ROOT / "docs" / "reference" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
+        recipes: RECIPE_FIGURES.sub(
+            lambda found: found[1] + measured + found[2], recipes.read_text()
+        ),
         readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], text),
     }
 
@@ -88,6 +100,47 @@ def loop_figures() -> Iterator[str]:
     yield (
         f"{found['prompts']:,} prompts, seed {found['seed']}, {found['machine']['cores']} cores, "
         f"{found['figures']['minutes']:g} minutes for the whole run: benchmarks/results/loop.json."
+    )
+
+
+def recipe_figures() -> Iterator[str]:
+    """The recipes' table, a line for each number of labels, as the results file has it."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "recipes.json").read_text())
+    yield (
+        "| recipe | labels | accuracy | above `head`, for each seed (95 % interval) "
+        "| processor minutes | peak MB | published MB | ms |"
+    )
+    yield "|---|---:|---:|---|---:|---:|---:|---:|"
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for point in found["points"]:
+        groups.setdefault((point["recipe"], point["labels"]), []).append(point)
+    order = list(dict.fromkeys(recipe for recipe, _ in groups))
+    for recipe, labels in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
+        yield _recipe_row(recipe, labels, groups[recipe, labels])
+    machine, seeds = found["machine"], ", ".join(map(str, found["seeds"]))
+    yield ""
+    yield (
+        f"Means over the seeds {seeds}, or over those that were measured; {machine['cores']} cores "
+        f"({machine['processor']}, shared with other work): benchmarks/results/recipes.json."
+    )
+    if found["missing"]:
+        missing = [f"{name} {labels:,} (seed {seed})" for name, labels, seed in found["missing"]]
+        yield f"Not measured yet: {', '.join(missing)}."
+
+
+def _recipe_row(recipe: str, labels: int, points: list[dict[str, Any]]) -> str:
+    def mean(name: str) -> float:
+        return fmean(point[name] for point in points)
+
+    above = [
+        f"{100 * gain['value']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        for point in points
+        if (gain := point["to_head"])
+    ]
+    return (
+        f"| {recipe} | {labels:,} | {mean('accuracy'):.1%} | {'; '.join(above)} | "
+        f"{mean('processor_minutes'):.1f} | {mean('peak_memory_mb'):,.0f} | {mean('size_mb'):,.1f} | "
+        f"{mean('latency_p50_ms'):,.0f} |"
     )
 
 
@@ -120,24 +173,25 @@ def settings_page() -> Iterator[str]:
         "|---|---|---|---|",
     )
     for name, field in Settings.model_fields.items():
-        if name != "tasks" and not _is_section(field):
+        if name not in NAMED_TABLES and not _is_section(field):
             yield _setting_row(Settings, name, field)
     for name, field in Settings.model_fields.items():
         if _is_section(field):
             yield from _section(f"[{name}]", field.annotation)
-    yield from _section("[tasks.NAME]", TaskSettings)
+    for name, model in NAMED_TABLES.items():
+        yield from _section(f"[{name}.NAME]", model)
 
 
 def settings_without_meaning() -> list[str]:
     """Settings that nobody explained; a test wants none."""
     found: list[str] = []
-    models: list[type[BaseModel]] = [Settings, *_sections(), TaskSettings]
+    models: list[type[BaseModel]] = [Settings, *_sections(), *NAMED_TABLES.values()]
     for model in models:
         meanings = _meanings(model)
         found += [
             f"{model.__name__}.{name}"
             for name, field in model.model_fields.items()
-            if name not in meanings and name != "tasks" and not _is_section(field)
+            if name not in meanings and name not in NAMED_TABLES and not _is_section(field)
         ]
     return found
 

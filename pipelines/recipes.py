@@ -109,6 +109,25 @@ def count_weights(base: Path) -> int:
     return total
 
 
+def over_memory_limit(recipe: Recipe, base: Path, limit_mb: int) -> str | None:
+    """Why a trainer would be ended for its size; None where it would not."""
+    needed = recipe.memory_needed_mb(base)
+    if needed <= limit_mb:
+        return None
+    return (
+        f"{recipe.name} on {base.name} needs about {needed} MB, and trainer.memory_limit_mb is "
+        f"{limit_mb}: raise it, or name a smaller base model"
+    )
+
+
+def over_free_memory(recipe: Recipe, base: Path, free_mb: int) -> str | None:
+    """Why this host has no room for a trainer now; None where it has."""
+    needed = recipe.memory_needed_mb(base)
+    if needed <= free_mb:
+        return None
+    return f"{recipe.name} on {base.name} needs about {needed} MB, and {free_mb} MB are free"
+
+
 def require_training_stack() -> None:
     """Raise `TrainingStackMissing`, with what to do, where torch and its companions are absent."""
     missing = [name for name in TRAINING_STACK if find_spec(name) is None]

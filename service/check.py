@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from service.recipe_needs import needs_of
 from service.settings import Settings, is_loopback
 
 MASK = "**********"
@@ -38,7 +39,12 @@ def lines(settings: Settings) -> Iterator[str]:
 
 def find_problems(settings: Settings) -> list[Problem]:
     """What is missing or doubtful, errors first."""
-    found = [*_missing(settings), *_unusable(settings), *_doubtful(settings)]
+    found = [
+        *_missing(settings),
+        *_unusable(settings),
+        *_recipes(settings),
+        *_doubtful(settings),
+    ]
     return sorted(found, key=lambda problem: problem.level)
 
 
@@ -71,6 +77,21 @@ def _unusable(settings: Settings) -> Iterator[Problem]:
     for name in ("model.onnx", "tokenizer.json"):
         if encoder is not None and not (encoder / name).is_file():
             yield _error("encoder.path", f"{encoder} has no {name}")
+
+
+def _recipes(settings: Settings) -> Iterator[Problem]:
+    """Of the recipes that tasks use: what `flywheel recipes` says about them."""
+    for name, task in settings.tasks.items():
+        chosen = {"recipe": task.recipe, "challenger": task.challenger}
+        for setting, recipe in chosen.items():
+            if recipe is None:
+                continue
+            needs = needs_of(settings, recipe)
+            where = f"tasks.{name}.{setting}"
+            if needs.problem:
+                yield _error(where, f"is {recipe}: {needs.problem}")
+            elif needs.warning:
+                yield _warning(where, f"is {recipe}: {needs.warning}")
 
 
 def _doubtful(settings: Settings) -> Iterator[Problem]:

@@ -222,6 +222,32 @@ def check(as_json: AsJson = False) -> None:
         raise typer.Exit(int(ExitCode.SETTINGS))
 
 
+@app.command(
+    epilog=examples("flywheel recipes", "flywheel recipes --labels 800", "flywheel recipes --quick")
+)
+def recipes(
+    labels: Annotated[int, typer.Option(help="For how many the time is estimated.", min=20)] = 2000,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not time anything.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How students can be made, and what each recipe needs on this machine.
+
+    Times a batch of each, under the trainer's limits, which takes a minute or more.
+    """
+    from dataclasses import asdict
+
+    from service.recipe_needs import needs_lines, recipe_needs, timed_needs
+
+    settings = chosen.settings()
+    found = recipe_needs(settings) if quick else list(timed_needs(settings, labels, _tell))
+    _tell("")
+    if as_json:
+        _print_json([asdict(one) for one in found])
+        return
+    for line in needs_lines(found, labels, settings.trainer.memory_limit_mb):
+        print(line)
+
+
 @app.command("import", epilog=examples("flywheel import prompts.jsonl", "flywheel import log.csv"))
 def import_log(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
@@ -439,8 +465,13 @@ def drop(key: str) -> None:
 
 
 def _count_lines(lines: int) -> None:
+    _tell(f"{lines:,} lines")
+
+
+def _tell(text: str) -> None:
+    """How far it is, on one line that is written over."""
     if sys.stderr.isatty():
-        print(f"\r{lines:,} lines", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _show(found: Any, lines: Any, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 from pipelines.errors import ExitCode
 
 SECTIONS = {
-    "Start": ("demo", "run", "learner", "gateway", "check", "import"),
+    "Start": ("demo", "run", "learner", "gateway", "check", "recipes", "import"),
     "See": ("status", "versions", "show", "export", "open"),
     "Decide": ("approve", "reject", "rollback"),
     "Steer": ("train", "pause", "resume"),

@@ -265,7 +265,7 @@ class EncoderSettings(Section):
 
 
 class RecipeSettings(Section):
-    """`[recipes.NAME]`: what a recipe does otherwise than it would. See `flywheel recipes`."""
+    """What a recipe does otherwise than by itself; none: as `flywheel recipes` says."""
 
     # a Hugging Face folder with safetensors, or a GGUF file; none: what is installed
     base_model: Path | None = None

@@ -11,7 +11,12 @@ import psutil
 import structlog
 
 from pipelines.errors import SettingsError, TrainingFailed
-from pipelines.recipes import Recipe, require_training_stack
+from pipelines.recipes import (
+    Recipe,
+    over_free_memory,
+    over_memory_limit,
+    require_training_stack,
+)
 from pipelines.students.classifier import name_encoder
 from service.learner.trainer import Trainer
 from service.settings import Settings
@@ -87,18 +92,14 @@ class BaseModels:
         return encoder.digest
 
     def _refuse_too_large(self, recipe: Recipe, source: Path) -> None:
-        needed = recipe.memory_needed_mb(source)
-        limit = self._settings.trainer.memory_limit_mb
         free = int(psutil.virtual_memory().available // 2**20)
-        if needed > limit:
-            raise TrainingFailed(
-                f"{recipe.name} on {source.name} needs about {needed} MB, and "
-                f"trainer.memory_limit_mb is {limit}: raise it, or name a smaller base model"
-            )
-        if needed > free:
-            raise TrainingFailed(
-                f"{recipe.name} on {source.name} needs about {needed} MB, and {free} MB are free"
-            )
+        limit = self._settings.trainer.memory_limit_mb
+        for why in (
+            over_memory_limit(recipe, source, limit),
+            over_free_memory(recipe, source, free),
+        ):
+            if why:
+                raise TrainingFailed(why)
 
     def _adopted(self, source: str) -> Artifact | None:
         for digest in self._artifacts.digests("chat_model"):
