@@ -284,6 +284,7 @@ class Evaluating:
             else RECIPES[cast("RecipeName", version.recipe)],
             dataset=artifacts.about("dataset", version.dataset),
             base=artifacts.about(base_kind(version.family), version.base),
+            teacher=self._shop.settings.teacher.model,
         )
         artifact = self._shop.artifacts.publish("report", scratch, {"student": version.student})
         threshold = report.evaluation.threshold
