@@ -71,11 +71,11 @@ def loop() -> list[Panel]:
             ceiling=1,
         ),
         graph(
-            "Training speed",
-            "Examples a second of the run. Much slower than before: other work on the host, or "
-            "trainer.threads is low.",
+            "Training speed and loss",
+            "Much slower than before: other work on the host, or trainer.threads is low. A loss "
+            "(of recipes that tune) that does not fall: lower recipes.NAME.learning_rate.",
             Query("max(flywheel_training_examples_per_second)", "examples a second"),
-            unit="ops",
+            Query("max(flywheel_training_loss)", "loss"),
         ),
         graph(
             "Training time",
