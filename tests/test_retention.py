@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from learner_rig import Rig, open_rig
-from operating import open_desk
+from operating import Desk, open_desk
 
 from service.learner.retention import Retention
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
@@ -78,10 +78,25 @@ def test_nothing_that_is_young_goes(rig: Rig) -> None:
     assert rig.rows("SELECT text FROM samples") == [("my secret",)]
 
 
+def tuned_encoder(desk: Desk, content: str, recipe: str | None) -> str:
+    scratch = desk.folder / "tuned"
+    scratch.mkdir()
+    (scratch / "model.onnx").write_text(content)
+    about = {"name": content, "recipe": recipe} if recipe else {"name": content}
+    return desk.artifacts.publish("encoder", scratch, about).digest
+
+
 def test_what_was_once_approved_stays_and_old_candidates_go(tmp_path: Path) -> None:
     with open_desk(tmp_path, retention={"students": 2}) as desk:
         approved = desk.approved()
         candidates = [desk.train() for _ in range(4)]
+        encoders = [tuned_encoder(desk, at, "encoder-lora") for at in "ab"]
+        encoders.append(tuned_encoder(desk, "c", None))
+        with desk.database.transaction() as tx:
+            tx.execute(
+                "UPDATE students SET base = $base WHERE digest = $digest",
+                {"base": encoders[0], "digest": candidates[-1].student},
+            )
         for manifest in (desk.folder / "artifacts").rglob("manifest.json"):
             os.utime(manifest, (0, 0))  # so old that no job can have it in its hands
 
@@ -91,4 +106,6 @@ def test_what_was_once_approved_stays_and_old_candidates_go(tmp_path: Path) -> N
         assert approved.student in kept
         assert {one.student for one in candidates[-2:]} <= set(kept)
         assert candidates[0].student not in kept
+        left = desk.artifacts.digests("encoder")
+        assert set(encoders) & set(left) == {encoders[0], encoders[2]}, "tuned for nobody that is"
         assert desk.operations.publish() is None, "what is live can be published as before"

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from shutil import rmtree
 
 from service.learner.relabel import JobResult
+from service.learner.training import vector_cache
 from service.settings import Settings
 from service.topics.opening import EMBEDDED_FILE
 from storage.artifacts import Artifacts
@@ -78,17 +80,27 @@ class Retention:
 
     def _prune_artifacts(self, before: datetime) -> int:
         with self._database.snapshot() as tx:
-            students, datasets, reports = self._kept(tx)
+            students, datasets, reports, bases = self._kept(tx)
         oldest = before.timestamp()
         return (
             len(self._artifacts.prune("student", students, oldest))
             + len(self._artifacts.prune("dataset", datasets, oldest))
             + len(self._artifacts.prune("report", reports, oldest))
+            + self._prune_tuned_encoders(bases, oldest)
         )
 
-    def _kept(self, tx: Cursor) -> tuple[set[str], set[str], set[str]]:
+    def _prune_tuned_encoders(self, bases: set[str], oldest: float) -> int:
+        """Those of pruned versions, with their cached vectors. The frozen ones are shared."""
+        encoders = self._artifacts.digests("encoder")
+        shared = {one for one in encoders if "recipe" not in self._artifacts.about("encoder", one)}
+        gone = self._artifacts.prune("encoder", bases | shared, oldest)
+        for digest in gone:
+            rmtree(vector_cache(self._settings, digest), ignore_errors=True)
+        return len(gone)
+
+    def _kept(self, tx: Cursor) -> tuple[set[str], set[str], set[str], set[str]]:
         """Of all tasks: one that left the settings may come back."""
-        students, datasets, reports = set(), set(), set()
+        students, datasets, reports, bases = set(), set(), set(), set()
         for task in {*self._settings.tasks, *tasks_with_versions(tx)}:
             latest = latest_dataset(tx, task)  # the next one is compared with it
             datasets |= {latest.digest} if latest else set()
@@ -101,9 +113,10 @@ class Retention:
             kept = [one for one in found if one.student in newest | approved]
             students |= {one.student for one in kept}
             datasets |= {one.dataset for one in kept}
+            bases |= {one.base for one in kept}
             reports |= {
                 one.report
                 for digest, one in latest_evaluations(tx, task).items()
                 if digest in students
             }
-        return students, datasets, reports
+        return students, datasets, reports, bases

@@ -48,6 +48,11 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 DATASET_FILE = "dataset"
 
 
+def vector_cache(settings: Settings, encoder: str) -> Path:
+    """Where the vectors of one encoder are kept, by the content of their texts."""
+    return settings.data_dir / "cache" / f"vectors-{encoder[:16]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
     """What training and evaluation work with: shared by both jobs."""
@@ -70,7 +75,7 @@ class Workshop:
 
     def child_spec(self, encoder: Artifact) -> dict[str, object]:
         """What every child is told about the encoder and its limits."""
-        cache = self.settings.data_dir / "cache" / f"vectors-{encoder.digest[:16]}"
+        cache = vector_cache(self.settings, encoder.digest)
         return {
             "encoder": str(encoder.path.resolve()),
             "encoder_digest": encoder.digest,
