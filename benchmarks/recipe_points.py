@@ -67,6 +67,7 @@ class Point:
     seed: int
     commit: str
     settings: dict[str, Any]  # of the recipe
+    threads: int
     queries: int
     accuracy: float
     right: str
@@ -157,6 +158,7 @@ def measure(case: Case, threads: int, progress: Progress) -> Point:
         seed=case.seed,
         commit=commit(),
         settings=settings_of(case.recipe),
+        threads=threads,
         queries=len(asked),
         accuracy=round(sum(right) / len(right), 4),
         right=pack(right),

@@ -200,7 +200,7 @@ def run(wanted: Sequence[Case], path: Path, threads: int) -> None:
     print(f"{len(wanted) - len(left)} of {len(wanted)} points are there already", file=sys.stderr)
     for at, case in enumerate(left):
         point = measure(case, threads, Line(at, left, points))
-        points.append(point)
+        points = [*read_points(path), point]  # another call may have written meanwhile
         write(points, path)
         print(
             f"{CLEAR if sys.stderr.isatty() else ''}{case}: accuracy {point.accuracy:.4f}, "

@@ -17,6 +17,7 @@ POINT = Point(
     seed=0,
     commit="c",
     settings=settings_of("head"),
+    threads=1,
     queries=8,
     accuracy=0.5,
     right=pack([True, False] * 4),
