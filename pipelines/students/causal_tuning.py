@@ -1,5 +1,6 @@
 """A chat model while LoRA adapters are tuned on it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pipelines.errors import TrainingFailed
 from pipelines.fit import best_temperature
 from pipelines.recipes import Recipe
 from pipelines.students.causal import (
+    ADAPTER_CONFIG_FILE,
     Branch,
     CausalConfig,
     ChatModel,
@@ -42,6 +44,7 @@ class CausalTuning:
         torch.manual_seed(spec["seed"])
         chat = ChatModel(Path(spec["base"]), threads=spec["threads"])
         self._device = chat.device
+        self._base_name = str(spec["base_name"])
         self._labels: list[str] = spec["labels"]
         self._config = CausalConfig(
             labels=tuple(self._labels),
@@ -98,6 +101,7 @@ class CausalTuning:
         temperature = self._temperature(channel)
         self._model.save_pretrained(str(scratch), safe_serialization=True)
         (scratch / "README.md").unlink(missing_ok=True)  # the model card is ours
+        settle_adapter_config(scratch, self._base_name)
         check_adapter(scratch)
         save_config(scratch, replace(self._config, temperature=temperature))
         return {"temperature": round(temperature, 4)}
@@ -155,6 +159,15 @@ class CausalTuning:
                 targets.append(np.array([choices.index(chosen)]))
             channel.progress("calibrate", done, len(self._calibration))
         return best_temperature(logits, targets)
+
+
+def settle_adapter_config(folder: Path, base_name: str) -> None:
+    """peft writes where the base lies on this machine, and a set in any order: not in a hash."""
+    path = folder / ADAPTER_CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def passed(trie: Branch, answer: Sequence[int]) -> list[tuple[Branch, int]]:

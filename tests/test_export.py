@@ -1,0 +1,110 @@
+"""What `flywheel export` writes can be used without the flywheel, and tells nothing of its host."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_model_rig import TinyChatModel, tiny_chat_model
+from training_rig import open_shop
+
+from pipelines.encoder import Encoder
+from pipelines.errors import Refused
+from pipelines.recipes import RECIPES
+from pipelines.students.classifier import load_head
+from service.export import export_version
+from service.learner.trainer import Trainer
+from service.settings import TrainerSettings
+
+CARD = "---\nlicense: other\n---\n# support-v1\n"
+SMALL = replace(RECIPES["causal-lora"], batch_size=4, rank=2, epochs=1.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyChatModel:
+    return tiny_chat_model()
+
+
+def test_an_exported_head_answers_by_itself(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "data") as shop:
+        shop.fill(5)
+        _, version = shop.training.run("support", "test")
+        assert version is not None
+        told = {
+            "name": version.name,
+            "recipe": version.recipe,
+            "student": version.student,
+            "base": version.base,
+        }
+        folder = tmp_path / "exported"
+        export_version(told, CARD, shop.workshop.settings.data_dir, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.onnx", "tokenizer.json", "head.safetensors", "README.md"} <= names
+    vectors = Encoder(folder, threads=1, max_tokens=128).encode(["where is my parcel"])
+    (answer,) = load_head(folder).answer(vectors)
+    assert answer.label == "delivery"
+
+
+def test_exported_adapters_come_with_their_tokenizer(tmp_path: Path, model: TinyChatModel) -> None:
+    live = model.publish(tmp_path, 1)
+    told = {
+        "name": live.name,
+        "recipe": "causal-lora",
+        "student": live.student,
+        "base": live.base,
+    }
+    folder = tmp_path / "exported"
+    export_version(told, CARD, tmp_path, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names  # the base model is named, not copied
+    assert (folder / "README.md").read_text() == CARD
+
+
+def test_without_the_artifacts_it_says_where_to_export(tmp_path: Path) -> None:
+    told = {"name": "support-v1-ab", "recipe": "head", "student": "a" * 64, "base": "b" * 64}
+    with pytest.raises(Refused, match="export on the host of the learner"):
+        export_version(told, CARD, tmp_path / "elsewhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def tuned(folder: Path, model: TinyChatModel) -> dict[str, str]:
+    """The hash of every file of a student that was trained in `folder`."""
+    for name in ("dataset", "scratch", "checkpoint"):
+        (folder / name).mkdir(parents=True)
+    rows = [
+        {"text": f"{label} {at}", "label": label, "group_id": f"{label}{at}", "weight": 1.0}
+        for label in ("refund", "parcel")
+        for at in range(10)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "dataset" / "train.jsonl").write_text(lines)
+    spec: dict[str, Any] = {
+        **{name: str(folder / name) for name in ("dataset", "scratch", "checkpoint")},
+        "recipe": asdict(SMALL),
+        "base": str(model.base),
+        "base_digest": "0" * 64,
+        "base_name": "tiny",
+        "precision": str(folder.parent / "precision.json"),
+        "labels": ["refund", "parcel"],
+        "task": "support",
+        "instructions": "",
+        "seed": 0,
+        "time_budget": None,
+        "threads": 1,
+    }
+    scratch = folder / "scratch"
+    Trainer(TrainerSettings()).run("pipelines.train", spec, scratch)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in scratch.iterdir()}
+
+
+def test_adapters_are_the_same_to_the_byte_and_name_no_folder_of_their_host(
+    tmp_path: Path, model: TinyChatModel
+) -> None:
+    one, other = tuned(tmp_path / "one", model), tuned(tmp_path / "other", model)
+    assert one == other
+    config = json.loads((tmp_path / "one" / "scratch" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert str(model.base) not in json.dumps(config)
