@@ -365,6 +365,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if "head" in self.recipes:
+            raise ValueError("recipes.head: a head has nothing to tune; its encoder is [encoder]")
+        whole = self.recipes.get("encoder-full")
+        if whole is not None and whole.rank is not None:
+            raise ValueError("recipes.encoder-full.rank: it tunes every weight; see encoder-lora")
         claimed: dict[str, str] = {}
         for name, task in self.tasks.items():
             if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", name):

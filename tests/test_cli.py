@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from operating import TASK, Desk, open_desk
 from pipelines.errors import ExitCode
 from service import cli
 from service.cli_help import EXIT_CODES, SECTIONS
+from service.learner.status import Progress
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("duckdb", "fastapi", "onnxruntime", "numpy", "pydantic", "rich", "kafka", "openai")
@@ -176,10 +178,18 @@ def test_status_puts_what_waits_first(flywheel: Flywheel, desk: Desk) -> None:
     assert found["tasks"][0]["champion"]["number"] == 3
 
 
+def test_status_shows_how_far_a_training_is_and_its_loss(flywheel: Flywheel, desk: Desk) -> None:
+    desk.progress = Progress(
+        step=96, total=480, examples_per_second=12, seconds_left=32, phase="tune", loss=0.4312
+    )
+    text = flywheel("--data-dir", str(desk.folder), "status").out
+    assert "tune: step 96 of 480, loss 0.431, 12 examples/s, 32 s left" in text
+
+
 def test_versions_and_show_read_the_report(flywheel: Flywheel, desk: Desk) -> None:
     there = ("--data-dir", str(desk.folder))
     versions = flywheel(*there, "versions").out
-    assert "support-v5  waiting" in versions
+    assert re.search(r"support-v5 +waiting +encoder-lora", versions)
     shown = flywheel(*there, "show", "support-v4").out
     assert "FAILED  4.7 %" in shown
     assert "Worst segments" in shown

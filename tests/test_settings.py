@@ -1,10 +1,12 @@
 """Settings: one order of precedence, nothing unknown accepted, no secret shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import ExitCode, SettingsError
+from pipelines.recipes import RECIPES
 from service.check import find_problems, lines
 from service.settings import Settings, load_settings
 
@@ -253,3 +255,40 @@ def test_check_sees_ports_that_collide(tmp_path: Path) -> None:
     text = "[gateway]\nport = 9000\n[learner]\nport = 9000\n"
     problems = find_problems(load_settings(written(tmp_path, text)))
     assert "learner.port" in {p.setting for p in problems}
+
+
+RECIPES_TABLE = """
+[recipes.causal-lora]
+base_model = "models/small-chat"
+batch_size = 2
+accumulate = 4
+"""
+
+
+def test_a_recipe_is_as_usual_but_for_what_the_settings_change(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SUPPORT + RECIPES_TABLE))
+    changed, usual = settings.recipe("causal-lora"), RECIPES["causal-lora"]
+    assert (changed.batch_size, changed.accumulate) == (2, 4)
+    assert replace(changed, batch_size=usual.batch_size, accumulate=1) == usual
+    assert settings.recipe("encoder-lora") == RECIPES["encoder-lora"]
+    assert settings.tasks["support"].recipe == "head"
+
+
+def test_settings_with_recipes_can_be_loaded_again(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path, SUPPORT + RECIPES_TABLE))
+    again = load_settings(written(tmp_path, "\n".join(lines(settings))))
+    assert again.model_dump() == settings.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[recipes.tree]\nepochs = 3\n", "recipes.tree"),
+        ("[recipes.encoder-lora]\nepochs = 0\n", "recipes.encoder-lora.epochs"),
+        ("[recipes.encoder-lora]\ntrees = 3\n", "encoder-lora.trees: there is no such setting"),
+        ("[recipes.head]\nepochs = 3\n", "a head has nothing to tune"),
+        ("[recipes.encoder-full]\nrank = 8\n", "it tunes every weight"),
+    ],
+)
+def test_what_no_recipe_can_be_told_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)
