@@ -22,7 +22,8 @@ import service.settings
 from pipelines.errors import ExitCode, FlywheelError
 from service.cli import app
 from service.cli_help import EXIT_CODES
-from service.settings import RecipeSettings, Section, Settings, TaskSettings, format_duration
+from service.durations import check_schedule, format_duration
+from service.settings import RecipeSettings, Section, Settings, TaskSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 96
@@ -139,8 +140,8 @@ def _recipe_row(recipe: str, labels: int, points: list[dict[str, Any]]) -> str:
     ]
     return (
         f"| {recipe} | {labels:,} | {mean('accuracy'):.1%} | {'; '.join(above)} | "
-        f"{mean('processor_minutes'):.1f} | {mean('peak_memory_mb'):,.0f} | {mean('size_mb'):,.1f} | "
-        f"{mean('latency_p50_ms'):,.0f} |"
+        f"{mean('processor_minutes'):.1f} | {mean('peak_memory_mb'):,.0f} | "
+        f"{mean('size_mb'):,.1f} | {mean('latency_p50_ms'):,.0f} |"
     )
 
 
@@ -241,7 +242,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
 def _kind(field: FieldInfo) -> str:
     kind = _type_name(field.annotation)
     validators = [getattr(item, "func", None) for item in field.metadata]
-    if service.settings._check_schedule in validators:
+    if check_schedule in validators:
         kind = "schedule"
     bounds = [
         f"{sign} {getattr(item, attribute):g}"

@@ -11,14 +11,12 @@ from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     SecretStr,
     ValidationError,
     field_validator,
@@ -35,6 +33,7 @@ from pydantic_settings import (
 from pipelines.errors import SettingsError
 from pipelines.recipes import RECIPES, Recipe, RecipeName, check_base, installed_base
 from pipelines.types import Task
+from service.durations import Duration, Schedule
 
 CONFIG_FILE = "flywheel.toml"
 PREFIX = "FLYWHEEL_"
@@ -42,51 +41,7 @@ PREFIX = "FLYWHEEL_"
 CONFIG_VARIABLE = "FLYWHEEL_CONFIG"
 SECRETS_VARIABLE = "FLYWHEEL_SECRETS_DIR"
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
-
-
-def parse_duration(value: object) -> object:
-    """Read `90s`, `5m` or `1h30m`; everything else is left for pydantic to judge."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip().removeprefix("every ").strip()
-    parts = _DURATION.findall(text)
-    if not parts or _DURATION.sub("", text).strip():
-        raise ValueError(f"'{value}' is not a duration; write for example 30s, 5m, 1h30m or 7d")
-    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-
-
-def format_duration(value: timedelta) -> str:
-    """As `parse_duration` reads it, in the largest unit that holds it exactly."""
-    milliseconds = round(value / timedelta(milliseconds=1))
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if milliseconds >= size and milliseconds % size == 0:
-            return f"{milliseconds // size}{unit}"
-    return f"{milliseconds}ms"
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(parse_duration),
-    PlainSerializer(format_duration, return_type=str),
-]
 Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-def parse_schedule(text: str) -> timedelta | str:
-    """An interval (`every 10s`), or the five fields of a cron line. Errors are `ValueError`."""
-    if len(text.split()) == 5:
-        return text
-    return cast("timedelta", parse_duration(text))
-
-
-def _check_schedule(text: str) -> str:
-    parse_schedule(text)
-    return text
-
-
-Schedule = Annotated[str, BeforeValidator(_check_schedule)]
 
 
 class Section(BaseModel):

@@ -14,9 +14,9 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from pipelines.errors import FlywheelError
+from service.durations import parse_schedule
 from service.learner.relabel import JobResult
 from service.metrics import LearnerMetrics
-from service.settings import parse_schedule
 from storage.database import Database
 from storage.ticks import (
     TickOutcome,
