@@ -15,6 +15,8 @@ from benchmarks.loop import BANKING77, TASK, Loop, LoopPlan, read_queries, runni
 from pipelines.errors import TrainingStackMissing
 from pipelines.recipes import require_training_stack
 
+# Of these intents the names alone tell little: the untrained encoder is right on 64 % of them.
+SEED = 2
 TESTED = 30
 ASKED = 10
 NEVER = 10**6  # labels: trains when it is asked to, and only then
@@ -23,11 +25,11 @@ NEVER = 10**6  # labels: trains when it is asked to, and only then
 def slice_plan(recipe: str, intents: int, sent: int, more_settings: str) -> LoopPlan:
     """Some intents and a few hundred queries."""
     stream = read_queries(BANKING77 / "train.csv")
-    chosen = set(random.Random(3).sample(sorted({query.gold for query in stream}), intents))
+    chosen = set(random.Random(SEED).sample(sorted({query.gold for query in stream}), intents))
     kept = [query for query in stream if query.gold in chosen]
     test = [query for query in read_queries(BANKING77 / "test.csv") if query.gold in chosen]
-    random.Random(3).shuffle(kept)
-    random.Random(3).shuffle(test)
+    random.Random(SEED).shuffle(kept)
+    random.Random(SEED).shuffle(test)
     return LoopPlan(
         stream=tuple(kept[:sent]),
         test=tuple(test[:TESTED]),
@@ -86,7 +88,7 @@ def training_stack() -> None:
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
 @pytest.mark.usefixtures("training_stack")
 def test_a_tuned_encoder_goes_the_whole_way(kafka_broker: Any, tmp_path: Path) -> None:
-    plan = slice_plan("encoder-lora", 14, 420, "[recipes.encoder-lora]\nepochs = 3\n")
+    plan = slice_plan("encoder-lora", 8, 400, "[recipes.encoder-lora]\nepochs = 3\n")
     with running_loop(plan, tmp_path, kafka_broker.bootstrap_servers) as loop:
         check_that_it_serves(loop, plan)
 
