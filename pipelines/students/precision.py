@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipelines.recipes import Recipe
 from pipelines.students.causal import best_device
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.train import Tuning
 
 Name = Literal["float32", "bfloat16"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 TIMED_STEPS = 2
 # Half the bits cost accuracy; they have to earn it.
@@ -58,9 +59,7 @@ class Precision:
         key = f"{recipe.name} {tuning.description} {recipe.batch_size} {device} {torch.__version__}"
         known = json.loads(file.read_text()) if file.exists() else {}
         if key not in known:
-            seconds: dict[Name, float] = {
-                name: _time(tuning, recipe, device, name) for name in ("float32", "bfloat16")
-            }
+            seconds = _time(tuning, recipe, device)
             faster = seconds["bfloat16"] < WORTH_IT * seconds["float32"]
             chosen = cls(
                 name="bfloat16" if faster else "float32",
@@ -76,7 +75,8 @@ class Precision:
         return cls(**known[key])
 
 
-def _time(tuning: "Tuning", recipe: Recipe, device: str, name: Name) -> float:
+def _time(tuning: "Tuning", recipe: Recipe, device: str) -> dict[Name, float]:
+    """Seconds of one batch in each, taken by turns: other work on the host slows both alike."""
     import torch
 
     middle = len(tuning.lengths) // 2
@@ -84,7 +84,7 @@ def _time(tuning: "Tuning", recipe: Recipe, device: str, name: Name) -> float:
     start = max(0, middle - recipe.batch_size // 2)
     batch = tuple(order[start : start + recipe.batch_size])
 
-    def step() -> float:
+    def step(name: Name) -> float:
         started = time.perf_counter()
         with _autocast(device, name):
             loss = tuning.loss(batch)
@@ -93,11 +93,12 @@ def _time(tuning: "Tuning", recipe: Recipe, device: str, name: Name) -> float:
         return time.perf_counter() - started
 
     try:
-        step()  # the first one sets up
-        return min(step() for _ in range(TIMED_STEPS))
+        rounds = [{name: step(name) for name in NAMES} for _ in range(1 + TIMED_STEPS)]
     finally:
         for parameter in tuning.parameters().values():
             parameter.grad = None
+    # The first round sets up.
+    return {name: min(found[name] for found in rounds[1:]) for name in NAMES}
 
 
 def _autocast(device: str, name: Name) -> AbstractContextManager[None]:
