@@ -57,6 +57,7 @@ def test_child_knows_no_secret(child: Callable[..., Any], monkeypatch: pytest.Mo
     assert "key" not in environment.lower()
     assert "a third" not in environment
     assert "OMP_NUM_THREADS=1" in environment
+    assert "OMP_WAIT_POLICY=PASSIVE" in environment
 
 
 @pytest.mark.parametrize(
