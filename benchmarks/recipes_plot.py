@@ -71,6 +71,7 @@ def draw(found: Mapping[str, Any], target: Path) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(right=max(counts) * 1.75)
+    axes.set_ylim(top=1.0)
     axes.set_xlabel("labels")
     axes.set_ylabel("accuracy on test queries")
     axes.grid(axis="y", color=INK, alpha=0.25)
