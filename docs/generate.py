@@ -121,12 +121,15 @@ def recipe_figures() -> Iterator[str]:
     machine, seeds = found["machine"], ", ".join(map(str, found["seeds"]))
     yield ""
     yield (
-        f"Means over the seeds {seeds}, or over those that were measured; {machine['cores']} cores "
+        f"Means over the seeds {seeds} where they are measured; {machine['cores']} cores "
         f"({machine['processor']}, shared with other work): benchmarks/results/recipes.json."
     )
-    if found["missing"]:
-        missing = [f"{name} {labels:,} (seed {seed})" for name, labels, seed in found["missing"]]
-        yield f"Not measured yet: {', '.join(missing)}."
+    missing: dict[str, list[str]] = {}
+    for name, labels, seed in found["missing"]:
+        missing.setdefault(f"{name} {labels:,}", []).append(str(seed))
+    if missing:
+        parts = (f"{what} (seed {', '.join(which)})" for what, which in missing.items())
+        yield f"Not measured yet: {'; '.join(parts)}."
 
 
 def _recipe_row(recipe: str, labels: int, points: list[dict[str, Any]]) -> str:
@@ -138,10 +141,15 @@ def _recipe_row(recipe: str, labels: int, points: list[dict[str, Any]]) -> str:
         for point in points
         if (gain := point["to_head"])
     ]
+    cost = "| | | "  # of the chat model used directly: nothing was trained
+    if points[0]["trained"]:
+        cost = (
+            f"| {mean('processor_minutes'):.1f} | {mean('peak_memory_mb'):,.0f} "
+            f"| {mean('size_mb'):,.1f}"
+        )
     return (
-        f"| {recipe} | {labels:,} | {mean('accuracy'):.1%} | {'; '.join(above)} | "
-        f"{mean('processor_minutes'):.1f} | {mean('peak_memory_mb'):,.0f} | "
-        f"{mean('size_mb'):,.1f} | {mean('latency_p50_ms'):,.0f} |"
+        f"| {recipe} | {labels:,} | {mean('accuracy'):.1%} | {'; '.join(above)} "
+        f"{cost} | {mean('latency_p50_ms'):,.0f} |"
     )
 
 

@@ -66,7 +66,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             learning_rate=1e-3,
             batch_size=16,
             rank=16,
-            memory_mb=1_100,
+            memory_mb=2_100,
             bytes_per_weight=8,
         ),
         Recipe(
@@ -76,7 +76,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             epochs=6,
             learning_rate=2e-4,
             batch_size=16,
-            memory_mb=1_100,
+            memory_mb=1_900,
             bytes_per_weight=16,
         ),
         Recipe(
