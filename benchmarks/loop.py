@@ -59,6 +59,7 @@ class LoopPlan:
     seed: int = 0
     recipe: str = "head"
     more_settings: str = ""
+    assess_batch: int = ASSESS_BATCH  # a slow student does not answer more in time
 
     @property
     def labels(self) -> list[str]:
@@ -196,8 +197,8 @@ class Loop:
 
     def _accuracy(self, name: str) -> float:
         right = 0
-        for start in range(0, len(self._plan.test), ASSESS_BATCH):
-            batch = self._plan.test[start : start + ASSESS_BATCH]
+        for start in range(0, len(self._plan.test), self._plan.assess_batch):
+            batch = self._plan.test[start : start + self._plan.assess_batch]
             version, answers = self._assess(batch)
             assert version == name, f"{version} answered instead of {name}"
             right += sum(answer == query.gold for answer, query in zip(answers, batch, strict=True))

@@ -37,6 +37,7 @@ def slice_plan(recipe: str, intents: int, sent: int, more_settings: str) -> Loop
         min_groups=40,
         target=0.7,
         recipe=recipe,
+        assess_batch=5,
         more_settings=more_settings,
     )
 
