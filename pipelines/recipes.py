@@ -85,10 +85,11 @@ RECIPES: dict[RecipeName, Recipe] = {
             summary="Adapters on a small chat model that writes the label. For hosts with a GPU.",
             epochs=3,
             learning_rate=1e-3,
-            batch_size=8,
+            batch_size=4,
+            accumulate=2,
             rank=16,
             max_tokens=256,
-            memory_mb=1_300,
+            memory_mb=2_000,
             bytes_per_weight=6,
         ),
     )

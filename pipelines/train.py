@@ -113,7 +113,7 @@ def tune(spec: dict[str, Any], recipe: Recipe, channel: Channel) -> dict[str, An
 
     parameters = tuning.parameters()
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY
+        parameters.values(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
     checkpoint = Checkpoint(Path(spec["checkpoint"]), parameters, optimizer)
     losses = checkpoint.restore(precision.name)

@@ -127,8 +127,8 @@ def test_each_epoch_sees_each_example_once_in_batches_of_similar_length() -> Non
 
 
 def test_a_fraction_of_an_epoch_is_a_fraction_of_the_batches() -> None:
-    plan = plan_steps([10] * 100, replace(RECIPES["causal-lora"], batch_size=10, epochs=1.5), 0)
-    assert len(plan) == 15
+    recipe = replace(RECIPES["causal-lora"], batch_size=10, accumulate=1, epochs=1.5)
+    assert len(plan_steps([10] * 100, recipe, 0)) == 15
 
 
 def test_the_rate_warms_up_and_ends_near_nothing() -> None:

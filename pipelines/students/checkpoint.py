@@ -73,7 +73,7 @@ class Checkpoint:
                 parameter.copy_(tensors[f"weight.{name}"])
             if f"{MOMENTS[0]}.{name}" in tensors:
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
+                    "step": torch.tensor(float(steps), device=parameter.device),
                     **{
                         moment: tensors[f"{moment}.{name}"].to(parameter.device)
                         for moment in MOMENTS
