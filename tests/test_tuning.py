@@ -28,7 +28,9 @@ from service.settings import TrainerSettings
 from storage.artifacts import hash_file
 from storage.students import runs
 
-SMALL = replace(RECIPES["causal-lora"], batch_size=4, rank=2, epochs=100.0, learning_rate=1e-3)
+SMALL = replace(
+    RECIPES["causal-lora"], batch_size=4, accumulate=1, rank=2, epochs=100.0, learning_rate=1e-3
+)
 LABELS = ("refund", "parcel", "parcel lost")
 TEXTS = {
     "refund": ("i want my money back", "send me a refund", "pay me back now", "money please"),
