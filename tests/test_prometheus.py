@@ -32,6 +32,8 @@ MAY_BE_EMPTY: dict[tuple[str, str], str] = {
     ("Capture", "dropped: {{reason}}"): "nothing is lost",
     ("Events read, by who answered", "not assessed"): "the gateway is there",
     ("Feedback", "{{verdict}}"): "the customers give none",
+    ("Texts that the student failed on", "{{reason}}"): "no student failed",
+    ("Texts that the student failed on", "engine {{reason}}"): "no engine ended",
 }
 
 

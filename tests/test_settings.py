@@ -269,7 +269,7 @@ def test_a_recipe_is_as_usual_but_for_what_the_settings_change(tmp_path: Path) -
     settings = load_settings(written(tmp_path, SUPPORT + RECIPES_TABLE))
     changed, usual = settings.recipe("causal-lora"), RECIPES["causal-lora"]
     assert (changed.batch_size, changed.accumulate) == (2, 4)
-    assert replace(changed, batch_size=usual.batch_size, accumulate=1) == usual
+    assert replace(changed, batch_size=usual.batch_size, accumulate=usual.accumulate) == usual
     assert settings.recipe("encoder-lora") == RECIPES["encoder-lora"]
     assert settings.tasks["support"].recipe == "head"
 
