@@ -21,7 +21,7 @@ import pipelines.errors
 import service.settings
 from pipelines.errors import ExitCode, FlywheelError
 from service.cli import app
-from service.cli_help import EXIT_CODES
+from service.cli.help import EXIT_CODES
 from service.durations import check_schedule, format_duration
 from service.settings import RecipeSettings, Section, Settings, TaskSettings
 
@@ -304,7 +304,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def command_line_page() -> Iterator[str]:
-    yield from (NOTE.format(source="service/cli.py"), "", "# Command line", "")
+    yield from (NOTE.format(source="service/cli"), "", "# Command line", "")
     yield "The program is `.venv/bin/flywheel`. What it says about itself:"
     yield from _help(typer.main.get_command(app), None, "flywheel")
 

@@ -17,7 +17,7 @@ from operating import TASK, Desk, open_desk
 
 from pipelines.errors import ExitCode
 from service import cli
-from service.cli_help import EXIT_CODES, SECTIONS
+from service.cli.help import EXIT_CODES, SECTIONS
 from service.learner.status import Progress
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,52 @@
+"""The verbs that sort out what could not be read, and calls whose outcome is unknown."""
+
+from typing import Annotated
+
+import typer
+
+from service.cli.help import examples
+from service.cli.root import AsJson, chosen, dead_letters, show_found, unknown
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, as_json: AsJson = False
+) -> None:
+    """What could not be read, newest first, and why."""
+    from service.terminal import dead_letters_lines
+
+    show_found(chosen.client().get("dead-letters", limit=limit), dead_letters_lines, as_json)
+
+
+@dead_letters.command(
+    "replay", epilog=examples("flywheel dead-letters replay flywheel.prompts/0/17")
+)
+def replay(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET")]) -> None:
+    """Put a record back on the topic, as it came."""
+    parts = place.rsplit("/", 2)
+    if len(parts) != 3:
+        raise typer.BadParameter("write TOPIC/PARTITION/OFFSET, as `list` prints it")
+    chosen.client().post("dead-letters", *parts, "replay")
+    print(f"{place} is back on the topic.")
+
+
+@unknown.command("list")
+def list_unknown(as_json: AsJson = False) -> None:
+    """Calls that were sent and never answered. They are held, and their money with them."""
+    from service.terminal import unknown_lines
+
+    show_found(chosen.client().get("unknown-outcomes"), unknown_lines, as_json)
+
+
+@unknown.command("release")
+def release(key: str) -> None:
+    """Ask the teacher again. The first call may have cost money too."""
+    chosen.client().post("unknown-outcomes", key, "release")
+    print("It will be asked again.")
+
+
+@unknown.command("drop")
+def drop(key: str) -> None:
+    """Never ask again for this one."""
+    chosen.client().post("unknown-outcomes", key, "drop")
+    print("It is dropped.")
