@@ -11,6 +11,10 @@ from kafka_broker import running_broker
 SERVICES = ("kafka", "prometheus", "browser")
 # Not a service, and not everybody has it: the benchmark's data.
 MAY_BE_MISSING = "banking77"
+# Tests of one group run one after another. What is started for the whole session is then started
+# once, and two trainings never share the processor. The longest groups come first.
+GROUPS = ("training", "running_demo", "kafka_broker")
+TRAINING_FILES = ("test_loop_recipes", "test_tuning", "test_engine", "test_gateway_causal")
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,21 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may have a flywheel of his own."""
     for name in [name for name in os.environ if name.upper().startswith("FLYWHEEL_")]:
         monkeypatch.delenv(name)
+
+
+def _group(item: pytest.Item) -> str:
+    """Which tests may not run beside this one; the others of its file, if nothing else."""
+    if item.path.stem in TRAINING_FILES:
+        return "training"
+    shared = getattr(item, "fixturenames", ())
+    return next((name for name in GROUPS if name in shared), item.path.stem)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the tests over the workers of `make test`."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: GROUPS.index(_group(item)) if _group(item) in GROUPS else 99)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,7 +60,7 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
-    """`flywheel demo --approve` on free ports, kept for all tests: change nothing in it."""
+    """`flywheel demo --approve` on free ports, for all tests of a file: change nothing in it."""
     yield from running_demo_in(tmp_path_factory.mktemp("running-demo"))
