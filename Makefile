@@ -28,7 +28,6 @@ check: setup ## Lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy docs/generate.py
 
 setup: $(EVERYTHING) ## Install the core, the training stack (several GB on Linux) and what tests need
 

@@ -1,6 +1,5 @@
 """The documentation says what is: generated parts are current, examples work, links lead on."""
 
-import importlib.util
 import os
 import re
 import shlex
@@ -13,6 +12,9 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from generate import documents
+from generator.file_tree import file_tree
+from generator.settings_page import settings_without_meaning
 
 from pipelines.decode import DecodePolicy, decode
 from pipelines.types import SourceOffset
@@ -29,16 +31,6 @@ OTHER_PROGRAMS = {"apt-get", "brew", "cd", "cp", "curl", "docker", "du", "export
 LEFT_OUT = {"MissingParameter", "NoArgsIsHelpError"}
 # In the example these comments show no default, because there is none.
 EXAMPLES_ONLY = {"answer_pointer", "bootstrap_servers", "options"}
-
-
-def generator() -> Any:
-    """docs/generate.py, the same file that `make docs` runs."""
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def name_of(path: Path) -> str:
@@ -75,18 +67,18 @@ def mentions() -> list[tuple[str, list[str]]]:
 def test_generated_parts_are_current() -> None:
     stale = [
         name_of(path)
-        for path, content in generator().documents().items()
+        for path, content in documents().items()
         if path.read_text() != content
     ]
     assert not stale, "run `make docs`"
 
 
 def test_every_setting_is_explained() -> None:
-    assert generator().settings_without_meaning() == []
+    assert settings_without_meaning() == []
 
 
 def test_every_file_says_what_it_is() -> None:
-    silent = [line for line in generator().file_tree() if "." in line and "  " not in line.strip()]
+    silent = [line for line in file_tree() if "." in line and "  " not in line.strip()]
     assert silent == []
 
 

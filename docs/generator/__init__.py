@@ -1,0 +1,1 @@
+"""What `make docs` writes, a module for each kind of page."""
