@@ -52,41 +52,50 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
 
     @router.get("/status")
     def status() -> Response:
+        """What is served, how good it is, what waits, and every job's last tick."""
         return as_json(operations.status())
 
     @router.get("/activity")
     def activity(limit: int = Query(50, ge=1, le=1000)) -> Response:
+        """What happened lately, newest first."""
         return as_json(operations.activity(limit))
 
     @router.get("/ticks")
     def ticks(limit: int = Query(100, ge=1, le=1000), job: str | None = None) -> Response:
+        """What the jobs did, and why they did nothing."""
         return as_json(operations.ticks(limit, job))
 
     @router.get("/tasks/{task}/versions")
     def versions(task: str) -> Response:
+        """All versions and what became of them."""
         return as_json(operations.versions(task))
 
     @router.get("/tasks/{task}/versions/{number}")
     def show(task: str, number: int) -> Response:
+        """One version with its report."""
         return as_json(operations.show(task, number))
 
     @router.get("/tasks/{task}/versions/{number}/card")
     def card(task: str, number: int) -> Response:
+        """Its model card, as Markdown in plain text."""
         # As plain text every browser shows it.
         return Response(operations.card(task, number), media_type="text/plain")
 
     @router.post("/tasks/{task}/versions/{number}/approve")
     def approve(request: Request, task: str, number: int, body: ApproveBody) -> Response:
+        """Let it serve. `report` is the hash of the report that was looked at."""
         operator = request.state.operator
         return as_json(operations.approve(task, number, report=body.report, operator=operator))
 
     @router.post("/tasks/{task}/versions/{number}/reject")
     def reject(request: Request, task: str, number: int, body: ReasonBody) -> Response:
+        """Say no to it, with the reason."""
         operator = request.state.operator
         return as_json(operations.reject(task, number, reason=body.reason, operator=operator))
 
     @router.post("/tasks/{task}/rollback")
     def rollback(request: Request, task: str, body: RollbackBody) -> Response:
+        """Serve version `to` again; left out, the one that was approved before."""
         operator = request.state.operator
         done = operations.rollback(task, body.to, reason=body.reason, operator=operator)
         champion = [v for v in operations.versions(task) if v.student == done.student]
@@ -94,40 +103,48 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
 
     @router.post("/tasks/{task}/train")
     def train(request: Request, task: str) -> Response:
+        """Train without waiting for the schedule."""
         operations.request_train(task, operator=request.state.operator)
         return as_json({"requested": task})
 
     @router.post("/jobs/{job}/pause")
     def pause(request: Request, job: str) -> Response:
+        """Stop a job, or `all`, from the next tick on."""
         operations.pause(job, operator=request.state.operator)
         return as_json({"paused": job})
 
     @router.post("/jobs/{job}/resume")
     def resume(request: Request, job: str) -> Response:
+        """Let a job, or `all`, run again."""
         operations.resume(job, operator=request.state.operator)
         return as_json({"resumed": job})
 
     @router.get("/dead-letters")
     def dead_letters(limit: int = Query(100, ge=1, le=1000), pending: bool = False) -> Response:
+        """What could not be read, and why."""
         found = operations.dead_letters(limit, pending_only=pending)
         return as_json([letter_content(letter) for letter in found])
 
     @router.post("/dead-letters/{topic}/{partition}/{offset}/replay")
     def replay(request: Request, topic: str, partition: int, offset: int) -> Response:
+        """Put it back onto the topic, as it came."""
         operations.replay(topic, partition, offset, operator=request.state.operator)
         return as_json({"replayed": f"{topic}/{partition}/{offset}"})
 
     @router.get("/unknown-outcomes")
     def unknown_outcomes() -> Response:
+        """Teacher calls that were sent and never answered."""
         return as_json(operations.unknown_outcomes())
 
     @router.post("/unknown-outcomes/{key}/release")
     def release(request: Request, key: str) -> Response:
+        """Ask the teacher again."""
         operations.release(key, operator=request.state.operator)
         return as_json({"released": key})
 
     @router.post("/unknown-outcomes/{key}/drop")
     def drop(request: Request, key: str) -> Response:
+        """Never ask again."""
         operations.drop(key, operator=request.state.operator)
         return as_json({"dropped": key})
 
