@@ -19,6 +19,7 @@ import structlog
 from pipelines.errors import ExitCode
 from service.logs import set_up_logs
 from service.settings import Settings
+from storage.failpoints import passing
 
 log = structlog.get_logger()
 
@@ -80,12 +81,14 @@ class Supervisor:
         return _Child(name=name, process=self._spawn(name), started=time.monotonic())
 
     def _spawn(self, name: str) -> "subprocess.Popen[bytes]":
+        passing("supervisor.starting")
         process = subprocess.Popen(
             [sys.executable, "-m", "service", *self._arguments, name],
             stdin=subprocess.PIPE,
             env=with_life_line(),
             start_new_session=True,  # Ctrl-C reaches us alone; we pass it on once
         )
+        passing("supervisor.started")
         log.info("child_started", child=name, pid=process.pid)
         return process
 
@@ -109,6 +112,7 @@ class Supervisor:
         wait = 0.0 if child.failures == 0 else min(MAX_BACK_OFF_SECONDS, 2.0**child.failures / 2)
         child.failures += 1
         child.restart_at = now + wait
+        passing("supervisor.bereft")
         log.error("child_died", child=child.name, exit_code=code, restart_in_seconds=wait)
         return None
 

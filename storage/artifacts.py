@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 from pipelines.errors import ArtifactDamaged
 from pipelines.recipes import Family
 from storage.durable import sync_folder, write_durably
+from storage.failpoints import passing
 
 Kind = Literal["encoder", "chat_model", "dataset", "student", "report"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -65,15 +66,20 @@ class Artifacts:
         if target.exists():
             os.utime(target / MANIFEST)  # in use again: prune goes by age
         else:
+            passing("artifact.written")
             for name in manifest["files"]:
                 _sync_file(scratch / name)
+            passing("artifact.synced")
             write_durably(scratch / MANIFEST, _canonical(manifest))
+            passing("artifact.manifested")
             try:
                 os.replace(scratch, target)
             except OSError:
                 if not target.exists():
                     raise
+            passing("artifact.renamed")
             sync_folder(target.parent)
+        passing("artifact.published")
         return self.open(kind, digest)
 
     def open(self, kind: Kind, digest: str) -> Artifact:
@@ -127,6 +133,7 @@ class Artifacts:
             gone.append(digest)
             # The manifest goes first: what is half removed is no artifact any more.
             (self._root / kind / digest / MANIFEST).unlink(missing_ok=True)
+            passing("artifact.half_removed")
             shutil.rmtree(self._root / kind / digest)
         return gone
 

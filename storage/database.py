@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from pipelines.errors import DataDamaged, DataLocked, DiskFull
+from storage.failpoints import passing
 
 Cursor = duckdb.DuckDBPyConnection
 
@@ -52,6 +53,7 @@ class Database:
             try:
                 yield cursor
                 count = self._count_commit(cursor)
+                passing("database.counted")
                 cursor.commit()
             except BaseException as error:
                 with suppress(duckdb.Error):  # the failure itself may have ended it
@@ -62,7 +64,9 @@ class Database:
                         "and the learner goes on where it stopped"
                     ) from error
                 raise
+            passing("database.committed")
             self._note_commit(count)
+            passing("database.noted")
 
     @contextmanager
     def snapshot(self) -> Iterator[Cursor]:

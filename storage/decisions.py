@@ -20,6 +20,7 @@ from pipelines.errors import DataDamaged, DiskFull
 from pipelines.types import Decision, DecisionAction
 from storage.database import Cursor, Database, from_db_time, to_db_time
 from storage.durable import sync_folder
+from storage.failpoints import passing
 
 FIRST = "0" * 64  # what the first link names as its predecessor
 
@@ -85,6 +86,7 @@ def record_decision(
     )
     link = replace(link, digest=digest_of(link))
     _append(file, link)
+    passing("decision.in_file")
     _insert(tx, link)
     return link
 
@@ -191,7 +193,9 @@ def _append(file: Path, link: Decision) -> None:
         line = _canonical(_as_json(link)) + b"\n"
         if os.write(descriptor, line) != len(line):
             raise OSError(errno.ENOSPC, "short write")
+        passing("decision.written")
         os.fsync(descriptor)
+        passing("decision.synced")
         if size == 0:
             sync_folder(file.parent)
     except OSError as error:
@@ -214,6 +218,7 @@ def _cut_torn_line(file: Path) -> None:
             whole = content.rfind(b"\n") + 1
             if whole != len(content):
                 opened.truncate(whole)
+                passing("decision.cut")
                 os.fsync(opened.fileno())
     except FileNotFoundError:
         return

@@ -8,6 +8,7 @@ from threading import get_ident
 from typing import Any
 
 from pipelines.errors import DiskFull
+from storage.failpoints import passing
 
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -21,9 +22,13 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            passing("durable.written")
             os.fsync(file.fileno())
+        passing("durable.synced")
         temporary.replace(path)
+        passing("durable.renamed")
         sync_folder(path.parent)
+        passing("durable.done")
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

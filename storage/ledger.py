@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pipelines.errors import DataDamaged, DiskFull
 from storage.durable import sync_folder
+from storage.failpoints import passing
 
 Step = Literal["intent", "received", "not_sent", "unknown", "released", "dropped"]
 FILE = "ledger.jsonl"
@@ -170,7 +171,9 @@ class Ledger:
         try:
             if os.write(self._file, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            passing("ledger.written")
             os.fsync(self._file)
+            passing("ledger.synced")
         except OSError as error:
             # Half a line would spoil the next one.
             os.ftruncate(self._file, end)
@@ -187,6 +190,8 @@ class Ledger:
                     f"ON CONFLICT DO UPDATE SET {column} = excluded.{column}",
                     (key, body),
                 )
+                passing("ledger.body_written")
+            passing("ledger.body_kept")
         except sqlite3.OperationalError as error:
             raise DiskFull(
                 f"{BODIES} cannot be written ({error}); no teacher call is made until it can"

@@ -14,6 +14,7 @@ import msgspec
 from pipelines.errors import DataDamaged
 from pipelines.recipes import Family
 from storage.durable import write_durably
+from storage.failpoints import passing
 
 
 class LiveStudent(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,9 @@ def decode_live(content: bytes, key: bytes) -> Live:
 
 def write_live(path: Path, live: Live, key: bytes) -> None:
     """Publish atomically: a gateway sees the old file or the new one."""
+    passing("live.decided")
     write_durably(path, encode_live(live, key))
+    passing("live.published")
 
 
 def read_live(path: Path, key: bytes) -> Live:

@@ -16,6 +16,7 @@ from pipelines.errors import FlywheelError, InvalidMessage
 from service.keys import GATEWAY_PRODUCER
 from service.metrics import GatewayMetrics
 from service.topics import TopicWriter
+from storage.failpoints import passing
 
 log = structlog.get_logger()
 
@@ -148,6 +149,7 @@ class Capture:
         """Wait until all that was handed over is durable. What the writer gave up is counted."""
         if not self._unflushed:
             return
+        passing("capture.handed_over")
         try:
             writer.flush(FLUSH_SECONDS)
         finally:
@@ -155,5 +157,6 @@ class Capture:
             self._failed += gone
             self._unflushed = max(0, self._unflushed - gone)
             self._metrics.capture_dropped.labels("given_up").inc(gone)
+        passing("capture.flushed")
         self._metrics.captured.inc(self._unflushed)
         self._unflushed = 0

@@ -21,6 +21,7 @@ from service.gateway.engine import EngineFailed
 from service.gateway.students import Failures, Student, Students
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
+from storage.failpoints import passing
 from storage.live import Live, LiveStudent, LiveTask
 
 log = structlog.get_logger()
@@ -148,11 +149,14 @@ class Generations:
         started = time.perf_counter()
         champion = self._loaded(task, wanted.champion, before)
         if champion is not before.champion:
+            passing("swap.loaded")
             self._flip(task, Served(champion=champion, previous=before.champion))
+            passing("swap.flipped")
             self._note_swap(task, before, champion, time.perf_counter() - started)
         # The champion does not wait for the one that is only kept beside it.
         previous = self._kept(task, wanted.previous, before)
         self._flip(task, Served(champion=champion, previous=previous))
+        passing("swap.done")
 
     def _flip(self, task: Task, served: Served) -> None:
         # One assignment: every request that starts after it sees the new mapping.

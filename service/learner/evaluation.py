@@ -23,6 +23,7 @@ from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items
 from storage.decisions import champion as champion_of
 from storage.decisions import decisions
+from storage.failpoints import passing
 from storage.reports import Golden, Report, write_card, write_report
 from storage.students import (
     GateTurn,
@@ -286,7 +287,9 @@ class Evaluating:
             base=artifacts.about(base_kind(version.family), version.base),
             teacher=self._shop.settings.teacher.model,
         )
+        passing("evaluation.judged")
         artifact = self._shop.artifacts.publish("report", scratch, {"student": version.student})
+        passing("evaluation.published")
         threshold = report.evaluation.threshold
         with self._shop.database.transaction() as tx:
             add_evaluation(

@@ -35,6 +35,7 @@ from service.metrics import LearnerMetrics
 from service.settings import IngestSettings
 from service.topics import Batch, TopicReader
 from storage.database import Database
+from storage.failpoints import passing
 from storage.labels import add_labels
 from storage.samples import (
     DeadLetter,
@@ -212,8 +213,11 @@ class Ingest:
         prompts = [item for item in judged if FEEDBACK_ON not in item.event.attributes]
         samples = list(self._samples(judged))
         given = self._labels(judged, samples)
+        passing("ingest.read")
         self._commit(batch, prompts, samples, given, letters)
+        passing("ingest.committed")
         self._reader.report_progress(batch.next_offsets)
+        passing("ingest.reported")
         self._metrics.ingest_batch_seconds.observe(time.perf_counter() - started)
         self._limit_poison(len(events), len(letters))
 

@@ -16,6 +16,7 @@ from service.learner.status import UnknownOutcome
 from service.learner.teacher import Reply, Teacher
 from service.metrics import LearnerMetrics
 from storage.database import Database
+from storage.failpoints import passing
 from storage.labels import add_labels
 from storage.ledger import Call, Ledger
 from storage.samples import (
@@ -128,6 +129,7 @@ class Relabel:
             set_status(tx, held, "held", "nobody knows whether the teacher answered")
         for task, found in labels.items():
             self._metrics.labels.labels(task=task, source="bought").inc(len(found))
+        passing("relabel.applied")
         counts: Counter[str] = Counter(reply.outcome for reply in replies)
         counts["outside"] = len(failed.get(OUTSIDE, []))
         return counts

@@ -16,6 +16,7 @@ import structlog
 from pipelines.ask import Question, TeacherPolicy, cost
 from pipelines.errors import FlywheelError
 from service.settings import BudgetSettings, TeacherSettings
+from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
 
 log = structlog.get_logger()
@@ -218,6 +219,7 @@ class Teacher:
             reserve=Amounts(tokens=question.tokens, money=money),
             now=self._now(),
         )
+        passing("teacher.intended")
         try:
             response = await client.chat.completions.with_raw_response.create(**question.parameters)
         except (openai.APIError, httpx2.HTTPError) as error:
@@ -237,12 +239,14 @@ class Teacher:
             detail = "the teacher's reply is no chat completion"
             self._ledger.note(question.key, "unknown", detail=detail, now=self._now())
             return self._failed(_Failure("unknown", None, False, detail))
+        passing("teacher.answered")
         self._ledger.receive(
             question.key,
             reply=body,
             spent=Amounts(tokens=reply.prompt_tokens + reply.completion_tokens, money=reply.cost),
             now=self._now(),
         )
+        passing("teacher.received")
         self._breaker.succeeded()
         self._on_call("received")
         return reply

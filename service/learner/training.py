@@ -26,6 +26,7 @@ from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts, base_kind
 from storage.database import Database
 from storage.datasets import write_dataset
+from storage.failpoints import passing
 from storage.labels import count_labels, labelled_samples
 from storage.students import (
     add_dataset,
@@ -198,6 +199,7 @@ class Training:
                 reason=reason,
                 now=self._shop.now(),
             )
+        passing("training.started")
         log.info(
             "training_started", task=task.name, recipe=recipe.name, reason=reason, run_id=run_id
         )
@@ -226,6 +228,7 @@ class Training:
                 student=version.student,
                 now=self._shop.now(),
             )
+        passing("training.recorded")
         self._shop.metrics.training_runs.labels(task=task.name, outcome="succeeded").inc()
         self._shop.metrics.training_seconds.labels(task=task.name).set(version.train_seconds)
         log.info(
@@ -327,6 +330,7 @@ class Training:
         }
         try:
             result = self._run_child(spec, scratch, checkpoint)
+            passing("training.trained")
             result["settings"] = shop.settings_digest(recipe)
             base = shop.bases.take_in(recipe, order.base, scratch)
             load_config(scratch) if recipe.family == "causal" else load_head(scratch)
@@ -340,6 +344,7 @@ class Training:
             student = shop.artifacts.publish("student", scratch, about)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        passing("training.published")
         shutil.rmtree(checkpoint, ignore_errors=True)
         with shop.database.snapshot() as tx:
             number = next_number(tx, task.name)

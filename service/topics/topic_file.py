@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from pipelines.errors import BrokerUnavailable, DataDamaged, DiskFull, FlywheelError, SettingsError
+from storage.failpoints import passing
 
 APPLICATION_ID = 0x464C5957  # "FLYW"
 VERSION = 1
@@ -84,7 +85,9 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
     connection.execute(f"BEGIN {kind}")
     try:
         yield
+        passing("topic.written")
         connection.execute("COMMIT")
+        passing("topic.committed")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
