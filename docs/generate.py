@@ -9,8 +9,10 @@ from pathlib import Path
 
 from generator.figures import loop_figures, recipe_figures
 from generator.file_tree import file_tree
+from generator.http_page import http_page
 from generator.places import ROOT
 from generator.program_pages import command_line_page, exit_codes_page
+from generator.record_page import record_page
 from generator.settings_page import settings_page
 
 FILE_TREE = re.compile(
@@ -34,6 +36,8 @@ def documents() -> Mapping[Path, str]:
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
         ROOT / "docs" / "reference" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
+        ROOT / "docs" / "reference" / "http-api.md": "\n".join(http_page()) + "\n",
+        ROOT / "docs" / "reference" / "record.md": "\n".join(record_page()) + "\n",
         recipes: RECIPE_FIGURES.sub(
             lambda found: found[1] + measured + found[2], recipes.read_text()
         ),

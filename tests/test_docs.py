@@ -65,11 +65,7 @@ def mentions() -> list[tuple[str, list[str]]]:
 
 
 def test_generated_parts_are_current() -> None:
-    stale = [
-        name_of(path)
-        for path, content in documents().items()
-        if path.read_text() != content
-    ]
+    stale = [name_of(path) for path, content in documents().items() if path.read_text() != content]
     assert not stale, "run `make docs`"
 
 
@@ -205,24 +201,6 @@ def test_quickstart_for_own_traffic_says_what_is_missing(tmp_path: Path) -> None
     assert errors == [
         "error: teacher.terms_allow_training is false: nothing is labelled or trained until it is"
     ]
-
-
-def test_http_reference_names_every_route() -> None:
-    page = (ROOT / "docs" / "reference" / "http-api.md").read_text()
-    api = (ROOT / "service" / "console" / "api.py").read_text()
-    gateway = (ROOT / "service" / "gateway" / "app.py").read_text()
-    routes = {
-        *((method.upper(), f"/api{path}") for method, path in _decorated(api)),
-        *re.findall(r'Route\("([^"]+)",.*?methods=\["(\w+)"\]', gateway),
-    }
-    assert len(routes) > 20
-    for first, second in routes:
-        method, path = (second, first) if first.startswith("/") else (first, second)
-        assert f"`{method} {path}`" in page, path
-
-
-def _decorated(source: str) -> list[tuple[str, str]]:
-    return re.findall(r'@router\.(get|post)\("([^"]+)"\)', source)
 
 
 def test_headers_of_answers_are_documented() -> None:

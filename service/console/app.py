@@ -66,10 +66,12 @@ def _add_health(app: FastAPI, registry: CollectorRegistry, ready: Callable[[], N
 
     @app.get("/healthz")
     def healthz() -> Response:
+        """The process is alive."""
         return Response("ok\n", media_type="text/plain")
 
     @app.get("/readyz")
     def readyz() -> Response:
+        """It can read and write its database; otherwise 503."""
         try:
             ready()
         except Exception as error:  # a probe wants an answer, whatever it is that fails
@@ -79,6 +81,7 @@ def _add_health(app: FastAPI, registry: CollectorRegistry, ready: Callable[[], N
 
     @app.get("/metrics")
     def metrics() -> Response:
+        """For Prometheus, without a token; there is no prompt text in it."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

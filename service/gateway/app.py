@@ -193,6 +193,7 @@ class Gateway:
         return json_response(encode({"object": "list", "data": models}))
 
     async def _ready(self, request: Request) -> Response:
+        """It knows what is published and can answer; otherwise 503 and the reasons."""
         problems = []
         if self._draining:
             problems.append("draining")
@@ -209,6 +210,7 @@ class Gateway:
         return json_response(encode(body), status=503 if problems else 200)
 
     async def _metrics(self, request: Request) -> Response:
+        """For Prometheus, without a key; there is no prompt text in it."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -254,6 +256,7 @@ async def _serve(
 
 
 async def _health(request: Request) -> Response:
+    """The process is alive."""
     return json_response(b'{"status":"alive"}')
 
 

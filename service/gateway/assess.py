@@ -53,6 +53,7 @@ class Assess:
         self._generations = generations
 
     async def __call__(self, request: Request) -> Response:
+        """What the champion would say; what a slow student has not read in time is left out."""
         body = await read_body(request, MAX_BODY_BYTES)
         try:
             wanted = msgspec.json.decode(body, type=AssessRequest)

@@ -89,6 +89,7 @@ class Chat:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, request: Request) -> Response:
+        """Answers as the OpenAI API does, plain or streamed."""
         turn = self._begin(request, await read_body(request, self._max_body_bytes))
         try:
             return await self._answer(turn, request)

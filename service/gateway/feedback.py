@@ -51,6 +51,7 @@ class Feedback:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, request: Request) -> Response:
+        """A verdict on an answer, by its id; `correction` is what would have been right."""
         body = await read_body(request, self._max_body_bytes)
         try:
             given = msgspec.json.decode(body, type=FeedbackRequest)
