@@ -1,5 +1,7 @@
 """Runs one gateway and one learner on this host, restarts what dies, and ends with both.
 
+Or a gateway alone, for a sidecar whose container must not end.
+
 Each child holds the reading end of a pipe: when the supervisor is gone, however it went, the
 pipe ends and so does the child. No orphan keeps a port or the database.
 """
@@ -9,16 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
 
 import structlog
 
-from pipelines.errors import ExitCode
+from pipelines.errors import ExitCode, SettingsError
 from service.logs import set_up_logs
-from service.settings import Settings
+from service.notify_systemd import ServiceManager
+from service.probe import answers
+from service.settings import GatewaySettings, Settings
 from storage.failpoints import passing
 
 log = structlog.get_logger()
@@ -28,6 +33,9 @@ CHECK_SECONDS = 0.1
 # A child that ends this soon after its first start could not start: that is for a person.
 START_SECONDS = 10.0
 MAX_BACK_OFF_SECONDS = 30.0
+# What a child may take beyond its own drain timeout.
+GRACE_SECONDS = 5.0
+READY_SECONDS = 0.5
 # What will be the same at the next try.
 HOPELESS = frozenset(
     {
@@ -56,16 +64,30 @@ class _Child:
 class Supervisor:
     """Keeps the children alive until told to stop."""
 
-    def __init__(self, settings: Settings, arguments: Sequence[str]) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        drain_seconds: Mapping[str, float],
+        *,
+        gives_up: bool = True,
+        data_dir: Path | None = None,
+        manager: ServiceManager | None = None,
+    ) -> None:
+        """`drain_seconds` names the children, the gateway first, and how long each may drain."""
         self._arguments = list(arguments)
+        self._drain_seconds = drain_seconds
+        self._gives_up = gives_up
+        self._data_dir = data_dir
+        self._manager = manager or ServiceManager()
+        self._ready = False
+        self._tell_at = 0.0
         self._stop = Event()
         self._kill = False
 
     def run(self) -> ExitCode:
         """Until a signal. Ends with a child's exit code when that could not start."""
         self._catch_signals()
-        children = [self._start(name) for name in ("gateway", "learner")]
+        children = [self._start(name) for name in self._drain_seconds]
         code = ExitCode.OK
         try:
             while not self._stop.wait(CHECK_SECONDS):
@@ -73,9 +95,31 @@ class Supervisor:
                 if hopeless is not None:
                     code = hopeless
                     break
+                self._tell_manager(children[0])
         finally:
+            self._manager.tell("STOPPING=1")
             self._end(children)
         return code
+
+    def _tell_manager(self, gateway: _Child) -> None:
+        """Ready once the gateway answers: it is all that apps wait for. Then alive, as it is."""
+        now = time.monotonic()
+        if not self._manager.listens or self._data_dir is None or now < self._tell_at:
+            return
+        # A dead one is our own concern: that must not cost the learner its work.
+        dead = gateway.restart_at is not None or gateway.process.poll() is not None
+        answered = not dead and answers(self._data_dir, "gateway", pid=gateway.process.pid)
+        if not self._ready:
+            self._tell_at = now + READY_SECONDS
+            if answered:
+                self._ready = True
+                self._manager.tell("READY=1", "STATUS=The gateway answers.")
+        elif self._manager.watchdog_seconds is not None:
+            self._tell_at = now + self._manager.watchdog_seconds / 4
+            if answered or dead:
+                self._manager.tell("WATCHDOG=1")
+        else:
+            self._tell_at = float("inf")
 
     def _start(self, name: str) -> _Child:
         return _Child(name=name, process=self._spawn(name), started=time.monotonic())
@@ -107,7 +151,7 @@ class Supervisor:
             return None
         early = child.first and now - child.started < START_SECONDS
         child.first = False
-        if early and code in HOPELESS:
+        if early and self._gives_up and code in HOPELESS:
             return ExitCode(code)
         wait = 0.0 if child.failures == 0 else min(MAX_BACK_OFF_SECONDS, 2.0**child.failures / 2)
         child.failures += 1
@@ -118,15 +162,10 @@ class Supervisor:
 
     def _end(self, children: Sequence[_Child]) -> None:
         """The learner first: the gateway answers until the last moment."""
-        settings = self._settings
-        patience = {
-            "learner": settings.learner.drain_timeout.total_seconds() + 5,
-            "gateway": settings.gateway.drain_timeout.total_seconds() + 5,
-        }
         for child in reversed(children):
             if child.process.poll() is None:
                 child.process.terminate()
-        deadline = time.monotonic() + max(patience.values())
+        deadline = time.monotonic() + max(self._drain_seconds.values()) + GRACE_SECONDS
         for child in children:
             while child.process.poll() is None and time.monotonic() < deadline and not self._kill:
                 time.sleep(CHECK_SECONDS)
@@ -150,7 +189,26 @@ class Supervisor:
 def run(settings: Settings, arguments: Sequence[str] = ()) -> ExitCode:
     """Supervise; `arguments` are those by which the children find the same settings."""
     set_up_logs("supervisor")
-    return Supervisor(settings, arguments).run()
+    drain_seconds = {
+        "gateway": settings.gateway.drain_timeout.total_seconds(),
+        "learner": settings.learner.drain_timeout.total_seconds(),
+    }
+    manager = ServiceManager.of(os.environ)
+    supervisor = Supervisor(arguments, drain_seconds, data_dir=settings.data_dir, manager=manager)
+    return supervisor.run()
+
+
+def keep_gateway(load: Callable[[], Settings], arguments: Sequence[str] = ()) -> ExitCode:
+    """A gateway alone, started again whatever it ended with, until a signal.
+
+    Settings that cannot be used are the gateway's to explain: it reads them anew at each start.
+    """
+    set_up_logs("supervisor")
+    try:
+        drain = load().gateway.drain_timeout
+    except SettingsError:
+        drain = GatewaySettings().drain_timeout
+    return Supervisor(arguments, {"gateway": drain.total_seconds()}, gives_up=False).run()
 
 
 def with_life_line() -> dict[str, str]:

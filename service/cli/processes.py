@@ -40,11 +40,21 @@ def learner(
 
 
 @app.command()
-def gateway() -> None:
+def gateway(
+    keep_running: Annotated[
+        bool,
+        typer.Option(
+            "--keep-running",
+            help="Start it again whatever it ends with: for a container that must not end.",
+        ),
+    ] = False,
+) -> None:
     """Run a gateway alone, beside an app."""
-    from service.supervisor import hold_life_line
+    from service.supervisor import hold_life_line, keep_gateway
 
     hold_life_line()
+    if keep_running:
+        raise typer.Exit(keep_gateway(chosen.settings, chosen.arguments()))
     from service.gateway.app import run_gateway
     from service.logs import set_up_logs
     from service.topics.opening import open_writer
