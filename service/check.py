@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from service.recipe_needs import needs_of
 from service.settings import Settings, is_loopback
@@ -104,10 +105,25 @@ def _doubtful(settings: Settings) -> Iterator[Problem]:
         )
     if not budget.label_calls or not budget.label_tokens:
         yield _warning("budget", "allows no label to be bought")
+    yield from _notifications(settings)
     if not is_loopback(settings.learner.host):
         yield _warning(
             "learner.host",
             f"{settings.learner.host} is reachable from outside: put TLS in front of the console",
+        )
+
+
+def _notifications(settings: Settings) -> Iterator[Problem]:
+    notify, host = settings.notify, urlsplit(settings.notify.url.get_secret_value()).hostname
+    if not host:
+        return
+    if not notify.kinds:
+        yield _warning("notify.kinds", "is empty: nothing is told")
+    if host == "hooks.slack.com" and notify.format != "slack":
+        yield _warning("notify.format", f'is "{notify.format}", which Slack refuses')
+    if not settings.learner.public_url:
+        yield _warning(
+            "learner.public_url", "is not set: links in notifications work on this host only"
         )
 
 

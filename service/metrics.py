@@ -235,9 +235,13 @@ class LearnerMetrics:
             "Records lost to the topic's retention.",
             registry=registry,
         )
-        # 1: paused by an operator, by poison, or by a full disk.
+        # reason: operator (paused by one) | poison (paused by itself, because almost nothing on
+        # the topic can be read) | disk (too little is free, or a write found none).
         self.ingest_held = Gauge(
-            "flywheel_ingest_held", "Whether ingest is held.", registry=registry
+            "flywheel_ingest_held",
+            "1 for the reason why ingest is held, if it is.",
+            ["reason"],
+            registry=registry,
         )
         self.ingest_batch_seconds = Histogram(
             "flywheel_ingest_batch_seconds",
@@ -272,6 +276,12 @@ class LearnerMetrics:
             "flywheel_teacher_calls_total",
             "Calls to the teacher, by how they ended.",
             ["outcome"],
+            registry=registry,
+        )
+        # 1: after failures in a row no call is made for a while, longer each time.
+        self.teacher_breaker_open = Gauge(
+            "flywheel_teacher_breaker_open",
+            "Whether calls for labels rest because the teacher failed.",
             registry=registry,
         )
         # Held until an operator releases or drops them: `flywheel unknown list`.
@@ -373,6 +383,33 @@ class LearnerMetrics:
             "flywheel_versions_waiting",
             "Versions that wait for an operator.",
             ["task"],
+            registry=registry,
+        )
+        # 1: it serves where it is in memory, and would be refused at the next start.
+        self.champion_damaged = Gauge(
+            "flywheel_champion_damaged",
+            "Whether the champion's artifacts are not what was approved.",
+            ["task"],
+            registry=registry,
+        )
+        # kind: as notify.kinds. 1: there is such an occasion now; told or not.
+        self.operator_needed = Gauge(
+            "flywheel_operator_needed",
+            "Whether an operator is needed, by why.",
+            ["kind"],
+            registry=registry,
+        )
+        # outcome: sent | failed (it is tried again).
+        self.notifications = Counter(
+            "flywheel_notifications_total",
+            "Attempts to tell an operator, by what came of them.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
+        # Above 0 for long: the webhook does not take them.
+        self.notifications_owed = Gauge(
+            "flywheel_notifications_owed",
+            "Notifications that were not delivered yet.",
             registry=registry,
         )
         # action: approve | reject | rollback.

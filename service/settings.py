@@ -11,7 +11,8 @@ from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -211,6 +212,39 @@ class LearnerSettings(Section):
     database_memory_mb: int = Field(default=128, gt=31)  # what DuckDB may use
 
 
+NotifyKind = Literal[
+    "approval",
+    "training_failed",
+    "rollback",
+    "agreement",
+    "budget",
+    "ingest_held",
+    "teacher_refused",
+    "unknown_outcomes",
+]
+
+
+class NotifySettings(Section):
+    """Where the learner says that an operator is needed. Without `url` it only shows it."""
+
+    url: SecretStr = SecretStr("")  # a webhook; https, or http on this host
+    format: Literal["slack", "json"] = "json"  # `slack`: what Slack, Mattermost and others read
+    kinds: list[NotifyKind] = list(get_args(NotifyKind))  # what is told
+    budget_share: Rate = 0.9  # of a day's budget: from here on it is nearly spent
+    when_over: bool = True  # also say, once, that nobody is needed any more
+
+    @field_validator("url")
+    @classmethod
+    def _https_or_this_host(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        sound = re.match(r"(https?)://([^/\s@?#]+)(/[^\s#]*)?$", url)
+        if url and (
+            not sound or (sound[1] == "http" and not is_loopback(urlsplit(url).hostname or ""))
+        ):
+            raise ValueError("must look like https://host/path; http is only for this host")
+        return value
+
+
 class EncoderSettings(Section):
     """The frozen encoder: a folder with `model.onnx` and `tokenizer.json`."""
 
@@ -300,6 +334,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     gateway: GatewaySettings = GatewaySettings()
     learner: LearnerSettings = LearnerSettings()
+    notify: NotifySettings = NotifySettings()
     encoder: EncoderSettings = EncoderSettings()
     recipes: dict[RecipeName, RecipeSettings] = {}
     tasks: dict[str, TaskSettings] = {}

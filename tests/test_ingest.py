@@ -212,6 +212,7 @@ def test_all_bad_traffic_pauses_instead_of_draining(rig: Rig, producer: Producer
     assert ingest.why_stopped is not None
     assert "flywheel resume ingest" in ingest.why_stopped
     assert rig.scalar("SELECT paused_by FROM pauses") == "flywheel"
+    assert metric(rig, "ingest_held", reason="poison") == 1
     with rig.database.transaction() as tx:
         resume(tx, "ingest")
     ingest.run_once()
@@ -238,11 +239,11 @@ def test_operator_pause_holds_and_resume_goes_on(rig: Rig, producer: Producer) -
         pause(tx, job="ingest", operator="ada", now=rig.now())
     producer.send(record("a"))
     assert ingest.run_once() == 0
-    assert metric(rig, "ingest_held") == 1
+    assert metric(rig, "ingest_held", reason="operator") == 1
     with rig.database.transaction() as tx:
         resume(tx, "ingest")
     assert ingest.run_once() == 1
-    assert metric(rig, "ingest_held") == 0
+    assert metric(rig, "ingest_held", reason="operator") == 0
 
 
 def test_disk_that_is_nearly_full_holds_ingest(rig: Rig, producer: Producer) -> None:
@@ -251,6 +252,7 @@ def test_disk_that_is_nearly_full_holds_ingest(rig: Rig, producer: Producer) -> 
     ingest = make_ingest(rig, min_free_disk_mb=free * 2)
     assert ingest.run_once() == 0
     assert "MB are free" in (ingest.why_stopped or "")
+    assert metric(rig, "ingest_held", reason="disk") == 1
 
 
 def test_retention_gap_is_noted(rig: Rig, producer: Producer) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Lock
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 import structlog
@@ -45,7 +45,7 @@ from storage.samples import (
     add_samples,
     stored_groups,
 )
-from storage.ticks import is_paused, pause
+from storage.ticks import ALL_JOBS, pause, pauses
 from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
 
 log = structlog.get_logger()
@@ -53,6 +53,8 @@ log = structlog.get_logger()
 JOB = "ingest"
 FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is about
 RETRY_SECONDS = 2.0
+BY_ITSELF = "flywheel"  # who paused, when nobody did
+HoldReason = Literal["operator", "poison", "disk"]
 
 
 class Assesses(Protocol):
@@ -132,6 +134,7 @@ class Ingest:
         self._groups = {name: NearDuplicates(group_salt) for name in tasks}
         self._unsaved: list[Group] = []
         self._outcomes: deque[bool] = deque(maxlen=settings.dead_letter_window)
+        self.held: HoldReason | None = None
         self.why_stopped: str | None = None
         self.last_poll = time.monotonic()
 
@@ -185,25 +188,35 @@ class Ingest:
 
     def _hold_or_go_on(self) -> None:
         """While held the topic is paused and still polled, so that nothing times out."""
-        why = self._why_hold()
-        if why != self.why_stopped:
-            log.warning("ingest_held", reason=why) if why else log.info("ingest_resumed")
+        reason, why = self._why_hold()
+        if reason != self.held:
+            if reason:
+                log.warning("ingest_held", reason=reason, why=why)
+            else:
+                log.info("ingest_resumed")
             self._outcomes.clear()
         self.why_stopped = why
-        self._metrics.ingest_held.set(why is not None)
-        if why:
+        self._hold(reason)
+        if reason:
             self._reader.pause()
         else:
             self._reader.resume()
 
-    def _why_hold(self) -> str | None:
+    def _hold(self, reason: HoldReason | None) -> None:
+        self.held = reason
+        for known in get_args(HoldReason):
+            self._metrics.ingest_held.labels(reason=known).set(known == reason)
+
+    def _why_hold(self) -> tuple[HoldReason | None, str | None]:
         free = shutil.disk_usage(self._data_dir).free // 2**20
         if free < self._settings.min_free_disk_mb:
-            return f"only {free} MB are free on the disk of {self._data_dir}"
+            return "disk", f"only {free} MB are free on the disk of {self._data_dir}"
         with self._database.snapshot() as tx:
-            if is_paused(tx, JOB):
-                return "paused; `flywheel resume ingest` goes on"
-        return None
+            paused = [one for one in pauses(tx) if one.job in (JOB, ALL_JOBS)]
+        if not paused:
+            return None, None
+        by_itself = all(one.paused_by == BY_ITSELF for one in paused)
+        return "poison" if by_itself else "operator", "paused; `flywheel resume ingest` goes on"
 
     def _store(self, batch: Batch) -> None:
         started = time.perf_counter()
@@ -245,7 +258,7 @@ class Ingest:
                 break
             except DiskFull as error:
                 log.error("ingest_disk_full", error=str(error))
-                self._metrics.ingest_held.set(1)
+                self._hold("disk")
                 if self._stop.wait(RETRY_SECONDS):
                     raise
         self._unsaved.clear()
@@ -399,7 +412,7 @@ class Ingest:
         rate = sum(self._outcomes) / len(self._outcomes)
         if rate > self._settings.max_dead_letter_rate:
             with self._database.transaction() as tx:
-                pause(tx, job=JOB, operator="flywheel", now=self._now())
+                pause(tx, job=JOB, operator=BY_ITSELF, now=self._now())
             log.error("ingest_paused_on_poison", dead_letter_rate=round(rate, 3))
 
     def _note_gaps(self, gaps: Sequence[tuple[int, int, int]]) -> None:

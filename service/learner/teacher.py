@@ -117,6 +117,11 @@ class Teacher:
             return f"the teacher failed repeatedly; next try in {seconds:.0f} s"
         return None
 
+    @property
+    def breaker_open(self) -> bool:
+        """Whether no call is made for a while, because so many failed."""
+        return self._breaker.open_until() is not None
+
     def recover(self) -> int:
         """After a crash: calls in flight have an unknown outcome. Returns how many there were."""
         unfinished = self._ledger.unfinished()
