@@ -41,7 +41,11 @@ FROM decisions
 """
 SELECT_DECISIONS = _SELECT + "ORDER BY sequence"
 SELECT_DECISIONS_OF_TASK = _SELECT + "WHERE task = $task ORDER BY sequence"
-SELECT_RECENT_DECISIONS = _SELECT + "ORDER BY sequence DESC LIMIT $limit"
+SELECT_RECENT_DECISIONS = (
+    _SELECT
+    + """WHERE $before IS NULL OR decided_at < $before
+ORDER BY decided_at DESC, sequence DESC LIMIT $limit"""
+)
 SELECT_CHAMPION = (
     _SELECT
     + """WHERE task = $task AND action IN ('approve', 'rollback')
@@ -139,9 +143,10 @@ def decisions(tx: Cursor, task: str | None = None) -> list[Decision]:
     return _decisions(tx.execute(SELECT_DECISIONS_OF_TASK, {"task": task}).fetchall())
 
 
-def recent_decisions(tx: Cursor, limit: int) -> list[Decision]:
+def recent_decisions(tx: Cursor, limit: int, before: datetime | None = None) -> list[Decision]:
     """Of all tasks, newest first."""
-    return _decisions(tx.execute(SELECT_RECENT_DECISIONS, {"limit": limit}).fetchall())
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    return _decisions(tx.execute(SELECT_RECENT_DECISIONS, values).fetchall())
 
 
 def champion_decision(tx: Cursor, task: str) -> Decision | None:

@@ -1,10 +1,10 @@
 """The history of estimates: what the charts show. All SQL about it."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pipelines.types import Estimate
-from storage.database import Cursor, from_db_time, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 INSERT_ESTIMATE = """
 INSERT INTO estimates VALUES (
@@ -13,11 +13,21 @@ INSERT INTO estimates VALUES (
 ) ON CONFLICT DO NOTHING
 """
 
+# The last moment of each bucket stands for it: a chart has only so many pixels.
 SELECT_HISTORY = """
 SELECT estimated_at, coverage, coverage_low, coverage_high,
     agreement, agreement_low, agreement_high, spend
-FROM estimates WHERE task = $task AND estimated_at >= $since ORDER BY estimated_at
+FROM estimates WHERE task = $task AND estimated_at >= $since
+QUALIFY row_number() OVER (
+    PARTITION BY time_bucket(to_seconds($bucket_seconds), estimated_at)
+    ORDER BY estimated_at DESC
+) = 1
+ORDER BY estimated_at
 """
+
+SELECT_FIRST = (
+    "SELECT min(estimated_at) FROM estimates WHERE task = $task AND estimated_at >= $since"
+)
 
 DELETE_OLD = "DELETE FROM estimates WHERE estimated_at < ?"
 
@@ -50,9 +60,16 @@ def add_estimate(tx: Cursor, task: str, estimate: StoredEstimate) -> None:
     )
 
 
-def estimate_history(tx: Cursor, task: str, since: datetime) -> list[StoredEstimate]:
-    """Oldest first."""
-    rows = tx.execute(SELECT_HISTORY, {"task": task, "since": to_db_time(since)}).fetchall()
+def estimate_history(
+    tx: Cursor, task: str, since: datetime, bucket: timedelta = timedelta(seconds=1)
+) -> list[StoredEstimate]:
+    """Oldest first, one moment for each bucket."""
+    values = {
+        "task": task,
+        "since": to_db_time(since),
+        "bucket_seconds": int(bucket.total_seconds()),
+    }
+    rows = tx.execute(SELECT_HISTORY, values).fetchall()
     return [
         StoredEstimate(
             at=from_db_time(row[0]),
@@ -62,6 +79,12 @@ def estimate_history(tx: Cursor, task: str, since: datetime) -> list[StoredEstim
         )
         for row in rows
     ]
+
+
+def first_estimate(tx: Cursor, task: str, since: datetime) -> datetime | None:
+    """When the history of a window begins."""
+    row = first_row(tx.execute(SELECT_FIRST, {"task": task, "since": to_db_time(since)}))
+    return from_db_time_or_none(row[0]) if row else None
 
 
 def delete_estimates_before(tx: Cursor, moment: datetime) -> None:

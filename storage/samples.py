@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipelines.types import Message, Sample, Side
-from storage.database import Cursor, first_row, from_db_time, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 # One statement per batch: unnest is tens of times faster than executemany.
 INSERT_SAMPLES = """
@@ -49,6 +49,13 @@ SELECT_TASKS = "SELECT event_id, task FROM samples WHERE event_id IN (SELECT unn
 COUNT_BY_STATUS = "SELECT task, status, count(*) FROM samples GROUP BY ALL"
 COUNT_BY_REASON = "SELECT task, reason, count(*) FROM samples GROUP BY ALL"
 
+# Rows, not events: the draws bound them.
+SELECT_DRAWN = """
+SELECT reason, count(*) FROM samples
+WHERE task = $task AND sampled_at >= $since GROUP BY reason ORDER BY count(*) DESC, reason
+"""
+SELECT_LAST_DRAWN = "SELECT max(sampled_at) FROM samples WHERE task = $task"
+
 SET_STATUS = """
 UPDATE samples SET status = $status, failure = $failure
 WHERE event_id IN (SELECT unnest($event_ids)) AND status IN ('pending', 'held', 'failed')
@@ -84,6 +91,13 @@ WHERE topic = $topic AND partition = $partition AND source_offset = $source_offs
 MARK_REPLAYED = """
 UPDATE dead_letters SET replayed_at = $now
 WHERE topic = $topic AND partition = $partition AND source_offset = $source_offset
+"""
+# Many records that cannot be read come together; they are one thing that happened.
+SELECT_DEAD_LETTER_BURSTS = """
+SELECT max(received_at) AS happened, count(*) FROM dead_letters
+GROUP BY time_bucket(INTERVAL 5 minutes, received_at)
+HAVING $before IS NULL OR max(received_at) < $before
+ORDER BY happened DESC LIMIT $limit
 """
 COUNT_DEAD_LETTERS = "SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL"
 DELETE_OLD_DEAD_LETTERS = "DELETE FROM dead_letters WHERE received_at < ?"
@@ -299,3 +313,24 @@ def _encode_headers(headers: tuple[tuple[str, bytes], ...]) -> str:
 
 def _decode_headers(text: str) -> tuple[tuple[str, bytes], ...]:
     return tuple((name, bytes.fromhex(value)) for name, value in json.loads(text))
+
+
+def drawn_since(tx: Cursor, task: str, since: datetime) -> dict[str, int]:
+    """How many samples each reason chose, most first."""
+    values = {"task": task, "since": to_db_time(since)}
+    return {reason: int(count) for reason, count in tx.execute(SELECT_DRAWN, values).fetchall()}
+
+
+def last_drawn(tx: Cursor, task: str) -> datetime | None:
+    """When the newest sample of a task was stored."""
+    row = first_row(tx.execute(SELECT_LAST_DRAWN, {"task": task}))
+    return from_db_time_or_none(row[0]) if row else None
+
+
+def dead_letter_bursts(
+    tx: Cursor, limit: int, before: datetime | None = None
+) -> list[tuple[datetime, int]]:
+    """When how many records could not be read, newest first, by five minutes."""
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    rows = tx.execute(SELECT_DEAD_LETTER_BURSTS, values).fetchall()
+    return [(from_db_time(at), int(count)) for at, count in rows]

@@ -44,10 +44,21 @@ WHERE status = 'running'
 RETURNING run_id
 """
 
-SELECT_RUNS = """
+_SELECT_RUN = """
 SELECT run_id, task, dataset, recipe, reason, started_at, ended_at, status, failure, student
-FROM training_runs WHERE task = $task ORDER BY started_at DESC, run_id LIMIT $limit
+FROM training_runs
 """
+SELECT_RUNS = _SELECT_RUN + "WHERE task = $task ORDER BY started_at DESC, run_id LIMIT $limit"
+SELECT_RUNS_BY_START = (
+    _SELECT_RUN
+    + """WHERE $before IS NULL OR started_at < $before
+ORDER BY started_at DESC, run_id LIMIT $limit"""
+)
+SELECT_RUNS_BY_END = (
+    _SELECT_RUN
+    + """WHERE ended_at IS NOT NULL AND ($before IS NULL OR ended_at < $before)
+ORDER BY ended_at DESC, run_id LIMIT $limit"""
+)
 
 SELECT_NEXT_NUMBER = "SELECT coalesce(max(number), 0) + 1 FROM students WHERE task = $task"
 
@@ -107,7 +118,14 @@ SELECT_EVALUATION_BY_REPORT = (
     + """WHERE task = $task AND digest = $digest AND report = $report
 ORDER BY evaluated_at DESC LIMIT 1"""
 )
-SELECT_RECENT_EVALUATIONS = _SELECT_EVALUATION + "ORDER BY evaluated_at DESC LIMIT $limit"
+SELECT_EVALUATIONS = (
+    _SELECT_EVALUATION + "WHERE task = $task AND digest = $digest ORDER BY evaluated_at"
+)
+SELECT_RECENT_EVALUATIONS = (
+    _SELECT_EVALUATION
+    + """WHERE $before IS NULL OR evaluated_at < $before
+ORDER BY evaluated_at DESC LIMIT $limit"""
+)
 
 # Candidates judged since the last approval, in the order of their first judgement.
 SELECT_JUDGED = """
@@ -259,6 +277,21 @@ def runs(tx: Cursor, task: str, limit: int) -> list[TrainingRun]:
     return [_run(row) for row in tx.execute(SELECT_RUNS, {"task": task, "limit": limit}).fetchall()]
 
 
+def started_runs(tx: Cursor, limit: int, before: datetime | None = None) -> list[TrainingRun]:
+    """Of all tasks, the newest start first."""
+    return _page(tx, SELECT_RUNS_BY_START, limit, before)
+
+
+def ended_runs(tx: Cursor, limit: int, before: datetime | None = None) -> list[TrainingRun]:
+    """Of all tasks, the newest end first."""
+    return _page(tx, SELECT_RUNS_BY_END, limit, before)
+
+
+def _page(tx: Cursor, select: str, limit: int, before: datetime | None) -> list[TrainingRun]:
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    return [_run(row) for row in tx.execute(select, values).fetchall()]
+
+
 def next_number(tx: Cursor, task: str) -> int:
     row = first_row(tx.execute(SELECT_NEXT_NUMBER, {"task": task}))
     assert row is not None
@@ -360,12 +393,19 @@ def evaluation_by_report(
     return None if row is None else _evaluation(row)
 
 
-def recent_evaluations(tx: Cursor, limit: int) -> list[StoredEvaluation]:
+def evaluations_of(tx: Cursor, task: str, digest: str) -> list[StoredEvaluation]:
+    """Every evaluation of one version, oldest first."""
+    values = {"task": task, "digest": digest}
+    return [_evaluation(row) for row in tx.execute(SELECT_EVALUATIONS, values).fetchall()]
+
+
+def recent_evaluations(
+    tx: Cursor, limit: int, before: datetime | None = None
+) -> list[StoredEvaluation]:
     """Of all tasks, newest first."""
-    return [
-        _evaluation(row)
-        for row in tx.execute(SELECT_RECENT_EVALUATIONS, {"limit": limit}).fetchall()
-    ]
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    rows = tx.execute(SELECT_RECENT_EVALUATIONS, values).fetchall()
+    return [_evaluation(row) for row in rows]
 
 
 def _dataset(row: tuple[Any, ...] | None) -> StoredDataset | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from storage.database import Cursor, from_db_time, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 INSERT_SWAP = """
 INSERT INTO swaps (gateway, task, reported_at, version, problem)
@@ -18,12 +18,14 @@ FROM swaps WHERE gateway = $gateway GROUP BY task
 
 # Gateways that change over together are one line.
 SELECT_RECENT = """
-SELECT task, version, problem, count(DISTINCT gateway), max(reported_at) AS at
+SELECT task, version, problem, count(DISTINCT gateway), max(reported_at) AS happened
 FROM swaps
 GROUP BY task, version, problem, time_bucket(INTERVAL 1 minute, reported_at)
 HAVING $before IS NULL OR max(reported_at) < $before
-ORDER BY at DESC, task, version LIMIT $limit
+ORDER BY happened DESC, task, version LIMIT $limit
 """
+
+SELECT_NEWEST = "SELECT max(reported_at) FROM swaps WHERE task = $task"
 
 DELETE_OLD = "DELETE FROM swaps WHERE reported_at < ?"
 
@@ -67,6 +69,12 @@ def recent_swaps(tx: Cursor, limit: int, before: datetime | None = None) -> list
         Swap(task=task, version=version, problem=problem, gateways=count, at=from_db_time(at))
         for task, version, problem, count, at in tx.execute(SELECT_RECENT, values).fetchall()
     ]
+
+
+def last_swap(tx: Cursor, task: str) -> datetime | None:
+    """When a gateway last changed what it serves for a task."""
+    row = first_row(tx.execute(SELECT_NEWEST, {"task": task}))
+    return from_db_time_or_none(row[0]) if row else None
 
 
 def delete_swaps_before(tx: Cursor, moment: datetime) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
@@ -37,12 +37,24 @@ SELECT_LAST_TICKS = (
 SELECT_LAST_DONE = (
     "SELECT job, max(ended_at) FROM ticks WHERE outcome IN ('done', 'nothing') GROUP BY job"
 )
+SELECT_LAST_WORKED = (
+    _SELECT
+    + """WHERE outcome IN ('done', 'failed')
+QUALIFY row_number() OVER (PARTITION BY job ORDER BY scheduled_at DESC) = 1"""
+)
+# A job that fails at every tick is one thing that happens.
+SELECT_FAILURES = """
+SELECT job, detail, count(*), max(coalesce(ended_at, started_at)) AS happened
+FROM ticks WHERE outcome = 'failed'
+GROUP BY job, detail, time_bucket(INTERVAL 10 minutes, started_at)
+HAVING $before IS NULL OR max(coalesce(ended_at, started_at)) < $before
+ORDER BY happened DESC, job LIMIT $limit
+"""
 SELECT_RECENT = (
     _SELECT
     + """WHERE $job IS NULL OR job = $job
 ORDER BY scheduled_at DESC, job LIMIT $limit"""
 )
-SELECT_FAILED = _SELECT + "WHERE outcome = 'failed' ORDER BY scheduled_at DESC, job LIMIT $limit"
 DELETE_TICKS = "DELETE FROM ticks WHERE scheduled_at < $before AND outcome != 'running' RETURNING 1"
 
 PAUSE = """
@@ -65,6 +77,15 @@ class Tick:
     ended_at: datetime | None
     outcome: TickOutcome
     detail: str
+
+
+class Failures(NamedTuple):
+    """A job that failed so many times in a row for one reason."""
+
+    job: str
+    detail: str
+    times: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +158,18 @@ def recent_ticks(tx: Cursor, limit: int, job: str | None = None) -> list[Tick]:
     ]
 
 
-def failed_ticks(tx: Cursor, limit: int) -> list[Tick]:
-    """Newest first."""
-    return [_tick(row) for row in tx.execute(SELECT_FAILED, {"limit": limit}).fetchall()]
+def last_worked(tx: Cursor) -> dict[str, Tick]:
+    """The newest tick of each job that did something or failed; idle ones are passed over."""
+    return {tick.job: tick for tick in map(_tick, tx.execute(SELECT_LAST_WORKED).fetchall())}
+
+
+def failures(tx: Cursor, limit: int, before: datetime | None = None) -> list[Failures]:
+    """Failed ticks, those for the same reason within minutes together. Newest first."""
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    return [
+        Failures(job, detail, int(count), from_db_time(at))
+        for job, detail, count, at in tx.execute(SELECT_FAILURES, values).fetchall()
+    ]
 
 
 def delete_ticks(tx: Cursor, before: datetime) -> int:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from pipelines.tally import Tally, TrafficKey
-from storage.database import Cursor, first_row, to_db_time
+from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
 ADD_TRAFFIC = """
 INSERT INTO traffic
@@ -73,6 +74,8 @@ DELETE_OLD = "DELETE FROM traffic WHERE minute < ?"
 
 SELECT_OFFSETS = "SELECT partition, next_offset, identity FROM offsets WHERE topic = ?"
 
+SELECT_ALL_OFFSETS = "SELECT topic, partition, next_offset FROM offsets ORDER BY topic, partition"
+
 UPSERT_OFFSET = """
 INSERT INTO offsets VALUES ($topic, $partition, $next_offset, $identity, $now)
 ON CONFLICT DO UPDATE SET
@@ -80,9 +83,26 @@ ON CONFLICT DO UPDATE SET
     updated_at = excluded.updated_at
 """
 
+SELECT_STORED_AT = "SELECT max(updated_at) FROM offsets"
+
+SELECT_GAPS = """
+SELECT topic, partition, last - first + 1, noticed_at FROM gaps
+WHERE $before IS NULL OR noticed_at < $before
+ORDER BY noticed_at DESC, topic, partition LIMIT $limit
+"""
+
 DELETE_OFFSETS = "DELETE FROM offsets WHERE topic = ?"
 
 INSERT_GAP = "INSERT INTO gaps VALUES ($topic, $partition, $first, $last, $now)"
+
+
+class StoredGap(NamedTuple):
+    """Records that retention removed before they were read."""
+
+    topic: str
+    partition: int
+    records: int
+    noticed_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +210,14 @@ def stored_offsets(tx: Cursor, topic: str) -> tuple[dict[int, int], str | None]:
     return {int(row[0]): int(row[1]) for row in rows}, rows[0][2] if rows else None
 
 
+def all_offsets(tx: Cursor) -> dict[str, dict[str, int]]:
+    """Where each topic was read to, by its name and partition; partitions as JSON has them."""
+    found: dict[str, dict[str, int]] = {}
+    for topic, partition, offset in tx.execute(SELECT_ALL_OFFSETS).fetchall():
+        found.setdefault(topic, {})[str(partition)] = int(offset)
+    return found
+
+
 def store_offsets(
     tx: Cursor, topic: str, identity: str, next_offsets: Mapping[int, int], now: datetime
 ) -> None:
@@ -225,3 +253,18 @@ def add_gaps(tx: Cursor, topic: str, gaps: Sequence[tuple[int, int, int]], now: 
                 "now": to_db_time(now),
             },
         )
+
+
+def recent_gaps(tx: Cursor, limit: int, before: datetime | None = None) -> list[StoredGap]:
+    """Newest first."""
+    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
+    return [
+        StoredGap(topic, partition, int(records), from_db_time(at))
+        for topic, partition, records, at in tx.execute(SELECT_GAPS, values).fetchall()
+    ]
+
+
+def stored_at(tx: Cursor) -> datetime | None:
+    """When a batch of records was stored last."""
+    row = first_row(tx.execute(SELECT_STORED_AT))
+    return from_db_time_or_none(row[0]) if row else None

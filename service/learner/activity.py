@@ -1,20 +1,28 @@
-"""The feed: what happened lately, in sentences, newest first."""
+"""The feed: what happened lately, in sentences, newest first. No prompt text is in it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import get_args
 
 from pipelines.types import Decision
-from service.learner.status import Activity
+from service.learner.sentences import counted
+from service.learner.status import Activity, ActivityKind
 from storage.database import Cursor
 from storage.decisions import recent_decisions
+from storage.samples import dead_letter_bursts
 from storage.students import (
     StoredEvaluation,
     TrainingRun,
+    ended_runs,
     recent_evaluations,
-    runs,
+    started_runs,
     versions,
 )
-from storage.ticks import Tick, failed_ticks
+from storage.swaps import Swap, recent_swaps
+from storage.ticks import Failures, Pause, failures, pauses
+from storage.traffic import StoredGap, recent_gaps
 
+KINDS: tuple[ActivityKind, ...] = get_args(ActivityKind)
 VERDICTS = {
     "better": "better than the champion",
     "non_inferior": "no worse than the champion",
@@ -26,16 +34,42 @@ VERBS = {"approve": "approved", "reject": "rejected", "rollback": "rolled back t
 Numbers = Mapping[tuple[str, str], int]  # (task, student) -> number
 
 
-def recent_activity(tx: Cursor, tasks: Sequence[str], limit: int) -> list[Activity]:
-    """Decisions, evaluations, training runs and failed ticks of these tasks."""
+def recent_activity(
+    tx: Cursor,
+    tasks: Sequence[str],
+    limit: int,
+    *,
+    before: datetime | None = None,
+    kind: ActivityKind | None = None,
+) -> list[Activity]:
+    """At most so many entries of one kind or of all, newest first.
+
+    Each source gives its newest `limit`: what is cut off is older than what is returned, so the
+    next page begins where this one ends.
+    """
     numbers = {(task, v.student): v.number for task in tasks for v in versions(tx, task)}
-    feed = [_decision(link, numbers) for link in recent_decisions(tx, limit)]
-    feed += [_evaluation(found, numbers) for found in recent_evaluations(tx, limit)]
-    for task in tasks:
-        for run in runs(tx, task, limit):
-            feed += _run(run, numbers)
-    feed += [_tick(tick) for tick in failed_ticks(tx, limit)]
+    feed: list[Activity] = []
+    if kind in (None, "decision"):
+        feed += [_decision(link, numbers) for link in recent_decisions(tx, limit, before)]
+    if kind in (None, "evaluation"):
+        feed += [_evaluation(found, numbers) for found in recent_evaluations(tx, limit, before)]
+    if kind in (None, "training"):
+        feed += [_started(run) for run in started_runs(tx, limit, before)]
+        feed += [_ended(run, numbers) for run in ended_runs(tx, limit, before)]
+    if kind in (None, "swap"):
+        names = {v.name: v.number for task in tasks for v in versions(tx, task)}
+        feed += [_swap(swap, names) for swap in recent_swaps(tx, limit, before)]
+    if kind in (None, "trouble"):
+        feed += _trouble(tx, limit, before)
     return sorted(feed, key=lambda entry: entry.at, reverse=True)[:limit]
+
+
+def _trouble(tx: Cursor, limit: int, before: datetime | None) -> list[Activity]:
+    feed = [_failures(found) for found in failures(tx, limit, before)]
+    feed += [_gap(gap) for gap in recent_gaps(tx, limit, before)]
+    feed += [_burst(at, count) for at, count in dead_letter_bursts(tx, limit, before)]
+    standing = [pause for pause in pauses(tx) if before is None or pause.paused_at < before]
+    return feed + [_pause(pause) for pause in standing]
 
 
 def _decision(link: Decision, numbers: Numbers) -> Activity:
@@ -70,41 +104,87 @@ def _evaluation(found: StoredEvaluation, numbers: Numbers) -> Activity:
     )
 
 
-def _run(run: TrainingRun, numbers: Numbers) -> list[Activity]:
-    entries = [
-        Activity(
-            at=run.started_at,
-            kind="training",
-            sentence=f"Training of {run.task} started: {run.reason}",
-            task=run.task,
-        )
-    ]
-    if run.ended_at is None:
-        return entries
-    seconds = (run.ended_at - run.started_at).total_seconds()
+def _started(run: TrainingRun) -> Activity:
+    return Activity(
+        at=run.started_at,
+        kind="training",
+        sentence=f"Training of {run.task} started: {run.reason}",
+        task=run.task,
+    )
+
+
+def _ended(run: TrainingRun, numbers: Numbers) -> Activity:
+    ended = run.ended_at or run.started_at
+    seconds = (ended - run.started_at).total_seconds()
     if run.status == "failed":
         sentence = f"Training of {run.task} failed after {seconds:.0f} s: {run.failure}"
     else:
         name = _name(run.task, run.student or "", numbers)
         sentence = f"Training of {name} took {seconds:.0f} s"
-    return [
-        Activity(
-            at=run.ended_at,
-            kind="training",
-            sentence=sentence,
-            task=run.task,
-            link=_link(run.task, run.student or "", numbers),
-            problem=run.status == "failed",
-        ),
-        *entries,
-    ]
-
-
-def _tick(tick: Tick) -> Activity:
     return Activity(
-        at=tick.ended_at or tick.started_at,
-        kind="tick",
-        sentence=f"{tick.job} failed: {tick.detail}",
+        at=ended,
+        kind="training",
+        sentence=sentence,
+        task=run.task,
+        link=_link(run.task, run.student or "", numbers),
+        problem=run.status == "failed",
+    )
+
+
+def _swap(swap: Swap, numbers: Mapping[str, int]) -> Activity:
+    number = numbers.get(swap.version)
+    name = swap.version if number is None else f"{swap.task}-v{number}"
+    who = counted(swap.gateways, "gateway")
+    what = f"{who} began to serve {name}" if swap.version else f"{who} let the teacher answer"
+    if swap.problem:
+        what = f"{who} would not follow what is published: {swap.problem}"
+    return Activity(
+        at=swap.at,
+        kind="swap",
+        sentence=what,
+        task=swap.task,
+        link=None if number is None else f"/tasks/{swap.task}/versions/{number}",
+        problem=bool(swap.problem),
+    )
+
+
+def _failures(found: Failures) -> Activity:
+    times = "" if found.times == 1 else f" {found.times:,} times"
+    return Activity(
+        at=found.at,
+        kind="trouble",
+        sentence=f"{found.job} failed{times}: {found.detail}",
+        link="/#jobs",
+        problem=True,
+    )
+
+
+def _gap(gap: StoredGap) -> Activity:
+    return Activity(
+        at=gap.noticed_at,
+        kind="trouble",
+        sentence=f"{counted(gap.records, 'record')} of {gap.topic}/{gap.partition} were removed "
+        "by the topic's retention before they were read",
+        problem=True,
+    )
+
+
+def _burst(at: datetime, count: int) -> Activity:
+    return Activity(
+        at=at,
+        kind="trouble",
+        sentence=f"{counted(count, 'record')} could not be read",
+        link="/dead-letters",
+        problem=True,
+    )
+
+
+def _pause(pause: Pause) -> Activity:
+    what = "the whole learner" if pause.job == "all" else pause.job
+    return Activity(
+        at=pause.paused_at,
+        kind="trouble",
+        sentence=f"{pause.paused_by} paused {what}; it is paused still",
         link="/#jobs",
         problem=True,
     )

@@ -1,8 +1,9 @@
 """What the console and the API show, put together from the database and the learner."""
 
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from threading import Lock
 
@@ -10,31 +11,69 @@ import structlog
 
 from pipelines.errors import ArtifactDamaged, Refused
 from service.learner.activity import recent_activity
+from service.learner.loop import DRAWN, LATELY, LoopFacts, loop_steps
+from service.learner.sentences import counted as counted
 from service.learner.status import (
     Activity,
+    ActivityKind,
     Callbacks,
     Figures,
+    GatewaySeen,
+    IngestState,
     JobStatus,
+    Money,
     Need,
+    Progress,
+    Reign,
     Status,
+    Step,
     TaskStatus,
     TeacherStatus,
     Version,
     VersionDetail,
 )
-from service.learner.versions import describe, load_history
+from service.learner.versions import (
+    History,
+    became,
+    describe,
+    load_history,
+    reigns,
+    short_name,
+)
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
+from storage.leases import reported_spend
 from storage.reports import Report, read_report
-from storage.samples import count_dead_letters
-from storage.students import dataset_by_digest, runs
-from storage.ticks import ALL_JOBS, last_successes, last_ticks, pauses
+from storage.samples import count_dead_letters, drawn_since, last_drawn
+from storage.students import (
+    TrainingRun,
+    dataset_by_digest,
+    evaluations_of,
+    latest_dataset,
+    runs,
+)
+from storage.swaps import last_swap
+from storage.ticks import ALL_JOBS, Tick, last_successes, last_ticks, last_worked, pauses
+from storage.traffic import stored_at, window_sums
 
 log = structlog.get_logger()
 
 FRESH_SECONDS = 0.7  # several pages that look at once share one answer
-FEED_LENGTH = 30
+FEED_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Present:
+    """What all tasks share in one look at the learner."""
+
+    now: datetime
+    jobs: tuple[JobStatus, ...]
+    worked: Mapping[str, Tick]
+    ingest: IngestState
+    stored_at: datetime | None
+    progress: Progress | None
+    gateways: tuple[GatewaySeen, ...]
 
 
 class Overview:
@@ -92,6 +131,7 @@ class Overview:
                 raise Refused(f"{task} has no version {number}")
             training = next(v.training for v in history.versions if v.number == number)
             dataset = dataset_by_digest(tx, found[0].dataset)
+            evaluations = evaluations_of(tx, task, found[0].student)
         version = found[0]
         figures = self._callbacks.figures(task)
         return VersionDetail(
@@ -101,40 +141,73 @@ class Overview:
             teacher_share=None if version.coverage is None else 1 - version.coverage,
             saved_per_day=_saved_per_day(version, figures),
             training=training,
+            events=became(history, version, evaluations),
         )
 
-    def activity(self, limit: int) -> list[Activity]:
+    def champions(self, task: str) -> tuple[Reign, ...]:
+        """The champions of a task over time, oldest first."""
         with self._database.snapshot() as tx:
-            return recent_activity(tx, list(self._settings.tasks), limit)
+            return reigns(load_history(tx, task))
+
+    def activity(
+        self,
+        limit: int,
+        before: datetime | None = None,
+        kind: ActivityKind | None = None,
+    ) -> list[Activity]:
+        with self._database.snapshot() as tx:
+            tasks = list(self._settings.tasks)
+            return recent_activity(tx, tasks, limit, before=before, kind=kind)
 
     def _status(self) -> Status:
         unknown = len(self._callbacks.unknown_outcomes.list())
+        now, ingest, told = self._now(), self._callbacks.ingest(), self._callbacks.progress()
+        gateways = tuple(self._callbacks.gateways())
         with self._database.snapshot() as tx:
-            tasks = tuple(self._task(tx, task) for task in self._settings.tasks)
             jobs = self._jobs(tx)
+            present = _Present(
+                now=now,
+                jobs=jobs,
+                worked=last_worked(tx),
+                ingest=ingest,
+                stored_at=stored_at(tx),
+                progress=told,
+                gateways=gateways,
+            )
+            tasks = tuple(self._task(tx, task, present) for task in self._settings.tasks)
+            escalated = reported_spend(tx, now.astimezone(UTC).date())
             letters = count_dead_letters(tx)
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
             feed = tuple(recent_activity(tx, list(self._settings.tasks), FEED_LENGTH))
         teacher = teacher_status(self._settings)
+        budget = self._settings.budget
         return Status(
-            at=self._now(),
+            at=now,
             tasks=tasks,
             needs=needs(tasks, jobs, teacher, letters, unknown, all_paused=all_paused),
             jobs=jobs,
             all_paused=all_paused,
-            progress=self._callbacks.progress(),
+            progress=_named(told, tasks),
             teacher=teacher,
             dead_letters=letters,
             unknown_outcomes=unknown,
             activity=feed,
+            money=Money(
+                labels=self._callbacks.label_spend(),
+                label_budget=budget.label_money,
+                escalations=escalated.money,
+                escalation_budget=budget.escalation_money,
+            ),
+            gateways=gateways,
         )
 
     def _versions(self, tx: Cursor, task: str) -> list[Version]:
         return describe(load_history(tx, task), self._read)
 
-    def _task(self, tx: Cursor, task: str) -> TaskStatus:
+    def _task(self, tx: Cursor, task: str, present: _Present) -> TaskStatus:
         settings = self._settings.tasks[task]
-        described = self._versions(tx, task)
+        history = load_history(tx, task)
+        described = describe(history, self._read)
         figures = self._callbacks.figures(task)
         champion = next((v for v in described if v.state == "champion"), None)
         last_run = runs(tx, task, 1)
@@ -150,11 +223,55 @@ class Overview:
             quality=_quality(champion, figures, settings.target),
             figures=figures,
             last_run=last_run[0] if last_run else None,
+            loop=self._loop(tx, task, present, history, described, figures, last_run),
+            reigns=reigns(history),
+        )
+
+    def _loop(
+        self,
+        tx: Cursor,
+        task: str,
+        present: _Present,
+        history: History,
+        described: list[Version],
+        figures: Figures,
+        last_run: list[TrainingRun],
+    ) -> tuple[Step, ...]:
+        now = present.now
+        evaluated = [version for version in described if version.evaluated_at is not None]
+        judged = max(evaluated, key=lambda one: one.evaluated_at or now, default=None)
+        report = self._read(judged.report) if judged and judged.report else None
+        decision = history.decisions[-1] if history.decisions else None
+        lately = window_sums(tx, task, None, now - LATELY, now + timedelta(minutes=1))
+        return loop_steps(
+            LoopFacts(
+                now=now,
+                task=task,
+                figures=figures,
+                jobs={job.job: job for job in present.jobs},
+                worked=present.worked,
+                ingest=present.ingest,
+                stored_at=present.stored_at,
+                lately=lately.events,
+                drawn=drawn_since(tx, task, now - DRAWN),
+                drawn_at=last_drawn(tx, task),
+                dataset=latest_dataset(tx, task),
+                last_run=last_run[0] if last_run else None,
+                progress=present.progress,
+                judged=judged,
+                gate=report.gate if report else None,
+                champion=next((v for v in described if v.state == "champion"), None),
+                waiting=next((v for v in described if v.state == "waiting"), None),
+                decision=decision,
+                decided=short_name(history, decision.student) if decision else "",
+                gateways=present.gateways,
+                swapped_at=last_swap(tx, task),
+            )
         )
 
     def _jobs(self, tx: Cursor) -> tuple[JobStatus, ...]:
         last, successes = last_ticks(tx), last_successes(tx)
-        paused = {pause.job for pause in pauses(tx)}
+        paused = {pause.job: pause.paused_by for pause in pauses(tx)}
         coming = self._callbacks.next_ticks()
         return tuple(
             JobStatus(
@@ -163,6 +280,7 @@ class Overview:
                 last=last.get(job),
                 last_success=successes.get(job),
                 next_at=coming.get(job),
+                paused_by=paused.get(job) or paused.get(ALL_JOBS),
             )
             for job in [*coming, *sorted(set(last) - set(coming))]
         )
@@ -242,9 +360,12 @@ def needs(
     return tuple(found)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 record`, `2 records`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _named(progress: Progress | None, tasks: tuple[TaskStatus, ...]) -> Progress | None:
+    """The trainer does not know for which task it works; the run that is noted does."""
+    if progress is None or progress.task:
+        return progress
+    running = [one.task for one in tasks if one.last_run and one.last_run.status == "running"]
+    return replace(progress, task=running[0]) if running else progress
 
 
 def _saved_per_day(version: Version, figures: Figures) -> float | None:

@@ -21,6 +21,7 @@ from storage.students import (
     tasks_with_versions,
     versions,
 )
+from storage.swaps import delete_swaps_before
 from storage.ticks import delete_ticks
 from storage.traffic import delete_traffic_before, stored_offsets
 
@@ -53,6 +54,7 @@ class Retention:
             delete_labelled(tx, now - kept.labelled_samples)
             delete_traffic_before(tx, now - kept.traffic)
             delete_estimates_before(tx, now - kept.traffic)
+            delete_swaps_before(tx, now - kept.traffic)
             delete_dead_letters(tx, now - kept.dead_letters)
             delete_ticks(tx, now - TICKS_KEPT)
             delete_leases_before(tx, (now - LEASES_KEPT).date())

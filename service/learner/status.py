@@ -30,8 +30,10 @@ class HistoryPoint:
 
     at: datetime
     coverage: float | None = None
+    coverage_low: float | None = None
+    coverage_high: float | None = None
     agreement: float | None = None
-    low: float | None = None
+    low: float | None = None  # of the agreement
     high: float | None = None
     spend: float | None = None
 
@@ -55,6 +57,7 @@ class Figures:
     served_by_student_share: float | None = None
     events_per_day: float | None = None
     cost_per_call: float | None = None  # mean price of one teacher answer
+    trigger: str = ""  # why the next training is due, or why not
     history: tuple[HistoryPoint, ...] = ()
 
 
@@ -69,6 +72,24 @@ class Progress:
     phase: str = "training"
     task: str = ""
     loss: float | None = None  # of the last step, where something is tuned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestState:
+    """What ingest is doing right now."""
+
+    held: str | None = None  # why it reads nothing
+    lag: int = 0  # records not read yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySeen:
+    """What one gateway last reported."""
+
+    name: str
+    heard_at: datetime
+    serving: Mapping[str, str] = field(default_factory=dict)  # version name by task
+    failed: Mapping[str, str] = field(default_factory=dict)  # why not what is published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +126,9 @@ class Callbacks:
     decided: Callable[[Decision], None]
     topic_writer: Callable[[], TopicWriter]
     unknown_outcomes: UnknownOutcomes
+    ingest: Callable[[], IngestState] = IngestState
+    gateways: Callable[[], Sequence[GatewaySeen]] = tuple
+    label_spend: Callable[[], float] = float  # today, as the budget counts it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +163,29 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionEvent:
+    """One thing that became of a version."""
+
+    at: datetime
+    sentence: str
+    by: str = ""  # the operator, where a person did it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reign:
+    """How long one version was the champion, and who made it so."""
+
+    task: str
+    number: int | None  # None: the database does not know the student any more
+    name: str
+    since: datetime
+    until: datetime | None  # None: it still is
+    rolled_back: bool  # it came back by a rollback, not by an approval
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionDetail:
     """A version with its report, dataset and what it would save."""
 
@@ -148,6 +195,7 @@ class VersionDetail:
     teacher_share: float | None  # of all prompts, still asked of the teacher
     saved_per_day: float | None
     training: Mapping[str, object]
+    events: tuple[VersionEvent, ...] = ()  # oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +207,7 @@ class JobStatus:
     last: Tick | None
     last_success: datetime | None
     next_at: datetime | None
+    paused_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,16 +220,57 @@ class Need:
     urgent: bool = False
 
 
+ActivityKind = Literal["decision", "evaluation", "training", "swap", "trouble"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
     """One line of the feed."""
 
     at: datetime
-    kind: Literal["decision", "evaluation", "training", "tick"]
+    kind: ActivityKind
     sentence: str
     task: str | None = None
     link: str | None = None
     problem: bool = False
+
+
+StepName = Literal[
+    "ingest", "sample", "label", "dataset", "train", "evaluate", "gate", "approve", "swap", "watch"
+]
+StepState = Literal[
+    "working",  # right now
+    "done",  # the last run did something
+    "idle",  # nothing to do: `why` says why
+    "waiting",  # for an operator
+    "refused",  # the gate said no
+    "paused",
+    "failed",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the loop, for one task: its last run, its next one, and why it does nothing."""
+
+    name: StepName
+    state: StepState
+    did: str = ""  # what the last run did; '' when it never ran
+    last_at: datetime | None = None
+    why: str = ""  # why it does nothing now
+    next_at: datetime | None = None
+    next: str = ""  # what it waits for, where no clock decides
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Money:
+    """What the teacher may cost today and does, all tasks together."""
+
+    labels: float = 0.0  # reserved and unknown amounts included, as the budget counts
+    label_budget: float = 0.0
+    escalations: float = 0.0
+    escalation_budget: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +298,8 @@ class TaskStatus:
     quality: str  # a sentence
     figures: Figures
     last_run: TrainingRun | None
+    loop: tuple[Step, ...] = ()
+    reigns: tuple[Reign, ...] = ()  # the champions over time, oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,3 +316,5 @@ class Status:
     dead_letters: int
     unknown_outcomes: int
     activity: tuple[Activity, ...]
+    money: Money = Money()
+    gateways: tuple[GatewaySeen, ...] = ()

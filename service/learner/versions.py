@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.types import Decision, StudentVersion
-from service.learner.status import Version, VersionState
+from service.learner.status import Reign, Version, VersionEvent, VersionState
 from storage.database import Cursor
 from storage.decisions import decisions
 from storage.reports import Report
@@ -64,6 +64,77 @@ def describe(history: History, read: ReadReport) -> list[Version]:
         waits = waits or state == "waiting"
         described.append(_describe(history, version, state, read))
     return described
+
+
+def reigns(history: History) -> tuple[Reign, ...]:
+    """Who was the champion when, oldest first."""
+    served = [link for link in history.decisions if link.action != "reject"]
+    known = {version.student: version for version in history.versions}
+    found = []
+    for at, link in enumerate(served):
+        version = known.get(link.student)
+        number = version.number if version else None
+        found.append(
+            Reign(
+                task=link.task,
+                number=number,
+                name=link.student[:8] if number is None else f"{link.task}-v{number}",
+                since=link.decided_at,
+                until=served[at + 1].decided_at if at + 1 < len(served) else None,
+                rolled_back=link.action == "rollback",
+                operator=link.operator,
+                reason=link.reason,
+            )
+        )
+    return tuple(found)
+
+
+def became(
+    history: History, version: Version, evaluations: Sequence[StoredEvaluation]
+) -> tuple[VersionEvent, ...]:
+    """All that became of one version, oldest first."""
+    events = [
+        VersionEvent(
+            at=version.trained_at,
+            sentence=f"Trained on {version.labels_trained:,} labels by the recipe "
+            f"{version.recipe}.",
+        )
+    ]
+    events += [
+        VersionEvent(at=found.evaluated_at, sentence=_evaluated(history, found))
+        for found in evaluations
+    ]
+    words = {"approve": "Approved", "reject": "Rejected", "rollback": "Rolled back to"}
+    events += [
+        VersionEvent(
+            at=link.decided_at,
+            sentence=f"{words[link.action]}{': ' + link.reason if link.reason else ''}",
+            by=link.operator,
+        )
+        for link in history.decisions
+        if link.student == version.student
+    ]
+    events += [
+        VersionEvent(at=reign.until, sentence="No longer the champion.")
+        for reign in reigns(history)
+        if reign.number == version.number and reign.until is not None
+    ]
+    return tuple(sorted(events, key=lambda event: event.at))
+
+
+def _evaluated(history: History, found: StoredEvaluation) -> str:
+    against = f"against {short_name(history, found.champion)}" if found.champion else "alone"
+    verdict = found.verdict.replace("_", " ")
+    ending = "the gate let it through" if found.promotable else "the gate said no"
+    return f"Evaluated {against} on {found.items:,} held-out items: {verdict}; {ending}."
+
+
+def short_name(history: History, student: str) -> str:
+    """`support-v3`; of a student that is not known any more the begin of its hash."""
+    for version in history.versions:
+        if version.student == student:
+            return f"{version.task}-v{version.number}"
+    return student[:8]
 
 
 def _state(

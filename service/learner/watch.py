@@ -22,7 +22,7 @@ from service.metrics import LearnerMetrics
 from service.settings import Settings
 from storage.database import Cursor, Database
 from storage.decisions import decisions
-from storage.estimates import StoredEstimate, add_estimate, estimate_history
+from storage.estimates import StoredEstimate, add_estimate, estimate_history, first_estimate
 from storage.labels import (
     Audited,
     LabelCounts,
@@ -46,6 +46,7 @@ COVERAGE_WINDOWS = tuple(timedelta(minutes=minutes) for minutes in (2, 10, 60, 1
 ENOUGH_EVENTS = 500
 HISTORY_STEP = timedelta(seconds=20)
 HISTORY_SHOWN = timedelta(days=1)
+HISTORY_POINTS = 240  # a chart has only so many pixels
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -98,6 +99,8 @@ class Watch:
                 self._figures[name] = figures
             self._rates.adjust(name, figures, counts)
             due = self._due(name, figures, counts)
+            with self._lock:
+                self._figures[name] = replace(figures, trigger=due.reason)
             if isinstance(due, Due):
                 self._start_training(name, due.reason)
             reasons.append(f"{name}: {due.reason}")
@@ -119,7 +122,9 @@ class Watch:
             pending = count_by_status(tx)
         self._remember(task, figures, now)
         with self._database.snapshot() as tx:
-            history = estimate_history(tx, task, now - HISTORY_SHOWN)
+            since = first_estimate(tx, task, now - HISTORY_SHOWN) or now
+            step = max(HISTORY_STEP, (now - since) / HISTORY_POINTS)
+            history = estimate_history(tx, task, since, step)
         self._show(task, figures, counts, live, pending)
         return (
             replace(
@@ -378,6 +383,8 @@ def _point(stored: StoredEstimate) -> HistoryPoint:
     return HistoryPoint(
         at=stored.at,
         coverage=stored.coverage.value if stored.coverage else None,
+        coverage_low=stored.coverage.low if stored.coverage else None,
+        coverage_high=stored.coverage.high if stored.coverage else None,
         agreement=agreement.value if agreement else None,
         low=agreement.low if agreement else None,
         high=agreement.high if agreement else None,

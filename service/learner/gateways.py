@@ -1,0 +1,76 @@
+"""What the gateways report: who serves what now, and each change of it, kept as a swap."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import Any
+
+import structlog
+
+from pipelines.errors import FlywheelError
+from service.learner.status import GatewaySeen
+from storage.database import Database
+from storage.swaps import add_swap, last_reported
+
+log = structlog.get_logger()
+
+SILENT = timedelta(seconds=30)  # a gateway reports every few seconds
+FORGOTTEN = timedelta(minutes=10)
+EVERYTHING = "all"  # what a gateway's failure is filed under when it concerns no single task
+
+
+class Gateways:
+    """Remembers the last report of each gateway. Safe to use from several threads."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._seen: dict[str, GatewaySeen] = {}
+        self._lock = Lock()
+
+    def heard(self, said: Mapping[str, Any]) -> None:
+        """A report. Logged and stored when something has changed."""
+        seen = GatewaySeen(
+            name=str(said.get("gateway")),
+            heard_at=self._now(),
+            serving=_texts(said.get("serving")),
+            failed=_texts(said.get("failed")),
+        )
+        with self._lock:
+            before = self._seen.get(seen.name)
+            self._seen[seen.name] = seen
+        if before and (before.serving, before.failed) == (seen.serving, seen.failed):
+            return
+        log.info("gateway_reported", gateway=seen.name, serving=seen.serving, failed=seen.failed)
+        try:
+            self._store(seen)
+        except FlywheelError as error:  # a full disk: what is served matters more than its record
+            log.warning("swap_not_recorded", gateway=seen.name, error=str(error))
+
+    def seen(self) -> tuple[GatewaySeen, ...]:
+        """Those that reported lately, by name; the silent ones with when they did."""
+        oldest = self._now() - FORGOTTEN
+        with self._lock:
+            self._seen = {n: one for n, one in self._seen.items() if one.heard_at >= oldest}
+            return tuple(self._seen[name] for name in sorted(self._seen))
+
+    def _store(self, seen: GatewaySeen) -> None:
+        with self._database.transaction() as tx:
+            before = last_reported(tx, seen.name)
+            for task in sorted({*before, *seen.serving, *seen.failed} - {EVERYTHING}):
+                said = seen.serving.get(task, ""), seen.failed.get(task, "")
+                if said != before.get(task, ("", "")):
+                    add_swap(
+                        tx,
+                        gateway=seen.name,
+                        task=task,
+                        version=said[0],
+                        problem=said[1],
+                        now=seen.heard_at,
+                    )
+
+
+def _texts(told: Any) -> dict[str, str]:
+    if not isinstance(told, Mapping):
+        return {}
+    return {str(key): str(value) for key, value in told.items()}
