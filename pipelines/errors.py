@@ -89,6 +89,10 @@ class TrainingFailed(FlywheelError):
     """A training run ended without a student. The champion serves on."""
 
 
+class TrainingRunFailed(TrainingFailed):
+    """As above, and it was recorded and logged as a run."""
+
+
 class TrainingInterrupted(TrainingFailed):
     """A training was ended from outside: it can go on where it stood."""
 

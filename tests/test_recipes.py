@@ -261,7 +261,7 @@ def test_recipes_are_timed_under_the_trainers_limits(
     assert "float32" in found["causal-lora"].timed
     assert found["encoder-lora"].seconds is None  # nothing that cannot be used is timed
     assert "causal-lora: load 2 of 2" in told
-    assert "child_started" not in capsys.readouterr().out
+    assert "trainer_started" not in capsys.readouterr().out
     assert not (tmp_path / "data").exists()  # it leaves nothing behind
 
     text = "\n".join(needs_lines(list(found.values()), 500, 4_096))

@@ -89,6 +89,8 @@ class Escalations:
                 self._note_failure()
             # A refusal is not charged for; behind a failure there may be an answer.
             return Escalated("teacher_failed"), ceiling if answer.status >= 500 else 0.0
+        if self._failures >= FAILURES_TO_PAUSE:
+            log.info("escalation_resumed")
         self._failures = 0
         reply = read_reply(body)
         cost = self._price(reply.usage) if reply and reply.usage else ceiling

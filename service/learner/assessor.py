@@ -1,5 +1,6 @@
 """Asks the gateway what the student would have said to events that came without its answer."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -13,6 +14,7 @@ log = structlog.get_logger()
 
 BATCH = 128
 TIMEOUT_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -41,7 +43,8 @@ class Assessor:
         self._url = url  # asked each time: the gateway may come back on another port
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(timeout=TIMEOUT_SECONDS, headers=headers)
-        self._down = False
+        self._down_since: float | None = None
+        self._said = False
 
     def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]:
         """Answers by event id; empty for what could not be assessed."""
@@ -76,9 +79,17 @@ class Assessor:
             found = response.json()
             answers = msgspec.convert(found, _Assessment).by_event()
         except (httpx2.HTTPError, ValueError) as error:
-            if not self._down:
-                log.warning("assessment_unavailable", task=task, error=type(error).__name__)
-            self._down = True
+            self._note_failure(task, error)
             return None
-        self._down = False
+        if self._said:
+            log.info("assessment_resumed")
+        self._down_since, self._said = None, False
         return answers
+
+    def _note_failure(self, task: str, error: Exception) -> None:
+        """A gateway that is just loading a first student is nobody's business."""
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        if now - self._down_since >= PATIENCE_SECONDS and not self._said:
+            log.warning("assessment_unavailable", task=task, error=type(error).__name__)
+            self._said = True

@@ -28,14 +28,18 @@ from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.gateway_api import gateway_routes
+from service.learner.gateways import Gateways
 from service.learner.ingest import GivenPolicy, Ingest, Sampling
 from service.learner.leases import LeaseBook
+from service.learner.notify import FILE as NOTIFIED
+from service.learner.notify import Notifier
+from service.learner.occasions import Occasions, TeacherWord
 from service.learner.operations import Operations
 from service.learner.rates import first_policy
 from service.learner.relabel import HeldCalls, JobResult, Relabel
 from service.learner.retention import Retention
 from service.learner.schedule import Schedule
-from service.learner.status import Callbacks, Progress
+from service.learner.status import Callbacks, IngestState, Progress
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
@@ -97,7 +101,7 @@ class Learner:
         self._keys = open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
         self._tasks = {name: settings.task_of(name) for name in settings.tasks}
         self._live: Mapping[str, LiveTask] = {}
-        self._gateways: dict[str, Mapping[str, Any]] = {}
+        self._teacher_word = TeacherWord()
         self._threads: list[Thread] = []
         self._closing: list[Callable[[], None]] = [self._listener.close]
         try:
@@ -143,7 +147,7 @@ class Learner:
             settings.budget,
             self._ledger,
             now=self._now,
-            on_call=lambda outcome: self._metrics.teacher_calls.labels(outcome=outcome).inc(),
+            on_call=self._teacher_said,
         )
         self._relabel = Relabel(
             database=self._database,
@@ -167,7 +171,7 @@ class Learner:
             now=self._now,
         )
         self._due: dict[str, str] = {}
-        retention = Retention(self._database, self._artifacts, settings, self._now)
+        self._retention = Retention(self._database, self._artifacts, settings, self._now)
         when = settings.schedule
         self._schedule = Schedule(
             {
@@ -175,7 +179,7 @@ class Learner:
                 "train": (when.train, self._train),
                 "evaluate": (when.evaluate, self._evaluate),
                 "watch": (when.watch, self._look),
-                "retention": (when.retention, retention.run),
+                "retention": (when.retention, self._tidy),
             },
             self._database,
             self._metrics,
@@ -185,6 +189,7 @@ class Learner:
     def _build_console(self) -> None:
         settings = self._settings
         live_path = settings.data_dir / LIVE_FILE
+        self._gateways = Gateways(self._database, self._now)
         self._operations = Operations(
             database=self._database,
             artifacts=self._artifacts,
@@ -201,6 +206,9 @@ class Learner:
                 decided=self._decided,
                 topic_writer=self._topic_writer,
                 unknown_outcomes=HeldCalls(self._database, self._ledger, self._now),
+                ingest=self._ingest_state,
+                gateways=self._gateways.seen,
+                label_spend=lambda: self._ledger.spent_on(self._now()).money,
             ),
         )
         self._leases = LeaseBook(self._database, settings.budget, now=self._now)
@@ -214,14 +222,16 @@ class Learner:
                 artifacts=self._artifacts,
                 live_path=live_path,
                 leases=self._leases,
-                on_status=self._gateway_said,
+                on_status=self._gateways.heard,
             ),
             registry=self._registry,
             ready=self._ready,
         )
         self._app = app
         self._server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                app, log_config=None, log_level="warning", access_log=False, lifespan="off"
+            )
         )
 
     # Life.
@@ -267,6 +277,9 @@ class Learner:
         )
         self._ingest.start()
         self._thread("ingest", lambda: self._ingest.run(self._stop))
+        notifier = self._notifier()
+        self._closing.append(notifier.close)
+        self._thread("notify", lambda: notifier.run(self._stop))
         for task in interrupted:
             self._start_training(task, "an interrupted training goes on")
         log.info("learner_started", port=self._port, tasks=sorted(self._tasks))
@@ -298,6 +311,27 @@ class Learner:
                 close()
         self._closing.clear()
         log.info("learner_stopped", exit_code=self.exit_code.name)
+
+    def _notifier(self) -> Notifier:
+        settings = self._settings
+        occasions = Occasions(
+            operations=self._operations,
+            database=self._database,
+            ledger=self._ledger,
+            settings=settings,
+            teacher=self._teacher_word,
+            why_held=lambda: self._ingest.held,
+            escalated=self._leases.spent,
+            now=self._now,
+        )
+        return Notifier(
+            settings.notify,
+            occasions.look,
+            settings.data_dir / NOTIFIED,
+            self._metrics,
+            console=settings.learner.public_url or f"http://127.0.0.1:{self._port}",
+            now=self._now,
+        )
 
     def _serve_console(self) -> None:
         self._port = self._listener.getsockname()[1]
@@ -373,8 +407,18 @@ class Learner:
         details = "; ".join(result.detail for result in results)
         return JobResult("done" if done else "nothing", details or "there are no tasks")
 
+    def _tidy(self) -> JobResult:
+        """Old things go; what is served is read, before somebody needs it and it is damaged."""
+        damaged = self._operations.damaged_champions()
+        for task in self._tasks:
+            self._metrics.champion_damaged.labels(task=task).set(task in damaged)
+        for task, error in damaged.items():
+            log.error("champion_damaged", task=task, error=error)
+        return self._retention.run()
+
     def _look(self) -> JobResult:
         result = self._watch.run()
+        self._metrics.teacher_breaker_open.set(self._teacher.breaker_open)
         for name in self._tasks:
             waiting = sum(version.state == "waiting" for version in self._operations.versions(name))
             self._metrics.versions_waiting.labels(task=name).set(waiting)
@@ -400,20 +444,19 @@ class Learner:
                     )
                     info.set(1)
 
+    def _teacher_said(self, outcome: str) -> None:
+        self._metrics.teacher_calls.labels(outcome=outcome).inc()
+        self._teacher_word.note(outcome)
+
     def _decided(self, decision: Decision) -> None:
         self._metrics.decisions.labels(task=decision.task, action=decision.action).inc()
 
-    def _gateway_said(self, said: Mapping[str, Any]) -> None:
-        """Logged when something has changed: a gateway reports every few seconds."""
-        name = str(said.get("gateway"))
-        if self._gateways.get(name) != said:
-            self._gateways[name] = said
-            log.info(
-                "gateway_reported",
-                gateway=name,
-                serving=said.get("serving"),
-                failed=said.get("failed"),
-            )
+    def _ingest_state(self) -> IngestState:
+        """Before ingest has started there is nothing to say of it."""
+        if not hasattr(self, "_ingest"):
+            return IngestState()
+        lag = self._registry.get_sample_value("flywheel_topic_lag_records")
+        return IngestState(held=self._ingest.why_stopped, lag=int(lag or 0))
 
     def _note_progress(self, told: Mapping[str, Any]) -> None:
         self._metrics.training_progress.set(told["step"] / max(1, told["total"]))

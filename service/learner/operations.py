@@ -6,14 +6,16 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.errors import ArtifactDamaged, Refused
+from pipelines.errors import ArtifactDamaged, DataDamaged, Refused
 from pipelines.types import Decision, DecisionAction, StudentVersion
 from service.keys import Keys
 from service.learner.overview import Overview
 from service.learner.publish import approval_of, publish
 from service.learner.status import (
     Activity,
+    ActivityKind,
     Callbacks,
+    Reign,
     Status,
     UnknownOutcome,
     Version,
@@ -110,8 +112,19 @@ class Operations:
             )
         return card
 
-    def activity(self, limit: int = 50) -> list[Activity]:
-        return self._overview.activity(limit)
+    def champions(self, task: str) -> tuple[Reign, ...]:
+        """Who was the champion of a task when, oldest first."""
+        self._check_task(task)
+        return self._overview.champions(task)
+
+    def activity(
+        self,
+        limit: int = 50,
+        before: datetime | None = None,
+        kind: ActivityKind | None = None,
+    ) -> list[Activity]:
+        """What happened, newest first: at most so much, of one kind or of all, before a moment."""
+        return self._overview.activity(limit, before, kind)
 
     def ticks(self, limit: int = 100, job: str | None = None) -> list[Tick]:
         with self._database.snapshot() as tx:
@@ -174,6 +187,23 @@ class Operations:
     def automatic_rollback(self, task: str, reason: str) -> Decision:
         """The watch saw a significant regression: back to the version approved before."""
         return self.rollback(task, None, reason=reason, operator=AUTOMATIC)
+
+    def damaged_champions(self) -> dict[str, str]:
+        """By task: what is wrong with the champion's files, read byte by byte."""
+        found = {}
+        for task in self._settings.tasks:
+            with self._database.snapshot() as tx:
+                history = load_history(tx, task)
+            if history.champion is None:
+                continue
+            champion = next((v for v in history.versions if v.student == history.champion), None)
+            try:
+                if champion is not None:
+                    approval = approval_of(list(history.decisions), champion.student)
+                    self._verify(champion, approval.report)
+            except DataDamaged as error:
+                found[task] = str(error)
+        return found
 
     # What an operator starts and stops.
 

@@ -13,7 +13,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from pipelines.errors import FlywheelError
+from pipelines.errors import FlywheelError, TrainingRunFailed
 from service.durations import parse_schedule
 from service.learner.relabel import JobResult
 from service.metrics import LearnerMetrics
@@ -139,6 +139,8 @@ class Schedule:
         _, job = self._jobs[name]
         try:
             result = job()
+        except TrainingRunFailed as error:  # logged where it happened, with its run
+            return JobResult("failed", str(error))
         except FlywheelError as error:
             log.error("job_failed", job=name, error=str(error))
             return JobResult("failed", str(error))

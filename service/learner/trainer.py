@@ -78,7 +78,7 @@ class Trainer:
         specification = scratch.with_suffix(".spec.json")
         specification.write_text(json.dumps(spec))
         child = self._start(module, specification)
-        log.info("child_started", module=module, pid=child.pid)
+        log.info("trainer_started", module=module, pid=child.pid)
         lines: Queue[bytes | None] = Queue()
         assert child.stdout is not None
         assert child.stderr is not None

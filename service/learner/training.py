@@ -13,7 +13,12 @@ from uuid import uuid4
 import structlog
 
 from pipelines.curate import Curated, CurationPolicy, content_digest, curate
-from pipelines.errors import FlywheelError, TrainingFailed, TrainingInterrupted
+from pipelines.errors import (
+    FlywheelError,
+    TrainingFailed,
+    TrainingInterrupted,
+    TrainingRunFailed,
+)
 from pipelines.recipes import Recipe
 from pipelines.students.causal import load_config
 from pipelines.students.classifier import load_head
@@ -215,7 +220,7 @@ class Training:
             version = self._train(order, started)
         except FlywheelError as error:
             self._failed(task.name, run_id, str(error))
-            raise TrainingFailed(f"{task.name}: {error}") from error
+            raise TrainingRunFailed(f"{task.name}: {error}") from error
         except BaseException as error:
             self._failed(task.name, run_id, f"{type(error).__name__}: {error}")
             raise
@@ -406,8 +411,12 @@ class Training:
         return None
 
     def _failed(self, task: str, run_id: str, reason: str) -> None:
+        stopping = self._shop.trainer.stopping
         with self._shop.database.transaction() as tx:
             end_run(tx, run_id=run_id, status="failed", failure=reason, now=self._shop.now())
+        if stopping:
+            log.info("training_stopped", task=task, run_id=run_id)
+            return
         self._shop.metrics.training_runs.labels(task=task, outcome="failed").inc()
         log.error("training_failed", task=task, run_id=run_id, reason=reason)
 
