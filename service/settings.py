@@ -65,7 +65,7 @@ class KafkaSettings(Section):
 class IngestSettings(Section):
     """How records are read and what is refused."""
 
-    max_records: int = Field(default=2000, gt=0)  # in one transaction
+    max_records: int = Field(default=5000, gt=0)  # in one transaction
     poll_timeout: Duration = timedelta(seconds=0.5)  # how long a poll waits
     linger: Duration = timedelta(seconds=0.25)  # between transactions when traffic is thin
     max_record_bytes: int = Field(default=262_144, gt=0)  # larger ones are dead letters
@@ -463,13 +463,20 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     known |= {CONFIG_VARIABLE, SECRETS_VARIABLE}
-    for name in os.environ:
+    for name, value in os.environ.items():
         top = name.upper().split("__")[0]
-        if name.upper().startswith(PREFIX) and top not in known:
+        if name.upper().startswith(PREFIX) and top not in known and not _is_link(name, value):
             raise SettingsError(
                 f"the environment variable {name} is not a setting; "
                 f"`flywheel check` prints all settings"
             )
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Kubernetes tells every container about every Service, one called flywheel-... too."""
+    if re.search(r"_PORT(_\d+_[A-Z]+)?$", name):
+        return re.match(r"(tcp|udp|sctp)://", value) is not None
+    return re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_[A-Z]+_(PROTO|PORT|ADDR)$", name) is not None
 
 
 def _refuse_unknown_secrets() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.errors import SettingsError
 from service.notify_systemd import ServiceManager
 from service.probe import answers
 from service.probe import main as probe
+from service.settings import load_settings
 
 SETTINGS = """
 data_dir = "{data}"
@@ -200,3 +202,41 @@ def test_a_probe_needs_neither_settings_nor_libraries(tmp_path: Path) -> None:
     code = "import sys, service.probe; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"pydantic", "httpx2", "structlog", "typer", "openai"}
+
+
+def test_what_kubernetes_says_of_services_is_not_taken_for_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It puts these into every container beside a Service that is called flywheel-learner."""
+    at = "10.96.0.7"
+    for name, value in {
+        "FLYWHEEL_LEARNER_SERVICE_HOST": at,
+        "FLYWHEEL_LEARNER_SERVICE_PORT": "8701",
+        "FLYWHEEL_LEARNER_SERVICE_PORT_HTTP": "8701",
+        "FLYWHEEL_LEARNER_PORT": f"tcp://{at}:8701",
+        "FLYWHEEL_LEARNER_PORT_8701_TCP": f"tcp://{at}:8701",
+        "FLYWHEEL_LEARNER_PORT_8701_TCP_PROTO": "tcp",
+        "FLYWHEEL_LEARNER_PORT_8701_TCP_PORT": "8701",
+        "FLYWHEEL_LEARNER_PORT_8701_TCP_ADDR": at,
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().learner.port == 8701
+    monkeypatch.setenv("FLYWHEEL_LEARNER_PORT", "8702")  # a person's, with a line too few
+    with pytest.raises(SettingsError, match="FLYWHEEL_LEARNER_PORT is not a setting"):
+        load_settings()
+
+
+def test_secrets_are_read_as_kubernetes_mounts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links to a folder that is exchanged as a whole."""
+    real = tmp_path / "..2026_01_01"
+    real.mkdir()
+    (tmp_path / "..data").symlink_to(real.name)
+    for name, value in {"gateway__keys": '["a", "b"]', "teacher__api_key": "c\n"}.items():
+        (real / name).write_text(value)
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    monkeypatch.setenv("FLYWHEEL_SECRETS_DIR", str(tmp_path))
+    settings = load_settings()
+    assert [key.get_secret_value() for key in settings.gateway.keys] == ["a", "b"]
+    assert settings.teacher.api_key.get_secret_value() == "c"
