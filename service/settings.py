@@ -474,9 +474,10 @@ def _refuse_unknown_variables() -> None:
 
 def _is_link(name: str, value: str) -> bool:
     """Kubernetes tells every container about every Service, one called flywheel-... too."""
-    if re.search(r"_PORT(_\d+_[A-Z]+)?$", name):
-        return re.match(r"(tcp|udp|sctp)://", value) is not None
-    return re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_[A-Z]+_(PROTO|PORT|ADDR)$", name) is not None
+    if re.search(r"_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_[A-Z]+_(PROTO|PORT|ADDR)$", name):
+        return True
+    is_address = re.match(r"(tcp|udp|sctp)://", value) is not None
+    return is_address and re.search(r"_PORT(_\d+_[A-Z]+)?$", name) is not None
 
 
 def _refuse_unknown_secrets() -> None:
