@@ -34,6 +34,8 @@ SENTENCES: Mapping[str, str] = {
     "capture_lost": "Events were lost: they never reached the topic.",
     # Swaps
     "student_swapped": "The gateway serves another version.",
+    "student_rolled_back": "The gateway serves a version that it had kept.",
+    "student_withdrawn": "The gateway serves no student of this task any more.",
     "swap_refused": "The gateway refused a version; the one before serves on.",
     "swap_failed": "A version could not be loaded; the one before serves on.",
     "live_not_followed": "The gateway cannot follow what is published; it serves what it had.",

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.settings import Settings
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -191,6 +193,14 @@ class LearnerMetrics:
         self._quality(registry)
         self._loop(registry)
 
+    def show_settings(self, settings: Settings) -> None:
+        """What figures are held against."""
+        budget = settings.budget
+        self.escalation_budget.labels(kind="calls").set(budget.escalation_calls)
+        self.escalation_budget.labels(kind="money").set(budget.escalation_money)
+        for name, task in settings.tasks.items():
+            self.agreement_target.labels(task=name).set(task.target)
+
     def _traffic(self, registry: CollectorRegistry) -> None:
         # Records read from the topic, counted after their transaction. outcome: event |
         # dead_letter. Many dead letters: look at `flywheel dead-letters list`.
@@ -310,6 +320,13 @@ class LearnerMetrics:
             ["kind"],
             registry=registry,
         )
+        # kind: calls | money.
+        self.escalation_budget = Gauge(
+            "flywheel_escalation_budget_today",
+            "What escalations may cost a day.",
+            ["kind"],
+            registry=registry,
+        )
         # Against asking the teacher for everything; since the first event.
         self.saved_money = Gauge(
             "flywheel_saved_money",
@@ -337,6 +354,13 @@ class LearnerMetrics:
             "flywheel_agreement",
             "Agreement with the teacher, unbiased, with its anytime-valid interval.",
             ["task", "scope", "bound"],
+            registry=registry,
+        )
+        # As tasks.*.target says.
+        self.agreement_target = Gauge(
+            "flywheel_agreement_target",
+            "The agreement that is promised where the student serves.",
+            ["task"],
             registry=registry,
         )
         self.audit_labels = Gauge(

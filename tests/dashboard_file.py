@@ -1,4 +1,4 @@
-"""The committed dashboard, and which metrics and labels a PromQL expression names."""
+"""The committed dashboards, and which metrics and labels a PromQL expression names."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from service.metrics import GatewayMetrics, LearnerMetrics
 
 GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
-DASHBOARD_FILE = GRAFANA / "dashboards" / "flywheel.json"
+READERS = ("health", "quality", "money")
 SERIES = re.compile(r"\b(flywheel_\w+)")
 MATCHERS = re.compile(r"\b(flywheel_\w+)\{([^}]*)\}")
 LABEL_NAME = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
@@ -21,14 +21,19 @@ VARIABLES = {"$__rate_interval": "30s", "$task": ".*"}
 ADDED_LABELS = frozenset({"instance", "job", "le", "exported_job"})
 
 
-def dashboard() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(DASHBOARD_FILE.read_text())
+def dashboard(reader: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((GRAFANA / "dashboards" / f"{reader}.json").read_text())
     return loaded
 
 
-def panels() -> list[dict[str, Any]]:
-    """All panels but the rows."""
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+def panels(reader: str) -> list[dict[str, Any]]:
+    """All panels of a dashboard but the rows."""
+    return [panel for panel in dashboard(reader)["panels"] if panel["type"] != "row"]
+
+
+def all_panels() -> dict[str, dict[str, Any]]:
+    """Each panel once, by its title: the first row is the same on every dashboard."""
+    return {panel["title"]: panel for reader in READERS for panel in panels(reader)}
 
 
 def expressions(panel: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The kinds of panels that the dashboard is made of, and the shapes of its queries."""
+"""The kinds of panels that the dashboards are made of, and the shapes of their queries."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,6 +11,7 @@ DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 LAST = common.ReduceDataOptions().calcs(["lastNotNull"])
 GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
 
+READERS = ("health", "quality", "money")
 Panel = stat.Panel | timeseries.Panel
 Steps = Sequence[tuple[float | None, str]]
 CALM: Steps = ((None, GREEN),)
@@ -124,6 +125,27 @@ def graph(
     for index, query in enumerate(queries):
         panel = panel.with_target(_target(query, chr(ord("A") + index)))
     return panel
+
+
+def link_to(reader: str) -> dashboard.DashboardLink:
+    """The dashboard for another reader, at the same time and for the same tasks."""
+    return (
+        dashboard.DashboardLink(f"Flywheel: {reader}")
+        .type(models.DashboardLinkType.LINK)
+        .url(f"/d/flywheel-{reader}")
+        .icon("dashboard")
+        .tooltip(f"The dashboard of {reader}")
+        .as_dropdown(False)
+        .target_blank(False)
+        .keep_time(True)
+        .include_vars(True)
+        .tags([])
+    )
+
+
+def linked(panel: stat.Panel, reader: str) -> stat.Panel:
+    """Lead from a number to the dashboard that explains it."""
+    return panel.links([link_to(reader)])
 
 
 def with_band(panel: timeseries.Panel, low: str, high: str) -> timeseries.Panel:

@@ -1,43 +1,74 @@
-"""Write the Grafana dashboard. The JSON beside this file is made by it: edit row_*.py instead.
+"""Write the Grafana dashboards. The JSON beside this file is made by it: edit row_*.py instead.
 
-python deploy/grafana/generate.py            write it
-python deploy/grafana/generate.py --print    print it
+python deploy/grafana/generate.py            write them
+python deploy/grafana/generate.py --check    say whether they are as this would write them
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
-from blocks import DATASOURCE
+from blocks import DATASOURCE, READERS, Panel, link_to
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 from row_glance import at_a_glance
-from row_loop import loop
+from row_learning import learning
 from row_money import money
+from row_now import now
+from row_processes import processes
 from row_quality import quality
 from row_serving import serving
+from row_topic import topic
+from row_versions import versions
 
-UID = "flywheel"
-# Title, panels, and whether the row is repeated for each task.
-ROWS = (
-    ("At a glance", at_a_glance, False),
-    ("Traffic and serving", serving, False),
-    ("Quality and coverage: $task", quality, True),
-    ("Loop", loop, False),
-    ("Money", money, False),
-)
-OUTPUT = Path(__file__).resolve().parent / "dashboards" / "flywheel.json"
+FOLDER = Path(__file__).resolve().parent / "dashboards"
 
 
-def build() -> models.Dashboard:
-    """The dashboard, laid out by the builder: the spans of each line of panels add up to 24."""
+class Row(NamedTuple):
+    """Some panels under a title."""
+
+    title: str
+    panels: Callable[[], list[Panel]]
+    for_each_task: bool = False
+
+
+GLANCE = Row("Is it serving, is it good, is anyone needed?", at_a_glance)
+DESCRIPTIONS = {
+    "health": "The service's health, for whoever is on call.",
+    "quality": "The student's quality and coverage, for whoever answers for what it says.",
+    "money": "What it costs and what it saves, for whoever pays.",
+}
+ROWS: Mapping[str, tuple[Row, ...]] = {
+    "health": (
+        GLANCE,
+        Row("Now", now),
+        Row("Answering", serving),
+        Row("Topic and ingest", topic),
+        Row("Processes and jobs", processes),
+    ),
+    "quality": (
+        GLANCE,
+        Row("Quality and coverage: $task", quality, for_each_task=True),
+        Row("Learning", learning),
+        Row("Versions", versions),
+    ),
+    "money": (GLANCE, Row("Money", money)),
+}
+
+
+def build(reader: str) -> models.Dashboard:
+    """One dashboard, laid out by the builder: the spans of each line of panels add up to 24."""
     made = (
-        dashboard.Dashboard("Flywheel")
-        .uid(UID)
-        .description("Serving, quality, learning and money of a flywheel.")
+        dashboard.Dashboard(f"Flywheel: {reader}")
+        .uid(f"flywheel-{reader}")
+        .description(DESCRIPTIONS[reader])
         .tags(["flywheel"])
+        .links([link_to(other) for other in READERS if other != reader])
         .refresh("10s")
         .time("now-1h", "now")
         .timezone("browser")
@@ -52,10 +83,10 @@ def build() -> models.Dashboard:
         .with_variable(_task_variable())
     )
     number = count(1)  # links to panels carry it
-    for title, panels, for_each_task in ROWS:
-        row = dashboard.Row(title).id(next(number))
-        made = made.with_row(row.repeat("task") if for_each_task else row)
-        for panel in panels():
+    for row in ROWS[reader]:
+        opened = dashboard.Row(row.title).id(next(number))
+        made = made.with_row(opened.repeat("task") if row.for_each_task else opened)
+        for panel in row.panels():
             made = made.with_panel(panel.id(next(number)))
     return made.build()
 
@@ -76,20 +107,24 @@ def _task_variable() -> dashboard.QueryVariable:
     )
 
 
-def rendered() -> str:
-    """The dashboard as the file holds it."""
-    return json.dumps(build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+def rendered(reader: str) -> str:
+    """A dashboard as its file holds it."""
+    return json.dumps(build(reader), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write the Grafana dashboard.")
-    parser.add_argument("--print", action="store_true", help="print it instead")
-    if parser.parse_args().print:
-        print(rendered(), end="")
-    else:
-        OUTPUT.parent.mkdir(exist_ok=True)
-        OUTPUT.write_text(rendered())
+    parser = argparse.ArgumentParser(description="Write the Grafana dashboards.")
+    parser.add_argument("--check", action="store_true", help="only compare")
+    only_compare = parser.parse_args().check
+    files = {FOLDER / f"{reader}.json": rendered(reader) for reader in READERS}
+    if only_compare:
+        old = [path.name for path, text in files.items() if path.read_text() != text]
+        strange = [path.name for path in FOLDER.glob("*.json") if path not in files]
+        sys.exit(f"not as they would be written: {old + strange}" if old + strange else 0)
+    FOLDER.mkdir(exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

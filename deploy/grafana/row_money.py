@@ -1,6 +1,18 @@
 """What it costs and what it saves, in the currency of the settings' prices."""
 
-from blocks import GREEN, NEUTRAL, ORANGE, RED, TASK, Panel, Query, graph, number, rate
+from blocks import (
+    GREEN,
+    NEUTRAL,
+    ORANGE,
+    RED,
+    TASK,
+    WARN_FROM_ONE,
+    Panel,
+    Query,
+    graph,
+    number,
+    rate,
+)
 
 
 def money() -> list[Panel]:
@@ -9,7 +21,8 @@ def money() -> list[Panel]:
         number(
             "Saved",
             "Against asking the teacher for everything, since the first event. Falling: the "
-            "student answers too little for what its labels cost; see 'Trusted coverage'.",
+            "student answers too little for what its labels cost; see "
+            "'Trusted coverage and what was certified'.",
             Query(f"sum(flywheel_saved_money{{{TASK}}})", "saved"),
             steps=((None, ORANGE), (0, GREEN)),
             decimals=2,
@@ -27,20 +40,43 @@ def money() -> list[Panel]:
         number(
             "Escalations today",
             "Money spent on escalations today (UTC), leases included. It ends at "
-            "budget.escalation_money; then the student answers, marked unsure.",
+            "budget.escalation_money: raise that if coverage is as certified.",
             Query('sum(flywheel_escalation_spend_today{kind="money"})', "spent"),
             steps=NEUTRAL,
             decimals=2,
             span=8,
         ),
+        number(
+            "Calls for labels rest",
+            "After failures in a row the teacher is left alone for a while. Resting for long: "
+            "follow runbook TeacherBreakerOpen.",
+            Query("max(flywheel_teacher_breaker_open)", "resting"),
+            steps=WARN_FROM_ONE,
+            words={"0": ("no", GREEN), "1": ("resting", ORANGE)},
+            span=12,
+        ),
+        number(
+            "Unknown outcomes",
+            "Teacher calls that may have been charged and are held for a decision: "
+            "`flywheel unknown list`, then release or drop them.",
+            Query("sum(flywheel_teacher_unknown_outcomes)", "held"),
+            steps=WARN_FROM_ONE,
+            span=12,
+        ),
         graph(
-            "Label budget used",
-            "Share of today's ceiling. At 1 labelling rests until midnight UTC; runbook "
-            "LabelBudgetNearlySpent.",
+            "Budgets used",
+            "Share of today's ceilings. At 1 labelling rests, or the student answers what it is "
+            "unsure of, until midnight UTC; runbooks LabelBudgetNearlySpent and "
+            "EscalationBudgetNearlySpent.",
             Query(
                 "sum by (kind) (flywheel_label_spend_today)"
                 " / (sum by (kind) (flywheel_label_budget_today) > 0)",
-                "{{kind}}",
+                "labels: {{kind}}",
+            ),
+            Query(
+                "sum by (kind) (flywheel_escalation_spend_today)"
+                " / (sum by (kind) (flywheel_escalation_budget_today) > 0)",
+                "escalations: {{kind}}",
             ),
             unit="percentunit",
             steps=((None, GREEN), (0.9, RED)),
@@ -58,9 +94,32 @@ def money() -> list[Panel]:
         graph(
             "Calls of the day",
             "Label and escalation calls of today. Escalations climb fast: trusted coverage fell, "
-            "or an app sends much more.",
+            "or an app sends much more; see 'Requests by who answered'.",
             Query('sum(flywheel_label_spend_today{kind="calls"})', "label calls"),
             Query('sum(flywheel_escalation_spend_today{kind="calls"})', "escalation calls"),
+        ),
+        graph(
+            "Price of one answer",
+            "Money for one label and for one escalation, of today. Rises without new prices: "
+            "prompts grew; look at what apps send, or lower teacher.max_tokens.",
+            Query(
+                'sum(flywheel_label_spend_today{kind="money"})'
+                ' / (sum(flywheel_label_spend_today{kind="calls"}) > 0)',
+                "label",
+            ),
+            Query(
+                'sum(flywheel_escalation_spend_today{kind="money"})'
+                ' / (sum(flywheel_escalation_spend_today{kind="calls"}) > 0)',
+                "escalation",
+            ),
+        ),
+        graph(
+            "Answers, by who is paid",
+            "Answers of the student cost nothing more. The teacher's share rises: trusted "
+            "coverage fell; see the dashboard of quality.",
+            Query(rate("flywheel_events_total", "served_by", where=TASK), "{{served_by}}"),
+            unit="reqps",
+            stacked=True,
         ),
         graph(
             "Calls for labels, by how they ended",

@@ -29,7 +29,7 @@ def quality() -> list[Panel]:
             "assessed",
             "Agreement over all assessed traffic",
             "What the student would get right if it answered everything. Falling: it needs "
-            "labels of the new traffic; see 'Labels' and 'Samples'.",
+            "labels of the new traffic; see 'Labels by source' and 'Samples by reason'.",
         ),
         graph(
             "Cascade threshold",
@@ -63,13 +63,14 @@ def _agreement(scope: str, title: str, about: str) -> Panel:
     def line(bound: str) -> str:
         return f'flywheel_agreement{{{TASK},scope="{scope}",bound="{bound}"}}'
 
-    return with_band(
+    panel = with_band(
         graph(
             title,
             about,
             Query(line("value"), "agreement"),
             Query(line("low"), "low"),
             Query(line("high"), "high"),
+            Query(f"flywheel_agreement_target{{{TASK}}}", "target"),
             unit="percentunit",
             floor=None,
             ceiling=1,
@@ -78,3 +79,4 @@ def _agreement(scope: str, title: str, about: str) -> Panel:
         "low",
         "high",
     )
+    return dashed(panel, "target")

@@ -25,8 +25,9 @@ What `/metrics` of the two planes exports, for Prometheus. Histograms have the s
 `_sum` and `_count`. Prometheus adds `job` and `instance`; the learner's own label `job` arrives
 as `exported_job`. The student version is a label of the two `..._student_info` gauges only.
 
-The dashboard is `deploy/grafana/dashboards/flywheel.json`, the alerts are
-`deploy/prometheus/alerts.yml`, and each alert has a page in `docs/runbooks/`.
+Beside these each plane exports what its process uses (`process_resident_memory_bytes` and so on).
+The dashboards are in `deploy/grafana/dashboards/`, the alerts in `deploy/prometheus/alerts.yml`;
+[alerts.md](alerts.md) lists them.
 """
 
 

@@ -10,7 +10,12 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -229,7 +234,7 @@ def run_gateway(
     listener = bind(settings.gateway.host, settings.gateway.port, "gateway")
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     keys = keys or open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
-    gateway = Gateway(settings, keys, open_writer, registry or CollectorRegistry())
+    gateway = Gateway(settings, keys, open_writer, registry or _registry())
     asyncio.run(_serve(gateway, settings, listener, stop or threading.Event()))
     return ExitCode.OK
 
@@ -267,3 +272,9 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 async def _crash(request: Request, error: Exception) -> Response:
     log.error("request_crashed", path=request.url.path, error=type(error).__name__)
     return rejection(Rejected(500, "the gateway failed; its log says more", code="internal_error"))
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry

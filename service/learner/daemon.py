@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from pipelines.ask import TeacherPolicy
 from pipelines.decode import DecodePolicy
@@ -97,7 +97,9 @@ class Learner:
         self.exit_code = ExitCode.OK
         self._listener = bind(settings.learner.host, settings.learner.port, "learner")
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._metrics = LearnerMetrics(self._registry)
+        self._metrics.show_settings(settings)
         self._keys = open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
         self._tasks = {name: settings.task_of(name) for name in settings.tasks}
         self._live: Mapping[str, LiveTask] = {}
