@@ -122,6 +122,10 @@ def _take_schemas(packages: Path, schemas: Path) -> None:
     for version in KUBERNETES:
         source = packages / "kubernetes_validate" / "kubernetes-json-schema"
         shutil.copytree(source / f"v{version}-local-strict", schemas / version)
+        for path in (schemas / version).glob("*.json"):
+            # By these they refer to each other on the web; we want the file beside them.
+            text = path.read_text().replace('"/api/_definitions.json#', '"_definitions.json#')
+            path.write_text(text.replace('"$id":', '"x-id":'))
     operator = schemas / "operator"
     operator.mkdir()
     code = (
