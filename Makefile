@@ -86,8 +86,9 @@ ifeq ($(CI),true)
 test: system-packages
 endif
 
-system-packages: ## Install Prometheus, Chromium, Java and Maven by apt (done by `make test` where CI=true)
-	@missing="$$($(call DEBIAN,promtool,prometheus); $(call DEBIAN,chromium,chromium); \
+system-packages: ## Install Prometheus, its Alertmanager, Chromium, Java and Maven by apt (done by `make test` where CI=true)
+	@missing="$$($(call DEBIAN,promtool,prometheus); \
+		$(call DEBIAN,amtool,prometheus-alertmanager); $(call DEBIAN,chromium,chromium); \
 		$(call DEBIAN,java,default-jre-headless); $(call DEBIAN,mvn,maven))"; \
 	if [ -n "$$missing" ]; then \
 		echo "Installing" $$missing "..."; \

@@ -14,6 +14,7 @@ from generator.places import ROOT
 from generator.program_pages import command_line_page, exit_codes_page
 from generator.record_page import record_page
 from generator.settings_page import settings_page
+from generator.watching_pages import alerts_page, log_page
 
 FILE_TREE = re.compile(
     r"(<!-- file tree -->\n```text\n).*?(\n```\n<!-- end of file tree -->)", re.S
@@ -36,6 +37,8 @@ def documents() -> Mapping[Path, str]:
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
         ROOT / "docs" / "reference" / "exit-codes.md": "\n".join(exit_codes_page()) + "\n",
+        ROOT / "docs" / "reference" / "alerts.md": "\n".join(alerts_page()) + "\n",
+        ROOT / "docs" / "reference" / "log.md": "\n".join(log_page()) + "\n",
         ROOT / "docs" / "reference" / "http-api.md": "\n".join(http_page()) + "\n",
         ROOT / "docs" / "reference" / "record.md": "\n".join(record_page()) + "\n",
         recipes: RECIPE_FIGURES.sub(

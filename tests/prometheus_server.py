@@ -23,14 +23,12 @@ START_SECONDS = 60
 STOP_SECONDS = 20
 
 
-def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`; skips where it is missing, but fails on CI."""
-    if found := shutil.which(name):
-        return found
-    sentence = (
-        f"{name} not found. It comes with Prometheus: `apt-get install prometheus`, "
-        "or `brew install prometheus`."
-    )
+def program(name: str, package: str = "prometheus") -> str:
+    """The path of a program of Prometheus; skips where it is missing, but fails on CI."""
+    for known in (name, f"prometheus-{name}"):  # as Debian calls some
+        if found := shutil.which(known):
+            return found
+    sentence = f"{name} not found. It comes with `apt-get install {package}`."
     if os.environ.get("CI") == "true":
         pytest.fail(sentence)
     pytest.skip(sentence)
@@ -69,31 +67,62 @@ class PrometheusServer:
 
 @contextmanager
 def running_prometheus(
-    folder: Path, targets: Mapping[str, str], interval: str = "1s"
+    folder: Path,
+    targets: Mapping[str, str],
+    interval: str = "1s",
+    *,
+    rules: Path = DEPLOY / "alerts.yml",
+    alertmanager: str | None = None,
 ) -> Iterator[PrometheusServer]:
     """Our shipped configuration, with these targets by job and a shorter interval."""
     config = folder / "prometheus.yml"
-    config.write_text(yaml.safe_dump(_configuration(targets, interval)))
-    port = _free_port()
-    output = folder / "prometheus.out"
+    shipped = _configuration(targets, interval, rules)
+    if alertmanager is not None:
+        where = {"static_configs": [{"targets": [alertmanager]}]}
+        shipped["alerting"] = {"alertmanagers": [where]}
+    config.write_text(yaml.safe_dump(shipped))
+    port = free_port()
+    command = [
+        program("prometheus"),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'prometheus-data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--query.lookback-delta=1m",
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, folder / "prometheus.out", f"{url}/-/ready"):
+        yield PrometheusServer(url)
+
+
+@contextmanager
+def running_alertmanager(folder: Path, config: Path) -> Iterator[str]:
+    """A real Alertmanager with this configuration; where it listens, as host:port."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        program("alertmanager", "prometheus-alertmanager"),
+        f"--config.file={config}",
+        f"--storage.path={folder / 'alertmanager-data'}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+    ]
+    with running(command, folder / "alertmanager.out", f"http://{address}/-/ready"):
+        yield address
+
+
+@contextmanager
+def running(command: list[str], output: Path, ready: str) -> Iterator[None]:
+    """A server from when it is ready until it was stopped."""
     with output.open("wb") as log:
         process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'prometheus-data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--query.lookback-delta=1m",
-            ],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process, output)
-        yield PrometheusServer(url)
+        _wait_until_ready(ready, process, output)
+        yield
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -103,25 +132,28 @@ def running_prometheus(
             process.wait()
 
 
-def _configuration(targets: Mapping[str, str], interval: str) -> dict[str, Any]:
+def _configuration(targets: Mapping[str, str], interval: str, rules: Path) -> dict[str, Any]:
     shipped: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     shipped["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
-    shipped["rule_files"] = [str(DEPLOY / name) for name in shipped["rule_files"]]
+    assert shipped["rule_files"] == ["alerts.yml"]
+    shipped["rule_files"] = [str(rules)]
     for scrape in shipped["scrape_configs"]:
         scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
     return shipped
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
+def _wait_until_ready(ready: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=2):
+        with suppress(OSError), urllib.request.urlopen(ready, timeout=2):
             return
         time.sleep(0.1)
-    raise AssertionError(f"Prometheus did not start:\n{output.read_text(errors='replace')[-3000:]}")
+    raise AssertionError(
+        f"{output.stem} did not start:\n{output.read_text(errors='replace')[-3000:]}"
+    )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
