@@ -7,7 +7,7 @@ into the same shape.
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from threading import Lock
 from typing import Any
 
@@ -15,8 +15,8 @@ import structlog
 
 from service.log_sentences import SENTENCES
 
-Line = dict[str, Any]
-Processor = Callable[[Any, str, Line], Mapping[str, Any]]
+Line = MutableMapping[str, Any]
+Processor = Callable[[Any, str, Line], Line]
 
 FIRST = ("timestamp", "level", "process", "event", "sentence")
 # Each try of the same thing says these: a line at first, then fewer and fewer.

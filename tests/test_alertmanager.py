@@ -21,7 +21,7 @@ import kafka.codec
 import pytest
 import yaml
 from core_samples import TASK
-from ingest_rig import GATEWAY_PRODUCER, KEY, make_ingest, record
+from ingest_rig import KEY, make_ingest, record
 from kafka import KafkaProducer
 from kafka_broker import topic_name
 from learner_rig import Rig, open_rig
@@ -37,6 +37,7 @@ from webhook import Webhook, running_webhook
 
 from pipelines.decode import encode_native, sign
 from pipelines.types import StudentAnswer
+from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Sampling
 from service.learner.rates import first_policy
 from service.learner.watch import Watch

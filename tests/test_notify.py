@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from operating import TASK, Desk, open_desk
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 from webhook import Webhook, running_webhook
 
@@ -49,7 +50,7 @@ class Post:
 
     def restarted(self) -> Notifier:
         """As after a new start of the learner: all it knows is on disk."""
-        settings = NotifySettings(url=self.hook.url, **self.options)
+        settings = NotifySettings(url=SecretStr(self.hook.url), **self.options)
         occasions = Occasions(
             operations=self.desk.operations,
             database=self.desk.database,
@@ -216,7 +217,7 @@ def test_what_breaks_inside_does_not_end_the_thread(post: Post) -> None:
         raise RuntimeError("broken")
 
     notifier = Notifier(
-        NotifySettings(url=post.hook.url),
+        NotifySettings(url=SecretStr(post.hook.url)),
         look,
         post.desk.folder / "other.json",
         post.metrics,
@@ -400,7 +401,9 @@ def test_the_address_is_in_no_log_no_file_and_no_output(post: Post) -> None:
         post.tick()
         post.hook.status = 200
         post.tick(later=timedelta(minutes=5))
-    settings = post.desk.settings.model_copy(update={"notify": NotifySettings(url=post.hook.url)})
+    settings = post.desk.settings.model_copy(
+        update={"notify": NotifySettings(url=SecretStr(post.hook.url))}
+    )
     everything = (
         json.dumps(said) + (post.desk.folder / FILE).read_text() + "\n".join(lines(settings))
     )
@@ -431,7 +434,7 @@ def test_an_address_that_is_not_safe_is_refused_without_being_shown(
     "url", ["https://hooks.example/x?y=1", "http://127.0.0.1:9/x", "http://localhost/x"]
 )
 def test_https_and_this_host_are_taken(url: str) -> None:
-    assert NotifySettings(url=url).url.get_secret_value() == url
+    assert NotifySettings(url=SecretStr(url)).url.get_secret_value() == url
 
 
 def test_check_names_what_would_not_arrive(tmp_path: Path) -> None:
