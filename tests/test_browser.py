@@ -147,7 +147,7 @@ def test_rolling_back_from_the_history(page: Any, console: Console) -> None:
 def test_the_page_follows_the_learner_by_itself(page: Any, console: Console) -> None:
     console.desk.operations.reject(TASK, 5, reason="elsewhere", operator="grace")
     page.get_by_role("heading", name="Nobody is needed").wait_for()
-    assert page.get_by_text("grace rejected support-v5").is_visible()
+    assert page.get_by_role("link", name="grace rejected support-v5").is_visible()
 
 
 def test_text_that_is_being_typed_is_not_pulled_away(page: Any, console: Console) -> None:

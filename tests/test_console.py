@@ -382,7 +382,7 @@ def test_the_page_shows_recipe_training_and_loss_curve(browser: TestClient) -> N
     assert "<strong>encoder-lora</strong>: Adapters tune the encoder" in page
     assert "<dt>Weights tuned</dt><dd>1,327,876</dd>" in page
     assert "Loss while training" in page
-    assert 'aria-label="The loss fell from 1.73 at step 15 to 0.431 at step 1,463"' in page
+    assert 'aria-label="The loss fell from 1.73 at step 15 to 0.431 at step 1,463."' in page
     assert f'href="/api/tasks/{TASK}/versions/5/card"' in page
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from service.console.auth import Sessions, clean_name
 from service.learner.operations import Operations
-from service.learner.status import Status
+from service.learner.status import ActivityKind, Status
 from service.settings import Settings
 from storage.samples import DeadLetter
 
@@ -56,9 +56,13 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
         return as_json(operations.status())
 
     @router.get("/activity")
-    def activity(limit: int = Query(50, ge=1, le=1000)) -> Response:
-        """What happened lately, newest first."""
-        return as_json(operations.activity(limit))
+    def activity(
+        limit: int = Query(50, ge=1, le=1000),
+        before: AwareDatetime | None = None,
+        kind: ActivityKind | None = None,
+    ) -> Response:
+        """What happened, newest first; of one `kind` or of all, `before` a moment or until now."""
+        return as_json(operations.activity(limit, before, kind))
 
     @router.get("/ticks")
     def ticks(limit: int = Query(100, ge=1, le=1000), job: str | None = None) -> Response:
@@ -69,6 +73,11 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
     def versions(task: str) -> Response:
         """All versions and what became of them."""
         return as_json(operations.versions(task))
+
+    @router.get("/tasks/{task}/champions")
+    def champions(task: str) -> Response:
+        """Who was the champion when, and who made it so."""
+        return as_json(operations.champions(task))
 
     @router.get("/tasks/{task}/versions/{number}")
     def show(task: str, number: int) -> Response:

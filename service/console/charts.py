@@ -1,39 +1,15 @@
-"""The geometry of the charts. The templates only draw what is worked out here."""
+"""The charts of the console. The templates only draw what is worked out here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from math import floor, log10
 from typing import Any
 
 from pipelines.types import Estimate
-from service.learner.status import HistoryPoint
-
-# Lines are drawn in a box of this size that stretches to the page; text is not stretched.
-WIDTH, HEIGHT = 1000.0, 100.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A tick: where, in per cent of the box, and what it says."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineChart:
-    """One figure over time or steps, with its band where there is one. Gaps stay gaps."""
-
-    lines: tuple[str, ...]  # points of polylines
-    bands: tuple[str, ...]  # points of polygons
-    dots: tuple[tuple[float, float], ...]  # moments alone between gaps, in per cent
-    target: float | None  # in per cent of the height
-    target_text: str
-    last: tuple[float, float] | None
-    rows: tuple[Mark, ...]
-    columns: tuple[Mark, ...]
-    summary: str
+from service.console.formats import money, percent
+from service.console.plot import WIDTH, Axis, LineChart, Mark, Moment, join, over_time, some
+from service.learner.status import Figures, Reign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +21,14 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A stretch of time, in per cent of the width."""
+
+    at: float
+    width: float
+
+
 def interval(found: Estimate, floor: float = 0.0) -> Interval:
     """Place an estimate between `floor` and 1."""
 
@@ -54,24 +38,79 @@ def interval(found: Estimate, floor: float = 0.0) -> Interval:
     return Interval(low=place(found.low), value=place(found.value), high=place(found.high))
 
 
-def scale_floor(estimates: Sequence[Estimate]) -> float:
-    """Where an axis of shares starts: the tens below the lowest bound."""
-    lowest = min((found.low for found in estimates), default=0.0)
-    return min(0.9, max(0.0, int(lowest * 10) / 10))
+def reign_bars(reigns: Sequence[Reign], now: datetime) -> list[Bar]:
+    """Each reign as a stretch of the time since the first of them."""
+    if not reigns:
+        return []
+    start = reigns[0].since
+    length = max((now - start).total_seconds(), 1e-9)
+
+    def place(moment: datetime) -> float:
+        return round(100 * min(1.0, max(0.0, (moment - start).total_seconds() / length)), 2)
+
+    spans = [(place(one.since), place(one.until or now)) for one in reigns]
+    # What was short is still there to be seen.
+    return [Bar(at=min(a, 99.0), width=max(round(b - a, 2), 1.0)) for a, b in spans]
 
 
-def coverage_chart(history: Sequence[HistoryPoint]) -> LineChart | None:
-    """Trusted coverage over time."""
-    points = [(one.at, one.coverage, None, None) for one in history]
-    return _chart(points, lowest=0.0, target=None, name="Trusted coverage")
+def coverage_chart(figures: Figures, now: datetime, reigns: Sequence[Reign]) -> LineChart | None:
+    """Trusted coverage over time, and what was certified."""
+    moments = [
+        Moment(one.at, one.coverage, one.coverage_low, one.coverage_high) for one in figures.history
+    ]
+    certified = figures.certified_coverage
+    return over_time(
+        moments,
+        now,
+        axis=Axis(lowest=0.0, highest=1.0, write=_whole_percent, exact=percent),
+        name="Trusted coverage",
+        target=certified,
+        target_text="" if certified is None else f"certified {percent(certified)}",
+        reigns=reigns,
+    )
 
 
-def agreement_chart(history: Sequence[HistoryPoint], target: float) -> LineChart | None:
-    """Live agreement with its interval, and the target."""
-    points = [(one.at, one.agreement, one.low, one.high) for one in history]
-    bounds = [low for _, _, low, _ in points if low is not None]
-    start = max(0.0, int(min([*bounds, target - 0.05]) * 20) / 20)
-    return _chart(points, lowest=min(start, 0.9), target=target, name="Agreement")
+def agreement_chart(
+    figures: Figures, target: float, now: datetime, reigns: Sequence[Reign]
+) -> LineChart | None:
+    """Live agreement with its confidence sequence, and the target."""
+    moments = [Moment(one.at, one.agreement, one.low, one.high) for one in figures.history]
+    known = [one for one in moments if one.value is not None]
+    values = [one.value for one in known if one.value is not None]
+    # The first intervals reach down to nothing; the axis is for what is known by now.
+    seen = [*values, *(one.low for one in known[-1:] if one.low is not None), target - 0.05]
+    lowest = min(max(0.0, int(min(seen) * 20) / 20), 0.9)
+    cut = any(one.low is not None and one.low < lowest for one in known)
+    return over_time(
+        moments,
+        now,
+        axis=Axis(lowest=lowest, highest=1.0, write=_whole_percent, exact=percent),
+        name="Agreement",
+        target=target,
+        target_text=f"target {percent(target)}",
+        reigns=reigns,
+        note=_begins(lowest, cut=cut),
+    )
+
+
+def spend_chart(figures: Figures, now: datetime) -> LineChart | None:
+    """What labels cost, added up since midnight UTC, against the day's budget."""
+    moments = [Moment(one.at, one.spend) for one in figures.history]
+    highest = max((one.value or 0.0 for one in moments), default=0.0)
+    budget = figures.budget_today
+    # A budget far above would press the line to the floor; then it is said, not drawn.
+    drawn = 0 < budget <= 4 * highest
+    top = _round_up(1.05 * (budget if drawn and budget > highest else highest))
+    return over_time(
+        moments,
+        now,
+        axis=Axis(lowest=0.0, highest=top, write=money, exact=money),
+        name="Spent on labels",
+        target=budget if drawn else None,
+        target_text=f"budget {money(budget)}" if drawn else "",
+        note="" if drawn else f"The day's budget of {money(budget)} lies above the axis.",
+        grows=True,
+    )
 
 
 def loss_chart(training: Mapping[str, Any]) -> LineChart | None:
@@ -81,24 +120,22 @@ def loss_chart(training: Mapping[str, Any]) -> LineChart | None:
         return None
     (start, first), (end, last) = points[0], points[-1]
     top = _round_up(max(loss for _, loss in points))
-    placed = [
-        (WIDTH * (step - start) / (end - start), HEIGHT * (1 - loss / top)) for step, loss in points
-    ]
+    axis = Axis(lowest=0.0, highest=top, write=_short, exact=_short)
+    placed = [(WIDTH * (step - start) / (end - start), axis.place(loss)) for step, loss in points]
     return LineChart(
-        lines=(_join([(round(x, 2), round(y, 2)) for x, y in placed]),),
+        lines=(join([(round(x, 2), y) for x, y in placed]),),
         bands=(),
         dots=(),
         target=None,
         target_text="",
-        last=(100.0, round(placed[-1][1], 2)),
-        rows=tuple(
-            Mark(at=round(HEIGHT * (1 - share), 2), text=f"{share * top:.3g}")
-            for share in (0.0, 0.5, 1.0)
-        ),
+        last=(100.0, placed[-1][1]),
+        rows=axis.ticks(),
         columns=(Mark(at=0, text=f"step {start:,}"), Mark(at=100, text=f"step {end:,}")),
         summary=f"The loss fell from {first:.3g} at step {start:,} to {last:.3g} at step {end:,}"
         if last < first
         else f"The loss did not fall: {first:.3g} at step {start:,}, {last:.3g} at step {end:,}",
+        header=("Step", "Loss"),
+        table=tuple((f"{step:,}", f"{loss:.3g}") for step, loss in some(points)),
     )
 
 
@@ -110,78 +147,16 @@ def _round_up(value: float) -> float:
     return next(size * digit for digit in (1, 2, 5, 10) if size * digit >= value * (1 - 1e-9))
 
 
-Moment = tuple[datetime, float | None, float | None, float | None]
+def _begins(lowest: float, *, cut: bool) -> str:
+    if not lowest:
+        return ""
+    more = "; the interval reached below it" if cut else ""
+    return f"The axis begins at {_whole_percent(lowest)}{more}."
 
 
-def _chart(
-    points: Sequence[Moment], *, lowest: float, target: float | None, name: str
-) -> LineChart | None:
-    known = [(at, value) for at, value, _, _ in points if value is not None]
-    if len(known) < 2:
-        return None
-    start, end = points[0][0], points[-1][0]
-    length = max((end - start).total_seconds(), 1e-9)
-
-    def x(at: datetime) -> float:
-        return round(WIDTH * (at - start).total_seconds() / length, 2)
-
-    def y(share: float) -> float:
-        return round(HEIGHT * (1 - min(1.0, max(0.0, (share - lowest) / (1 - lowest)))), 2)
-
-    runs = _runs(points)
-    return LineChart(
-        lines=tuple(_join([(x(at), y(v)) for at, v, _, _ in run]) for run in runs if len(run) > 1),
-        bands=tuple(_band(run, x, y) for run in runs if len(run) > 1 and run[0][2] is not None),
-        dots=tuple((x(run[0][0]) / 10, y(run[0][1])) for run in runs if len(run) == 1),
-        target=None if target is None else y(target),
-        target_text="" if target is None else f"target {100 * target:g} %",
-        last=(x(known[-1][0]) / 10, y(known[-1][1])),
-        rows=tuple(_row(share, y) for share in _steps(lowest)),
-        columns=(_column(start, 0, length), _column(end, 100, length)),
-        summary=_summary(name, known),
-    )
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
-Known = tuple[datetime, float, float | None, float | None]
-
-
-def _runs(points: Sequence[Moment]) -> list[list[Known]]:
-    """Stretches without a gap."""
-    runs: list[list[Known]] = [[]]
-    for at, value, low, high in points:
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append((at, value, low, high))
-    return [run for run in runs if run]
-
-
-def _band(run: Sequence[Known], x: Callable[[datetime], float], y: Callable[[float], float]) -> str:
-    upper = [(x(at), y(high)) for at, _, _, high in run if high is not None]
-    lower = [(x(at), y(low)) for at, _, low, _ in run if low is not None]
-    return _join([*upper, *reversed(lower)])
-
-
-def _steps(lowest: float) -> list[float]:
-    return [lowest, lowest + (1 - lowest) / 2, 1.0]
-
-
-def _row(share: float, y: Callable[[float], float]) -> Mark:
-    return Mark(at=y(share), text=f"{100 * share:.3g} %")
-
-
-def _column(at: datetime, place: float, length: float) -> Mark:
-    form = "%H:%M" if length < 86_400 else "%d %b"
-    return Mark(at=place, text=at.astimezone(UTC).strftime(form) + (" UTC" if place else ""))
-
-
-def _join(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:g},{y:g}" for x, y in points)
-
-
-def _summary(name: str, known: Sequence[tuple[datetime, float]]) -> str:
-    lowest, highest = min(v for _, v in known), max(v for _, v in known)
-    return (
-        f"{name}: {100 * known[-1][1]:.1f} % now, between {100 * lowest:.1f} % and "
-        f"{100 * highest:.1f} % since {known[0][0].astimezone(UTC):%H:%M} UTC"
-    )
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -73,6 +73,11 @@ def since(moment: datetime | None, now: datetime) -> str:
     return f"{span(now - moment)} ago" if now - moment >= timedelta(seconds=1) else "now"
 
 
+def until(moment: datetime, now: datetime) -> str:
+    """`in 20 s`; `now` for what is due."""
+    return f"in {span(moment - now)}" if moment - now >= timedelta(seconds=1) else "now"
+
+
 def stamp(moment: datetime) -> str:
     """For people: `2026-03-01 12:00:05 UTC`."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -97,6 +102,7 @@ FILTERS = {
     "size": size,
     "span": span,
     "since": since,
+    "until": until,
     "stamp": stamp,
     "short": short,
     "words": words,

@@ -1,5 +1,6 @@
 """The pages. Each is a template over what the API answers; forms do what the API does."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,6 +24,7 @@ from service.console.auth import (
     safe_path,
 )
 from service.console.formats import FILTERS
+from service.learner.activity import KINDS
 from service.learner.operations import Operations
 from service.learner.overview import teacher_status
 from service.settings import Settings
@@ -39,6 +41,16 @@ DONE = {
     "dropped": "Dropped. The teacher will not be asked again.",
 }
 
+PAGE_LENGTH = 50
+KIND_TITLES = (
+    ("", "All"),
+    ("decision", "Decisions"),
+    ("training", "Trainings"),
+    ("evaluation", "Evaluations"),
+    ("swap", "Swaps"),
+    ("trouble", "Trouble"),
+)
+
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=select_autoescape(default=True),
@@ -50,6 +62,7 @@ _environment.filters.update(FILTERS)
 _environment.globals.update(
     coverage_chart=charts.coverage_chart,
     agreement_chart=charts.agreement_chart,
+    spend_chart=charts.spend_chart,
     loss_chart=charts.loss_chart,
     training_facts=training_facts,
     recipes=RECIPES,
@@ -76,8 +89,17 @@ def page_routes(
         return page(request, "version.html", detail=detail, problem=problem, reason=reason)
 
     def versions_page(request: Request, task: str, problem: str = "") -> Response:
-        found = operations.versions(task)
-        return page(request, "versions.html", task=task, versions=found, problem=problem)
+        found, reigns = operations.versions(task), operations.champions(task)
+        bars = charts.reign_bars(reigns, operations.status().at)
+        return page(
+            request,
+            "versions.html",
+            task=task,
+            versions=found,
+            reigns=reigns,
+            bars=bars,
+            problem=problem,
+        )
 
     @router.get("/")
     def overview(request: Request) -> Response:
@@ -90,6 +112,23 @@ def page_routes(
     @router.get("/tasks/{task}/versions/{number}")
     def version(request: Request, task: str, number: int) -> Response:
         return version_page(request, task, number)
+
+    @router.get("/activity")
+    def activity(request: Request, before: str = "", kind: str = "") -> Response:
+        chosen = next((one for one in KINDS if one == kind), None)
+        until = _moment(before)
+        found = operations.activity(PAGE_LENGTH + 1, until, chosen)
+        entries = found[:PAGE_LENGTH]
+        return page(
+            request,
+            "activity.html",
+            entries=entries,
+            older=entries[-1].at.isoformat() if len(found) > PAGE_LENGTH else "",
+            before=until,
+            kind=chosen or "",
+            kinds=KIND_TITLES,
+            problem="",
+        )
 
     @router.get("/dead-letters")
     def dead_letters(request: Request) -> Response:
@@ -255,6 +294,15 @@ async def _form(request: Request) -> dict[str, str]:
     """A posted form. The guard has limited its size."""
     body = (await request.body()).decode("utf-8", "replace")
     return {name: values[0] for name, values in parse_qs(body, max_num_fields=20).items()}
+
+
+def _moment(text: str) -> datetime | None:
+    """Where a page of the feed begins; None for the newest, and for what is no time."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _see(path: str, done: str) -> Response:

@@ -1,7 +1,7 @@
 """The loop of one task, step by step: its last run, its next one, and why it does nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pipelines.types import Decision, GateReport
@@ -131,7 +131,8 @@ def _label(facts: LoopFacts) -> Step:
     if not waits or step.state == "paused":
         return step
     more = f"{counted(waits, 'sample')} wait{'s' if waits == 1 else ''} for the teacher."
-    return _with_why(step, f"{step.why} {more}".strip())
+    said = "" if step.why.startswith("No sample waits") else step.why  # some have come since
+    return replace(step, why=f"{said} {more}".strip())
 
 
 def _dataset(facts: LoopFacts) -> Step:
@@ -342,17 +343,6 @@ def _paused(job: JobStatus) -> str:
     if job.job == "ingest" and job.paused_by == BY_ITSELF:
         return "Paused by itself: too many records could not be read. Resume it when they can."
     return f"Paused by {job.paused_by}."
-
-
-def _with_why(step: Step, why: str) -> Step:
-    return Step(
-        name=step.name,
-        state=step.state,
-        did=step.did,
-        last_at=step.last_at,
-        why=why,
-        next_at=step.next_at,
-    )
 
 
 def progress_sentence(progress: Progress | None) -> str:

@@ -10,6 +10,28 @@
   let busy = false;
   let again = false;
 
+  // "5 s ago" stays true between two changes, in the words that formats.py makes.
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
+  function span(seconds) {
+    const [size, unit] = units.find(([size]) => seconds >= size) || [1, "s"];
+    return `${Math.round(seconds / size)} ${unit}`;
+  }
+
+  function tellTime() {
+    const now = Date.now() + ahead;
+    for (const one of document.querySelectorAll("time[data-since], time[data-due]")) {
+      const seconds = (now - Date.parse(one.dateTime)) / 1000;
+      const ago = "since" in one.dataset ? seconds : -seconds;
+      const text = ago < 1 ? "now" : "since" in one.dataset ? `${span(ago)} ago` : `in ${span(ago)}`;
+      if (one.textContent !== text) one.textContent = text;
+    }
+  }
+
+  // How far the learner's clock is ahead of the browser's.
+  const clock = document.querySelector("meta[name=now]");
+  let ahead = clock ? Date.parse(clock.content) - Date.now() : 0;
+
   // A region that somebody is using is not pulled away under their hands.
   const inUse = (region) =>
     region.contains(document.activeElement) || region.querySelector("details[open]") !== null;
@@ -21,6 +43,9 @@
       region.replaceChildren(...fresh.childNodes);
     }
     document.title = page.title;
+    const told = page.querySelector("meta[name=now]");
+    if (told) ahead = Date.parse(told.content) - Date.now();
+    tellTime();
   }
 
   async function refresh() {
@@ -30,7 +55,8 @@
     }
     busy = true;
     try {
-      const answer = await fetch(location.pathname, { redirect: "manual", cache: "no-store" });
+      // The page's own address: that of a form that was refused answers no GET.
+      const answer = await fetch(document.body.dataset.page, { redirect: "manual", cache: "no-store" });
       if (answer.type === "opaqueredirect") location.reload(); // the session has ended
       else if (answer.ok) {
         replace(new DOMParser().parseFromString(await answer.text(), "text/html"));
@@ -73,5 +99,6 @@
     }
   });
   listen();
+  if (clock) setInterval(tellTime, 1000);
   document.addEventListener("focusout", () => setTimeout(refresh, 50));
 })();
