@@ -45,9 +45,15 @@ class LearnerClient:
         """Read what is not JSON."""
         return str(self._call("GET", path, parse=bytes.decode))
 
-    def post(self, *path: str, body: Mapping[str, object] | None = None) -> Any:
+    def post(
+        self,
+        *path: str,
+        body: Mapping[str, object] | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> Any:
         """Do."""
-        return self._call("POST", path, content=json.dumps(dict(body or {})).encode())
+        content = json.dumps(dict(body or {})).encode()
+        return self._call("POST", path, content=content, timeout_seconds=timeout_seconds)
 
     def _call(
         self,
@@ -57,12 +63,13 @@ class LearnerClient:
         query: str = "",
         content: bytes | None = None,
         parse: Callable[[bytes], Any] = json.loads,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> Any:
         where = "/".join(quote(part, safe="") for part in path)
         url = f"{self.url}/api/{where}{query}"
         request = urllib.request.Request(url, data=content, headers=self._headers, method=method)
         try:
-            with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
+            with self._opener.open(request, timeout=timeout_seconds) as answer:
                 return parse(answer.read())
         except urllib.error.HTTPError as error:
             raise _explain(error, self.url) from None

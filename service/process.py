@@ -11,10 +11,11 @@ from threading import Event
 from types import FrameType
 from typing import IO
 
-from pipelines.errors import DataLocked, PortInUse, SettingsError
+from pipelines.errors import DataDamaged, DataLocked, PortInUse, SettingsError
 
 RUN_FOLDER = "run"
 LOCK_FILE = "learner.lock"
+RESTORING = ".restoring"  # in a data folder that a restore has not finished
 BACKLOG = 2048
 # All that a child may know of our environment. No secret is in it.
 PASSED_ON = (
@@ -54,6 +55,16 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 
 def lock_data_folder(data_dir: Path) -> IO[str]:
     """One learner a data folder. The lock goes with the process, however it ends."""
+    if (data_dir / RESTORING).exists():
+        raise DataDamaged(
+            f"a restore into {data_dir} did not finish: run `flywheel restore` again, with the "
+            "same backup or another"
+        )
+    return lock_empty_folder(data_dir)
+
+
+def lock_empty_folder(data_dir: Path) -> IO[str]:
+    """As `lock_data_folder`, for who is about to fill it."""
     folder = data_dir / RUN_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / LOCK_FILE).open("a+")

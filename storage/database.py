@@ -1,7 +1,7 @@
 """The one DuckDB connection of this process, and its transactions."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,10 +69,19 @@ class Database:
             passing("database.noted")
 
     @contextmanager
-    def snapshot(self) -> Iterator[Cursor]:
-        """Read one consistent state without blocking writers."""
+    def snapshot(self, note: Callable[[], None] | None = None) -> Iterator[Cursor]:
+        """Read one consistent state without blocking writers.
+
+        With `note`, the state between two write transactions, at which `note` is called.
+        """
         with self._connection.cursor() as cursor:
-            cursor.begin()
+            if note is None:
+                cursor.begin()
+            else:
+                with self._write_lock:
+                    cursor.begin()
+                    cursor.execute(SELECT_TABLES).fetchall()  # the first read decides the state
+                    note()
             try:
                 yield cursor
             finally:
@@ -121,7 +130,8 @@ class Database:
         if present < noted:
             raise DataDamaged(
                 f"{self._path} ends at commit {present}, but {noted} were acknowledged: its log "
-                f"was cut. Restore a backup, or remove {self._counter_path.name} to go on "
+                "was cut. `flywheel rebuild` makes it anew from topic, ledger, artifacts and "
+                f"decisions; or restore a backup, or remove {self._counter_path.name} to go on "
                 "without what is missing"
             )
 
@@ -175,6 +185,28 @@ def first_row(result: Cursor) -> tuple[Any, ...] | None:
     """
     rows = result.fetchall()
     return rows[0] if rows else None
+
+
+def noted_commits(path: Path) -> int:
+    """The commits that were acknowledged for this database; 0 where nobody noted any."""
+    try:
+        return int(path.with_suffix(".commits").read_bytes().strip() or 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def set_commits(cursor: Cursor, count: int) -> None:
+    """Let the count of commits go on from here."""
+    cursor.execute("UPDATE commits SET count = $count", {"count": count})
+
+
+def row_counts(cursor: Cursor, tables: Sequence[str]) -> dict[str, int]:
+    return {name: int(_scalar(cursor, f"SELECT count(*) FROM {name}")) for name in tables}
+
+
+def sql_text(text: str) -> str:
+    """A text as a literal, where DuckDB takes no parameter."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def to_db_time(moment: datetime) -> datetime:

@@ -35,6 +35,10 @@ WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
 ORDER BY s.sampled_at, s.event_id
 """
 
+SELECT_LABELS_OF = """
+SELECT event_id, label FROM effective_labels WHERE event_id IN (SELECT unnest($event_ids))
+"""
+
 COUNT_LABELS = """
 SELECT
     count(*) FILTER (WHERE l.source = 'bought'),
@@ -138,6 +142,13 @@ def add_labels(tx: Cursor, task: str, labels: Sequence[Label], now: datetime) ->
     rows = tx.execute(INSERT_LABELS, {**columns, "now": to_db_time(now)}).fetchall()
     tx.execute(MARK_LABELLED, {"event_ids": [label.event_id for label in labels]})
     return len(rows)
+
+
+def labels_of(tx: Cursor, event_ids: Sequence[str]) -> dict[str, str]:
+    """The label that counts, of those of these events that have one."""
+    if not event_ids:
+        return {}
+    return dict(tx.execute(SELECT_LABELS_OF, {"event_ids": list(event_ids)}).fetchall())
 
 
 def labelled_samples(

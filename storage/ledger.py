@@ -125,6 +125,13 @@ class Ledger:
             raise DataDamaged(f"the reply of call {key[:12]} in {BODIES} was changed")
         return body
 
+    def request(self, key: str) -> bytes | None:
+        """What was asked; None where the side store has lost or erased it."""
+        with self._lock:
+            found = self._bodies.execute("SELECT request FROM bodies WHERE key = ?", (key,))
+            row = found.fetchone()
+        return row[0] if row is not None and isinstance(row[0], bytes) else None
+
     def unknown(self) -> list[Call]:
         """Calls whose outcome nobody knows, oldest first. Held until an operator decides."""
         with self._lock:
@@ -134,6 +141,20 @@ class Ledger:
         """Calls that were intended and nothing more: what a crash leaves behind."""
         with self._lock:
             return [call for call in self._calls.values() if call.step == "intent"]
+
+    def calls(self) -> list[Call]:
+        """Every call, in the order of their first intents."""
+        with self._lock:
+            return list(self._calls.values())
+
+    def count(self) -> int:
+        return len(self._calls)
+
+    def verify(self) -> None:
+        """Every received reply is there, and is the one that was received; else `DataDamaged`."""
+        for call in self.calls():
+            if call.step == "received":
+                self.reply(call.key)
 
     def close(self) -> None:
         with self._lock:

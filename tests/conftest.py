@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from demo_fixture import RunningDemo, running_demo_in
 from kafka_broker import running_broker
+from lived_in import LivedIn
+from lived_in import lived_in as living
 
 SERVICES = ("kafka", "prometheus", "browser")
 # Not a service, and not everybody has it: the benchmark's data.
 MAY_BE_MISSING = "banking77"
 # Tests of one group run one after another. What is started for the whole session is then started
 # once, and two trainings never share the processor. The longest groups come first.
-GROUPS = ("training", "running_demo", "kafka_broker")
+GROUPS = ("training", "running_demo", "lived_in", "kafka_broker")
 TRAINING_FILES = ("test_loop_recipes", "test_tuning", "test_engine", "test_gateway_causal")
 
 
@@ -64,3 +66,10 @@ def pytest_runtest_makereport(
 def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     """`flywheel demo --approve` on free ports, for all tests of a file: change nothing in it."""
     yield from running_demo_in(tmp_path_factory.mktemp("running-demo"))
+
+
+@pytest.fixture(scope="session")
+def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivedIn]:
+    """A data folder that really lived, and a backup of its youth: copy it, change nothing in it."""
+    with living(tmp_path_factory.mktemp("lived-in")) as lived:
+        yield lived

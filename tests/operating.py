@@ -164,9 +164,16 @@ class Desk:
             number = next_number(tx, TASK)
         scratch = self._scratch(f"student-{number}")
         (scratch / "student.json").write_text(f'{{"number": {number}}}')
-        student = self.artifacts.publish("student", scratch, {"task": TASK})
-        now = self.clock()
         recipe = about.get("recipe", "head")
+        said = {
+            "task": TASK,
+            "dataset": f"{number:064x}",
+            "encoder": self.encoder,
+            "recipe": {"name": recipe, "family": "head"},
+            "training": about.get("training", {"examples": 520 * number, "seed": 0}),
+        }
+        student = self.artifacts.publish("student", scratch, said)
+        now = self.clock()
         version = StudentVersion(
             task=TASK,
             number=number,

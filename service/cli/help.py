@@ -12,6 +12,7 @@ SECTIONS = {
     "Decide": ("approve", "reject", "rollback"),
     "Steer": ("train", "pause", "resume"),
     "Sort out": ("dead-letters", "unknown"),
+    "Look after": ("backup", "restore", "rebuild"),
 }
 
 EXIT_CODES = {

@@ -157,6 +157,11 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
         operations.drop(key, operator=request.state.operator)
         return as_json({"dropped": key})
 
+    @router.post("/backups")
+    def backups(request: Request) -> Response:
+        """Freeze one state of the database in files, for `flywheel backup` on the same host."""
+        return as_json(operations.freeze(operator=request.state.operator))
+
     @router.post("/login-codes")
     def login_codes(request: Request, body: CodeBody | None = None) -> Response:
         """A link that logs a browser in once, within two minutes."""

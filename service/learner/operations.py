@@ -8,6 +8,7 @@ import structlog
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, Refused
 from pipelines.types import Decision, DecisionAction, StudentVersion
+from service.backup import Frozen, freeze
 from service.keys import Keys
 from service.learner.overview import Overview
 from service.learner.publish import approval_of, publish
@@ -278,6 +279,11 @@ class Operations:
         self._callbacks.unknown_outcomes.drop(key)
         log.info("unknown_outcome_dropped", key=key, operator=operator)
         self._overview.forget()
+
+    def freeze(self, *, operator: str) -> Frozen:
+        """The database as it is now, in files, for a backup."""
+        log.info("backup_begun", operator=operator)
+        return freeze(self._database, self._settings)
 
     def note_change(self) -> None:
         """Something that the overview shows has changed; the pages are told at once."""

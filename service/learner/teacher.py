@@ -171,7 +171,7 @@ class Teacher:
     async def _answer_one(
         self, client: openai.AsyncOpenAI, question: Question, limit: asyncio.Semaphore
     ) -> Reply:
-        known = self._known(question)
+        known = self.known(question)
         if known is not None:
             return known
         async with limit:
@@ -192,12 +192,13 @@ class Teacher:
                 await asyncio.sleep(wait)
         return Reply(question=question, outcome="not_sent", detail="gave up for now")
 
-    def _known(self, question: Question) -> Reply | None:
+    def known(self, question: Question) -> Reply | None:
+        """What the ledger says to a question, so that it need not be asked; None: ask."""
         call = self._ledger.call(question.key)
         if call is None or call.step in ("not_sent", "released"):
             return None
         if call.step == "received":
-            reply = self._read(question, self._ledger.reply(question.key), bought=False)
+            reply = self.read(question, self._ledger.reply(question.key), bought=False)
             # Whoever it was bought for has its cost; everybody else has it for nothing.
             return reply if call.event_id == question.event_id else _for(question, reply)
         if call.step == "dropped":
@@ -239,7 +240,7 @@ class Teacher:
             raise
         body = response.content
         try:
-            reply = self._read(question, body, bought=True)
+            reply = self.read(question, body, bought=True)
         except msgspec.MsgspecError:  # a proxy's page, with status 200
             detail = "the teacher's reply is no chat completion"
             self._ledger.note(question.key, "unknown", detail=detail, now=self._now())
@@ -261,7 +262,8 @@ class Teacher:
         log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
         return self._breaker.failed(failure)
 
-    def _read(self, question: Question, body: bytes, *, bought: bool) -> Reply:
+    def read(self, question: Question, body: bytes, *, bought: bool = False) -> Reply:
+        """The teacher's reply as ours. Raises `msgspec.MsgspecError` for what is none."""
         completion = msgspec.json.decode(body, type=_Completion)
         usage = completion.usage
         # A server that reports no usage is counted as if it had used what was reserved.

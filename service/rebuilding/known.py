@@ -1,0 +1,130 @@
+"""What datasets and the ledger still know of events that were chosen once."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipelines.ask import canonical, prompt_version
+from pipelines.types import Message, Side, Task
+from service.rebuilding.versions import written_at
+from storage.artifacts import Artifact
+from storage.datasets import CHAT_FILE, HELD_OUT_FILE, TRAIN_FILE
+from storage.ledger import Call, Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """An event that the topic may have no more. `at`: since when it is known, about."""
+
+    event_id: str
+    messages: tuple[Message, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownItem(Known):
+    """An event as a dataset holds it."""
+
+    task: str
+    text: str
+    label: str
+    group_id: str
+    side: Side
+    weight: float = 1.0
+    segment: str = ""
+    held_out_pi: float | None = None
+    terms: str = ""
+
+
+class Asked(msgspec.Struct):
+    """As much of a stored request as tells what was asked."""
+
+    messages: tuple[Message, ...]
+
+
+def known_items(datasets: Sequence[Artifact]) -> dict[str, KnownItem]:
+    """By event id; a later dataset's word counts, as its labels may be corrected ones."""
+    found: dict[str, KnownItem] = {}
+    for dataset in datasets:
+        about: dict[str, Any] = {
+            "task": str(dataset.about["task"]),
+            "terms": str(dataset.about.get("terms", "")),
+            "at": written_at(dataset),
+        }
+        for item in _items(dataset, about):
+            before = found.get(item.event_id)
+            # Since when it was known: that is when its label was there.
+            found[item.event_id] = replace(item, at=before.at) if before else item
+    return found
+
+
+def founders(items: Mapping[str, KnownItem], task: str) -> list[KnownItem]:
+    """For each near-duplicate group its first member, or the oldest one that is left."""
+    first: dict[str, KnownItem] = {}
+    for item in items.values():
+        if item.task == task and (item.group_id not in first or item.event_id == item.group_id):
+            first[item.group_id] = item
+    return list(first.values())
+
+
+def calls_by_event(ledger: Ledger) -> dict[str, Call]:
+    """The call that was made for each event: the latest, where a task was described anew."""
+    return {call.event_id: call for call in ledger.calls()}
+
+
+def asked_messages(
+    ledger: Ledger, call: Call, tasks: Sequence[Task]
+) -> tuple[Task, tuple[Message, ...]] | None:
+    """The task and the app's messages of a call; None where no task's question has its key."""
+    body = ledger.request(call.key)
+    if body is None:
+        return None
+    parameters = json.loads(body)
+    for task in tasks:
+        identity = {"prompt_version": prompt_version(task), "parameters": parameters}
+        if sha256(canonical(identity)).hexdigest() == call.key:
+            messages = msgspec.convert(parameters, Asked).messages
+            first = messages[0] if messages else None
+            ours = first == Message("system", task.instructions) and len(messages) > 1
+            return task, messages[1:] if ours else messages
+    return None
+
+
+def _items(dataset: Artifact, about: Mapping[str, Any]) -> Iterator[KnownItem]:
+    chats = _lines(dataset.file(CHAT_FILE))
+    for row, chat in zip(_lines(dataset.file(TRAIN_FILE)), chats, strict=True):
+        yield KnownItem(
+            event_id=row["event_id"],
+            text=row["text"],
+            label=row["label"],
+            group_id=row["group_id"],
+            weight=row["weight"],
+            side=Side.TRAINING,
+            messages=tuple(Message(m["role"], m["content"]) for m in chat["messages"][:-1]),
+            **about,
+        )
+    for row in _lines(dataset.file(HELD_OUT_FILE)):
+        yield KnownItem(
+            event_id=row["event_id"],
+            text=row["text"],
+            label=row["label"],
+            group_id=row["group_id"],
+            segment=row["segment"],
+            held_out_pi=row["inclusion_probability"],
+            side=Side.HELD_OUT,
+            messages=(Message("user", row["text"]),),
+            **about,
+        )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    # Only a line feed ends a line: texts may hold other breaks.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield json.loads(line)

@@ -1,0 +1,275 @@
+"""The topic read once more: the same sums, the same groups, and the samples that were chosen.
+
+An event is a sample again where the ledger or a dataset knows it, where its label came for
+nothing, or where one of the two uniform draws chose it. What only the learning draw had chosen,
+and nobody was asked about, is left: new traffic brings more like it.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from pipelines.ask import TeacherPolicy, cost, prompt_version
+from pipelines.assess import assess
+from pipelines.curate import NearDuplicates
+from pipelines.decode import DecodePolicy, decode
+from pipelines.errors import InvalidMessage
+from pipelines.label import read_label
+from pipelines.render import classifier_text
+from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback, settle
+from pipelines.tally import tally
+from pipelines.types import (
+    Assessment,
+    Draws,
+    Label,
+    PromptEvent,
+    Sample,
+    SampleReason,
+    Side,
+    SourceOffset,
+    Task,
+)
+from service.learner.ingest import FEEDBACK_ON
+from service.rebuilding.known import KnownItem, founders
+from service.topics import Batch, Record, TopicReader
+from storage.database import Cursor, Database
+from storage.labels import add_labels
+from storage.ledger import Call
+from storage.samples import DeadLetter, Group, add_dead_letters, add_groups, add_samples
+from storage.traffic import add_traffic, store_offsets
+
+MAX_RECORDS = 2_000
+POLL_SECONDS = 1.0
+BY_REBUILD = "rebuilt"  # the policy version of what is a sample because it is known
+
+
+class _Kept(NamedTuple):
+    """A sample with the labels that cost nothing, and when its record was written."""
+
+    sample: Sample
+    labels: Sequence[Label]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the settings say about records, draws and whose word is a label."""
+
+    tasks: Mapping[str, Task]
+    decoding: DecodePolicy
+    policies: Mapping[str, SamplingPolicy]
+    teacher: TeacherPolicy
+    terms: str | None  # None: a given answer is no label
+
+
+@dataclass(slots=True)
+class Replay:
+    """Everything that the replay knows. Mutable: groups and counts grow as it reads."""
+
+    rules: Rules
+    items: Mapping[str, KnownItem]
+    calls: Mapping[str, Call]
+    groups: dict[str, NearDuplicates]
+    counts: Counter[str] = field(default_factory=Counter)
+    escalations: dict[datetime, list[float]] = field(default_factory=dict)  # money, by day
+    first_offsets: dict[int, int] = field(default_factory=dict)  # of the first records found
+    _unsaved: list[Group] = field(default_factory=list)
+
+    def seed(self, tx: Cursor) -> None:
+        """The groups of the datasets first: their sides were decided, for ever."""
+        for name, groups in self.groups.items():
+            for item in founders(self.items, name):
+                groups.restore(item.group_id, item.side, item.text)
+                add_groups(tx, [Group(item.group_id, name, item.side, item.text)], item.at)
+
+    def read(self, reader: TopicReader, database: Database, say: Callable[[str], None]) -> None:
+        """Everything that the topic has had until now, and the offsets behind it."""
+        identity = reader.identity()
+        reader.seek({})
+        total = left = sum(reader.lag().values())
+        while True:
+            batch = reader.poll(max_records=MAX_RECORDS, timeout_seconds=POLL_SECONDS)
+            self._note_first(batch)
+            self._store(batch, reader.name, identity, database)
+            left -= len(batch.records)
+            say(f"{total - max(0, left):,} of {total:,} records are read again")
+            if left <= 0 or (not batch.next_offsets and not sum(reader.lag().values())):
+                return
+
+    def place(self, event_id: str, task: str, text: str) -> tuple[str, Side]:
+        """The group of a text, and its side; of an event in a dataset as it was there."""
+        item = self.items.get(event_id)
+        if item is not None and item.task == task:
+            return item.group_id, item.side
+        place = self.groups[task].place(text, event_id)
+        if place.founded:
+            self._unsaved.append(Group(place.group_id, task, place.side, text))
+        return place.group_id, place.side
+
+    def save_groups(self, tx: Cursor, now: datetime) -> None:
+        add_groups(tx, self._unsaved, now)
+        self._unsaved.clear()
+
+    def _note_first(self, batch: Batch) -> None:
+        for record in batch.records:
+            self.first_offsets.setdefault(record.partition, record.offset)
+
+    def _store(self, batch: Batch, topic: str, identity: str, database: Database) -> None:
+        if not batch.next_offsets:
+            return
+        events, letters = self._decode(batch.records, topic)
+        judged = [(event, self._assess(event)) for event in events]
+        prompts = [one for one in judged if FEEDBACK_ON not in one[0].attributes]
+        kept = [found for one in judged if (found := self._keep(*one)) is not None]
+        for event, _ in prompts:
+            self._count_escalation(event)
+        written = _written_at(batch.records)
+        with database.transaction() as tx:
+            add_traffic(tx, tally((event, found.segment) for event, found in prompts))
+            self.save_groups(tx, written)
+            add_samples(tx, [one.sample for one in kept], written)
+            for task, labels in _by_task(kept).items():
+                add_labels(tx, task, labels, written)
+            add_dead_letters(tx, letters, written)
+            store_offsets(tx, topic, identity, batch.next_offsets, written)
+        self.counts["events"] += len(prompts)
+        self.counts["dead_letters"] += len(letters)
+
+    def _decode(
+        self, records: Iterable[Record], topic: str
+    ) -> tuple[list[PromptEvent], list[DeadLetter]]:
+        events, letters = [], []
+        for record in records:
+            source = SourceOffset(topic, record.partition, record.offset)
+            try:
+                events.append(
+                    decode(
+                        record.value,
+                        record.headers,
+                        source,
+                        record.timestamp_ms,
+                        self.rules.decoding,
+                    )
+                )
+            except InvalidMessage as error:
+                letters.append(
+                    DeadLetter(
+                        topic=topic,
+                        partition=record.partition,
+                        offset=record.offset,
+                        payload=record.value,
+                        headers=record.headers,
+                        reason=str(error),
+                    )
+                )
+        return events, letters
+
+    def _assess(self, event: PromptEvent) -> Assessment:
+        if event.task is None:
+            return Assessment(failure_probability=1.0, segment="")
+        return assess(event, self.rules.tasks[event.task])
+
+    def _keep(self, event: PromptEvent, assessment: Assessment) -> _Kept | None:
+        if event.task is None:
+            return None
+        task = self.rules.tasks[event.task]
+        is_feedback = FEEDBACK_ON in event.attributes
+        labels = self._labels(event, task)
+        choice = (
+            choose_feedback(assessment)
+            if is_feedback
+            else choose(
+                event, assessment, self.rules.policies[task.name], has_teacher_label=bool(labels)
+            )
+        )
+        known = event.event_id in self.calls or event.event_id in self.items
+        if not known and not _stands_alone(choice, labels):
+            self.counts["left_out"] += choice is not None
+            return None
+        text = classifier_text(event.messages, task)
+        if not text.strip():
+            return None
+        group, side = self.place(event.event_id, task.name, text)
+        settled = settle(choice, side) if choice is not None else None
+        if settled is None and not known:
+            return None
+        reason, draws = settled or of_known(self.items.get(event.event_id), side)
+        sample = Sample(
+            event=event,
+            text=text,
+            reason=reason,
+            draws=draws,
+            group_id=group,
+            side=side,
+            assessment=assessment,
+            policy_version=self.rules.policies[task.name].version if settled else BY_REBUILD,
+        )
+        return _Kept(sample, labels)
+
+    def _labels(self, event: PromptEvent, task: Task) -> list[Label]:
+        """As ingest gives them: a person's correction, else a teacher's answer."""
+        if self.rules.terms is None:
+            return []
+        said = event.feedback.correction if event.feedback else None
+        corrected = (read_label(said, task) or (said if said in task.labels else None)) or None
+        given = read_label(event.teacher_answer, task)
+        label = corrected or given
+        if label is None:
+            return []
+        usage = event.usage if not corrected else None
+        prompt = usage.prompt_tokens if usage else 0
+        completion = usage.completion_tokens if usage else 0
+        return [
+            Label(
+                event_id=event.event_id,
+                label=label,
+                source="correction" if corrected else "given",
+                teacher_model="a person" if corrected else event.teacher_model or "",
+                prompt_version=prompt_version(task),
+                terms="" if corrected else self.rules.terms,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                cost=cost(prompt, completion, self.rules.teacher),
+            )
+        ]
+
+    def _count_escalation(self, event: PromptEvent) -> None:
+        """What gateways spent under leases: the student was unsure, and the teacher answered."""
+        if event.served_by != "teacher" or event.student is None:
+            return
+        usage = event.usage
+        money = (
+            cost(usage.prompt_tokens, usage.completion_tokens, self.rules.teacher) if usage else 0.0
+        )
+        day = event.occurred_at.replace(hour=0, minute=0, second=0, microsecond=0)
+        self.escalations.setdefault(day, []).append(money)
+
+
+def _stands_alone(choice: Choice | None, labels: Sequence[Label]) -> bool:
+    """Whether it is a sample again although neither ledger nor dataset knows it."""
+    if choice is None:
+        return False
+    drawn = choice.draws.audit is not None or choice.draws.held_out is not None
+    return drawn or bool(labels)
+
+
+def of_known(item: KnownItem | None, side: Side) -> tuple[SampleReason, Draws]:
+    """Why something is a sample that today's rates would not have chosen."""
+    if item is not None and item.held_out_pi is not None:
+        return SampleReason.HELD_OUT, Draws(held_out=item.held_out_pi)
+    return (SampleReason.AUDIT if side is Side.HELD_OUT else SampleReason.UNCERTAIN), Draws()
+
+
+def _by_task(kept: Sequence[_Kept]) -> dict[str, list[Label]]:
+    found: defaultdict[str, list[Label]] = defaultdict(list)
+    for one in kept:
+        if one.labels and one.sample.event.task is not None:
+            found[one.sample.event.task] += one.labels
+    return found
+
+
+def _written_at(records: Sequence[Record]) -> datetime:
+    """When the latest of them reached the topic: about when it was read the first time."""
+    latest = max((record.timestamp_ms for record in records), default=0)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=max(0, latest))
