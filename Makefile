@@ -13,7 +13,8 @@ EVERYTHING := .venv/.installed-everything
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench-loop bench-recipes docs lock system-packages clean
+.PHONY: help run test check setup core kafka bench-loop bench-recipes docs lock
+.PHONY: deploy-tools system-packages clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,10 @@ lock: $(INSTALLER) ## Resolve the dependencies again and write the lock files
 	$(COMPILE) --upgrade pyproject.toml --extra train -c core.lock -o training.lock
 	$(COMPILE) --upgrade --group pyproject.toml:dev -c training.lock -o dev.lock
 	printf 'uv\nsetuptools\n' | $(COMPILE) --upgrade - -c training.lock -o installer.lock
+	$(COMPILE) --upgrade --no-deps deploy/tools.txt -o deploy/tools.lock
+
+deploy-tools: setup ## Fetch helm, kubeconform and hadolint, which check deploy/ (needs Go; done by `make test` where CI=true)
+	@$(BIN)/python deploy/tools.py
 
 clean: ## Remove the virtual environment, the caches and the demonstration's data
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info demo-data
@@ -83,13 +88,14 @@ $(EVERYTHING): $(CORE) training.lock dev.lock
 DEBIAN = command -v $(1) >/dev/null || echo $(2)
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 ifeq ($(CI),true)
-test: system-packages
+test: system-packages deploy-tools
 endif
 
-system-packages: ## Install Prometheus, its Alertmanager, Chromium, Java and Maven by apt (done by `make test` where CI=true)
+system-packages: ## Install Prometheus, its Alertmanager, Chromium, Java, Maven and docker-compose by apt (done by `make test` where CI=true)
 	@missing="$$($(call DEBIAN,promtool,prometheus); \
 		$(call DEBIAN,amtool,prometheus-alertmanager); $(call DEBIAN,chromium,chromium); \
-		$(call DEBIAN,java,default-jre-headless); $(call DEBIAN,mvn,maven))"; \
+		$(call DEBIAN,java,default-jre-headless); $(call DEBIAN,mvn,maven); \
+		$(call DEBIAN,docker-compose,docker-compose); $(call DEBIAN,systemd-analyze,systemd))"; \
 	if [ -n "$$missing" ]; then \
 		echo "Installing" $$missing "..."; \
 		$(SUDO) apt-get update -q && \
