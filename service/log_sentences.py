@@ -86,6 +86,7 @@ SENTENCES: Mapping[str, str] = {
     "live_published": "What gateways serve was published.",
     "live_replaced": "live.json could not be read and was written anew from the decisions.",
     "previous_not_published": "The version before the champion cannot be rolled back to.",
+    "regression_found": "The version before was better; what is served is looked at or taken back.",
     "champion_damaged": "The champion's files are not what was approved. It must not restart so.",
     "report_unreadable": "A version's report cannot be read.",
     # People

@@ -8,6 +8,7 @@ ones with this test's webhook and shorter waits.
 import json
 import re
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -66,6 +67,14 @@ CHAMPION = LiveStudent(
     decision="d" * 64,
     threshold=0.9,
 )
+COMPRESSED = """
+import sys
+from kafka import KafkaProducer
+producer = KafkaProducer(bootstrap_servers=sys.argv[1], compression_type="zstd")
+producer.send(sys.argv[2], value=b"compressed " * 50, partition=0)
+producer.flush(30)
+producer.close()
+"""
 
 
 def amtool(*arguments: str) -> str:
@@ -167,13 +176,9 @@ class Plant:
         producer.close()
 
     def block(self) -> None:
-        """Partition 0 gets a batch that nobody here can read."""
-        producer = KafkaProducer(
-            bootstrap_servers=self.options.bootstrap_servers, compression_type="zstd"
-        )
-        producer.send(self.options.topic, value=b"compressed " * 50, partition=0)
-        producer.flush(30)
-        producer.close()
+        """Partition 0 gets a batch that nobody here can read: from a process that can write it."""
+        where = (self.options.bootstrap_servers, self.options.topic)
+        subprocess.run([sys.executable, "-c", COMPRESSED, *where], check=True, timeout=60)
 
     def _crown(self) -> None:
         now, task = datetime.now(UTC), self.rig.task.name

@@ -42,6 +42,13 @@ def versions() -> list[Panel]:
                 "gateways: {{version}} {{role}}",
             ),
             unit="none",
-            span=24,
+            span=16,
+        ),
+        graph(
+            "Evidence that the version before was better",
+            "From 100 on (1 / rollback.alpha) it is enough: the champion is taken back by itself, "
+            "or, where that is switched off, follow runbook ChampionRegressed.",
+            Query(f"max by (task) (flywheel_regression_evidence{{{TASK}}})", "{{task}}"),
+            unit="none",
         ),
     ]

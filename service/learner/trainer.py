@@ -21,6 +21,7 @@ import psutil
 import structlog
 
 from pipelines.errors import TrainingFailed, TrainingInterrupted
+from service.learner.status import Progress as RunningProgress
 from service.process import child_environment
 from service.settings import TrainerSettings
 
@@ -49,6 +50,20 @@ class Trainer:
     @property
     def threads(self) -> int:
         return self._settings.threads or os.cpu_count() or 1
+
+    def told(self) -> RunningProgress | None:
+        """What the present child last told; None while there is none."""
+        told = self.progress
+        if told is None:
+            return None
+        return RunningProgress(
+            step=told["step"],
+            total=told["total"],
+            examples_per_second=told["examples_per_second"],
+            seconds_left=told["seconds_left"],
+            phase=told["phase"],
+            loss=told.get("loss"),
+        )
 
     @property
     def stopping(self) -> bool:
