@@ -356,6 +356,13 @@ class LearnerMetrics:
             ["task", "scope", "bound"],
             registry=registry,
         )
+        # 1 / rollback.alpha is enough to go back to that version; 1 says nothing.
+        self.regression_evidence = Gauge(
+            "flywheel_regression_evidence",
+            "E-value that the version approved before is better than the champion.",
+            ["task"],
+            registry=registry,
+        )
         # As tasks.*.target says.
         self.agreement_target = Gauge(
             "flywheel_agreement_target",

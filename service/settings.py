@@ -144,6 +144,14 @@ class GateSettings(Section):
     max_calibration_error: Rate = 0.1  # by its lower bound
 
 
+class RollbackSettings(Section):
+    """When the version approved before serves again by itself."""
+
+    automatic: bool = True  # false: a regression is shown and alerted only
+    margin: float = Field(default=0.01, ge=0, lt=0.5)  # how much better the one before has to be
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)  # chance of a false alarm, for each approval
+
+
 class TriggerSettings(Section):
     """When a retrain starts without waiting for its schedule."""
 
@@ -328,6 +336,7 @@ class Settings(BaseSettings):
     sampling: SamplingSettings = SamplingSettings()
     dataset: DatasetSettings = DatasetSettings()
     gate: GateSettings = GateSettings()
+    rollback: RollbackSettings = RollbackSettings()
     trigger: TriggerSettings = TriggerSettings()
     trainer: TrainerSettings = TrainerSettings()
     schedule: ScheduleSettings = ScheduleSettings()

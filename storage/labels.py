@@ -8,7 +8,7 @@ import msgspec
 
 from pipelines.curate import LabelledSample
 from pipelines.types import Example, Label, Message, SampleReason, Side
-from storage.database import Cursor, first_row, to_db_time
+from storage.database import Cursor, first_row, from_db_time, to_db_time
 
 INSERT_LABELS = """
 INSERT INTO labels
@@ -68,6 +68,21 @@ WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
 GROUP BY served_by
 """
 
+# Up to the oldest that waits for its label. Labels of escalated events come at once, and taking
+# those first would compare two versions on what one of them was unsure about.
+SELECT_AUDITED_PROMPTS = """
+SELECT s.event_id, s.occurred_at, s.messages, s.student_label, l.label
+FROM samples s JOIN effective_labels l USING (event_id)
+WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
+    AND s.occurred_at >= $since AND s.occurred_at < coalesce((
+        SELECT min(occurred_at) FROM samples
+        WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
+            AND status IN ('pending', 'held') AND occurred_at >= $since
+    ), 'infinity'::TIMESTAMP)
+ORDER BY s.occurred_at, s.event_id
+LIMIT $limit
+"""
+
 COUNT_TRAINING = """
 SELECT count(*)
 FROM effective_labels l JOIN samples s USING (event_id)
@@ -117,6 +132,16 @@ class Audited(NamedTuple):
     inclusion_probability: float
     agrees: bool
     served_by: str
+
+
+class AuditedPrompt(NamedTuple):
+    """One audited event with what was asked, what the student said, and its label."""
+
+    event_id: str
+    occurred_at: datetime
+    messages: tuple[Message, ...]
+    student_label: str
+    label: str
 
 
 class Spend(NamedTuple):
@@ -196,6 +221,25 @@ def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetim
         },
     ).fetchall()
     return [Audited(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
+
+
+def audited_prompts(
+    tx: Cursor, task: str, version: str, since: datetime, limit: int
+) -> list[AuditedPrompt]:
+    """The oldest audit draws from `since` on with their labels, up to one that waits for its."""
+    values = {"task": task, "version": version, "since": to_db_time(since), "limit": limit}
+    return [
+        AuditedPrompt(
+            event_id=event_id,
+            occurred_at=from_db_time(occurred_at),
+            messages=msgspec.json.decode(messages, type=tuple[Message, ...]),
+            student_label=student_label,
+            label=label,
+        )
+        for event_id, occurred_at, messages, student_label, label in tx.execute(
+            SELECT_AUDITED_PROMPTS, values
+        ).fetchall()
+    ]
 
 
 def count_unanswered_audits(

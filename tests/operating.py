@@ -1,6 +1,6 @@
 """A learner's operator side on real storage, with students, reports and figures to decide on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,8 +20,16 @@ from pipelines.types import (
     Verdict,
 )
 from service.keys import open_keys
+from service.learner.gateways import Gateways
 from service.learner.operations import Operations
-from service.learner.status import Callbacks, Figures, HistoryPoint, Progress, UnknownOutcome
+from service.learner.status import (
+    Callbacks,
+    Figures,
+    HistoryPoint,
+    IngestState,
+    Progress,
+    UnknownOutcome,
+)
 from service.settings import Settings, TaskSettings, TeacherSettings
 from service.topics import Headers
 from storage.artifacts import Artifacts
@@ -129,6 +137,11 @@ class HeldCalls:
         self.held = [call for call in self.held if call.key != key]
 
 
+def fill_with_a_number(scratch: Path, number: int) -> None:
+    """The files of a student that nobody will load."""
+    (scratch / "student.json").write_text(f'{{"number": {number}}}')
+
+
 @dataclass
 class Desk:
     """Everything that a test of operations looks at."""
@@ -142,10 +155,14 @@ class Desk:
     writer: RecordingWriter
     held: HeldCalls
     encoder: str
+    gateways: Gateways
+    fill: Callable[[Path, int], None] = fill_with_a_number
+    golden: Sequence[Golden] = (Golden(text="where is it", label="delivery", confidence=1),)
     trained: list[str] = field(default_factory=list)
     published: list[Live] = field(default_factory=list)
     figures: dict[str, Figures] = field(default_factory=dict)
     progress: Progress | None = None
+    ingest: IngestState = IngestState()
 
     @property
     def live_path(self) -> Path:
@@ -163,7 +180,7 @@ class Desk:
         with self.database.transaction() as tx:
             number = next_number(tx, TASK)
         scratch = self._scratch(f"student-{number}")
-        (scratch / "student.json").write_text(f'{{"number": {number}}}')
+        self.fill(scratch, number)
         recipe = about.get("recipe", "head")
         said = {
             "task": TASK,
@@ -241,7 +258,7 @@ class Desk:
             at=now,
         )
         scratch = self._scratch(f"report-{version.number}-{now:%H%M%S}")
-        write_report(scratch, report, [Golden(text="where is it", label="delivery", confidence=1)])
+        write_report(scratch, report, self.golden)
         write_card(
             scratch,
             report,
@@ -324,10 +341,11 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
     trained: list[str] = []
     published: list[Live] = []
     figures: dict[str, Figures] = {}
+    gateways = Gateways(database, clock)
 
     def next_ticks() -> Mapping[str, datetime | None]:
         jobs = ("relabel", "train", "evaluate", "watch", "retention")
-        return {job: clock.at + timedelta(seconds=20) for job in jobs}
+        return {"ingest": None, **{job: clock.at + timedelta(seconds=20) for job in jobs}}
 
     operations = Operations(
         database=database,
@@ -345,6 +363,8 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
             decided=lambda decision: None,
             topic_writer=lambda: writer,
             unknown_outcomes=held,
+            ingest=lambda: desk.ingest,
+            gateways=gateways.seen,
         ),
     )
     desk = Desk(
@@ -357,6 +377,7 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
         writer=writer,
         held=held,
         encoder=artifacts.publish("encoder", encoder, {}).digest,
+        gateways=gateways,
         trained=trained,
         published=published,
         figures=figures,

@@ -84,6 +84,27 @@ def test_a_rollback_is_immediate(gateway: RunningGateway, students: Students) ->
     assert gateway.metric("swaps_total", task=TASK, outcome="rolled_back") == 1
 
 
+def test_the_version_before_is_asked_beside_the_champion(
+    gateway: RunningGateway, students: Students
+) -> None:
+    """What an automatic rollback rests on."""
+    folder = gateway.settings.data_dir
+    first, second = students.publish(folder, 1), students.publish(folder, 2, strength=3.0)
+    message = {"role": "user", "content": ALL_TEXTS[0]}
+    body = {"task": TASK, "events": [{"event_id": "e1", "messages": [message]}], "role": "previous"}
+    gateway.serve(first)
+    refused = gateway.http.post("/v1/assess", json=body)
+    assert refused.status_code == 409
+    assert "no previous student" in refused.text
+
+    gateway.serve(second, first)
+    wait_until(lambda: gateway.metric("resident_generations") == 2)
+
+    assert gateway.http.post("/v1/assess", json=body).json()["version"] == first.name
+    champion = gateway.http.post("/v1/assess", json={**body, "role": "champion"}).json()
+    assert champion["version"] == second.name
+
+
 def test_a_text_that_breaks_the_model_fails_alone(students: Students) -> None:
     # It may read further than it can.
     encoder = Encoder(students.encoder_path, threads=1, max_tokens=4000)

@@ -1,7 +1,8 @@
-"""POST /v1/assess: what the champion says to events that somebody else answered."""
+"""POST /v1/assess: what a student says to events that somebody else answered."""
 
 import asyncio
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -26,10 +27,11 @@ class AssessEvent(msgspec.Struct, frozen=True):
 
 
 class AssessRequest(msgspec.Struct, frozen=True):
-    """Events of one task, at most 256."""
+    """Events of one task, at most 256. `role` previous: the version approved before."""
 
     task: str
     events: list[AssessEvent]
+    role: Literal["champion", "previous"] = "champion"
 
 
 class AssessAnswer(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class Assess:
         self._generations = generations
 
     async def __call__(self, request: Request) -> Response:
-        """What the champion would say; what a slow student has not read in time is left out."""
+        """What the student would say; what a slow one has not read in time is left out."""
         body = await read_body(request, MAX_BODY_BYTES)
         try:
             wanted = msgspec.json.decode(body, type=AssessRequest)
@@ -68,9 +70,9 @@ class Assess:
         task = self._tasks.get(wanted.task)
         if task is None:
             raise Rejected(404, "there is no task of this name", code="unknown_task")
-        generation = self._generations.champion(task.name)
+        generation = self._generations.resident(task.name, wanted.role)
         if generation is None:
-            raise Rejected(409, f"{task.name} has no student yet", code="no_student")
+            raise Rejected(409, f"{task.name} has no {wanted.role} student", code="no_student")
         return json_response(encode(await _assess(wanted, task, generation)))
 
 

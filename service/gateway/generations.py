@@ -107,6 +107,11 @@ class Generations:
         served = self.current.get(task)
         return served.champion if served else None
 
+    def resident(self, task: str, role: Literal["champion", "previous"]) -> Generation | None:
+        """The champion, or the one that is kept for a rollback."""
+        served = self.current.get(task, Served())
+        return served.champion if role == "champion" else served.previous
+
     def apply(self, live: Live) -> bool:
         """Serve what is published; True when all of it is served.
 

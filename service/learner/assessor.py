@@ -1,20 +1,34 @@
 """Asks the gateway what the student would have said to events that came without its answer."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal, Protocol
 
 import httpx2
 import msgspec
 import structlog
 
-from pipelines.types import PromptEvent, StudentAnswer
+from pipelines.types import Message, StudentAnswer
+from service.process import RUN_FOLDER
+from service.settings import Settings
 
 log = structlog.get_logger()
 
 BATCH = 128
+Role = Literal["champion", "previous"]
 TIMEOUT_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
+
+
+class Asked(Protocol):
+    """What is read by a student: an event, or a stored sample."""
+
+    @property
+    def event_id(self) -> str: ...
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -46,11 +60,13 @@ class Assessor:
         self._down_since: float | None = None
         self._said = False
 
-    def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]:
+    def assess(
+        self, task: str, events: Sequence[Asked], role: Role = "champion"
+    ) -> dict[str, StudentAnswer]:
         """Answers by event id; empty for what could not be assessed."""
         answers: dict[str, StudentAnswer] = {}
         for start in range(0, len(events), BATCH):
-            found = self._ask(task, events[start : start + BATCH])
+            found = self._ask(task, events[start : start + BATCH], role)
             if found is None:
                 break
             answers |= found
@@ -59,9 +75,12 @@ class Assessor:
     def close(self) -> None:
         self._client.close()
 
-    def _ask(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer] | None:
+    def _ask(
+        self, task: str, events: Sequence[Asked], role: Role
+    ) -> dict[str, StudentAnswer] | None:
         body = {
             "task": task,
+            "role": role,
             "events": [
                 {
                     "event_id": event.event_id,
@@ -93,3 +112,20 @@ class Assessor:
         if now - self._down_since >= PATIENCE_SECONDS and not self._said:
             log.warning("assessment_unavailable", task=task, error=type(error).__name__)
             self._said = True
+
+
+def open_assessor(settings: Settings) -> Assessor:
+    """With the first of the gateway's keys, if it wants one."""
+    key = settings.gateway.keys[0].get_secret_value() if settings.gateway.keys else ""
+    return Assessor(lambda: _gateway_url(settings), key)
+
+
+def _gateway_url(settings: Settings) -> str:
+    """A gateway on port 0 says in the data folder where it listens."""
+    if settings.learner.gateway_url or settings.gateway.port:
+        return settings.gateway_url
+    try:
+        told = json.loads((settings.data_dir / RUN_FOLDER / "gateway.json").read_text())
+    except (OSError, ValueError):
+        return settings.gateway_url
+    return f"http://127.0.0.1:{told['port']}"

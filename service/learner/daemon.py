@@ -1,6 +1,5 @@
 """The learner: builds its parts, starts them in order, drains them in reverse."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from pipelines.errors import (
 from pipelines.types import Decision, StudentVersion
 from service.console.app import console_app
 from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
-from service.learner.assessor import Assessor
+from service.learner.assessor import Assessor, open_assessor
 from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
@@ -36,15 +35,17 @@ from service.learner.notify import Notifier
 from service.learner.occasions import Occasions, TeacherWord
 from service.learner.operations import Operations
 from service.learner.rates import first_policy
+from service.learner.regression import Regression
 from service.learner.relabel import HeldCalls, JobResult, Relabel
 from service.learner.retention import Retention
 from service.learner.schedule import Schedule
-from service.learner.status import Callbacks, IngestState, Progress
+from service.learner.status import Callbacks, IngestState
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
 from service.learner.watch import Watch
 from service.logs import set_up_logs
+from service.memory import hoard_less
 from service.metrics import LearnerMetrics
 from service.process import RUN_FOLDER, bind, drain_on_signals, lock_data_folder
 from service.settings import Settings
@@ -70,6 +71,7 @@ def run_learner(
     settings: Settings, *, reset_offsets: bool = False, stop: Event | None = None
 ) -> ExitCode:
     """Run until a signal (or `stop`), then drain. Raises `FlywheelError` when it cannot start."""
+    hoard_less()
     set_up_logs("learner")
     stop = stop or Event()
     drain_on_signals(stop)
@@ -172,6 +174,13 @@ class Learner:
             start_training=self._start_training,
             now=self._now,
         )
+        self._regression = Regression(
+            database=self._database,
+            settings=settings.rollback,
+            answers=self._new_assessor(),
+            live=lambda task: self._live.get(task, LiveTask()),
+            metrics=self._metrics,
+        )
         self._due: dict[str, str] = {}
         self._retention = Retention(self._database, self._artifacts, settings, self._now)
         when = settings.schedule
@@ -201,7 +210,7 @@ class Learner:
             now=self._now,
             callbacks=Callbacks(
                 figures=self._watch.figures,
-                progress=self._progress,
+                progress=self._trainer.told,
                 next_ticks=lambda: {INGEST_JOB: None, **self._schedule.next_ticks()},
                 request_train=self._watch.ask_for_training,
                 published=self._published,
@@ -244,6 +253,7 @@ class Learner:
         interrupted = self._training.recover()
         self._relabel.recover()
         self._operations.recover()
+        self._check_champions()
         self._load_live()
         self._serve_console()
         self._schedule.start()
@@ -253,9 +263,6 @@ class Learner:
             with self._database.transaction() as tx:
                 forget_offsets(tx, reader.name)
             log.warning("offsets_reset", topic=reader.name)
-        key = settings.gateway.keys[0].get_secret_value() if settings.gateway.keys else ""
-        assessor = Assessor(lambda: _gateway_url(settings), key)
-        self._closing.append(assessor.close)
         self._ingest = Ingest(
             reader=reader,
             database=self._database,
@@ -269,7 +276,7 @@ class Learner:
             ),
             sampling=self._sampling,
             given=self._given(self._teacher.policy),
-            assessor=assessor,
+            assessor=self._new_assessor(),
             has_student=lambda task: self._live.get(task, LiveTask()).champion is not None,
             group_salt=self._keys.sampling,
             settings=settings.ingest,
@@ -411,17 +418,21 @@ class Learner:
 
     def _tidy(self) -> JobResult:
         """Old things go; what is served is read, before somebody needs it and it is damaged."""
+        self._check_champions()
+        return self._retention.run()
+
+    def _check_champions(self) -> None:
         damaged = self._operations.damaged_champions()
         for task in self._tasks:
             self._metrics.champion_damaged.labels(task=task).set(task in damaged)
         for task, error in damaged.items():
             log.error("champion_damaged", task=task, error=error)
-        return self._retention.run()
 
     def _look(self) -> JobResult:
         result = self._watch.run()
         self._metrics.teacher_breaker_open.set(self._teacher.breaker_open)
         for name in self._tasks:
+            self._roll_back(name, self._regression.look(name))
             waiting = sum(version.state == "waiting" for version in self._operations.versions(name))
             self._metrics.versions_waiting.labels(task=name).set(waiting)
         spent = self._leases.spent()
@@ -429,6 +440,11 @@ class Learner:
         self._metrics.escalation_spend.labels(kind="money").set(spent.money)
         self._operations.note_change()
         return result
+
+    def _roll_back(self, task: str, reason: str | None) -> None:
+        """Pages by its log line, its metric and its notification, whoever has to look then."""
+        if reason is not None and self._settings.rollback.automatic:
+            self._operations.automatic_rollback(task, reason)
 
     # What the parts tell each other.
 
@@ -467,18 +483,11 @@ class Learner:
         if "loss" in told:
             self._metrics.training_loss.set(told["loss"])
 
-    def _progress(self) -> Progress | None:
-        told = self._trainer.progress
-        if told is None:
-            return None
-        return Progress(
-            step=told["step"],
-            total=told["total"],
-            examples_per_second=told["examples_per_second"],
-            seconds_left=told["seconds_left"],
-            phase=told["phase"],
-            loss=told.get("loss"),
-        )
+    def _new_assessor(self) -> Assessor:
+        """One for each thread that asks."""
+        assessor = open_assessor(self._settings)
+        self._closing.append(assessor.close)
+        return assessor
 
     def _topic_writer(self) -> TopicWriter:
         if self._writer is None:
@@ -502,14 +511,3 @@ class Learner:
             tx.execute("SELECT count FROM commits").fetchall()
         if time.monotonic() - self._ingest.last_poll > 60:
             raise FlywheelError("ingest has not polled for a minute")
-
-
-def _gateway_url(settings: Settings) -> str:
-    """A gateway on port 0 says in the data folder where it listens."""
-    if settings.learner.gateway_url or settings.gateway.port:
-        return settings.gateway_url
-    try:
-        told = json.loads((settings.data_dir / RUN_FOLDER / "gateway.json").read_text())
-    except (OSError, ValueError):
-        return settings.gateway_url
-    return f"http://127.0.0.1:{told['port']}"
