@@ -5,6 +5,7 @@ into the same shape.
 """
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping
@@ -34,6 +35,7 @@ REPEATING = frozenset(
 FIRST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 1800.0
 MAX_REMEMBERED = 500
+NUMBER = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
 LONGEST_FIELD = 1000  # characters; a traceback may be longer
 
 
@@ -62,19 +64,28 @@ def set_up_logs(process: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, _by_a_library, *shared],
+            foreign_pre_chain=[
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(allow=["held_back"]),
+                _by_a_library,
+                *shared,
+            ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    handler.addFilter(Repeats())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Its warnings are of missed ticks, which the schedule records itself.
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
+    # Its warnings are that a host is busy.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
 
 
 class Repeats:
     """Holds back what is said again and again: the next line that is let through has the count.
 
-    Two lines are the same when all their fields are. Other events never lose a line.
+    Two lines are the same when all their fields are; of libraries, when only numbers differ.
+    Events of ours that are not tried again and again never lose a line.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,21 +94,36 @@ class Repeats:
         self._seen: dict[str, tuple[float, float, int]] = {}  # last line, pause, held back
 
     def __call__(self, logger: Any, method: str, line: Line) -> Line:
+        """As a processor of structlog."""
         if line.get("event") not in REPEATING:
             return line
-        key, now = repr(sorted(line.items(), key=str)), self._clock()
+        held = self._held_back(repr(sorted(line.items(), key=str)))
+        if held is None:
+            raise structlog.DropEvent
+        return {**line, "held_back": held} if held else line
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """As a filter of the standard library's logging."""
+        held = self._held_back(f"{record.name} {NUMBER.sub('', record.getMessage())}")
+        if held:
+            record.held_back = held
+        return held is not None
+
+    def _held_back(self, key: str) -> int | None:
+        """How many lines were left out before this one; None: leave this one out too."""
+        now = self._clock()
         with self._lock:
             if key not in self._seen and len(self._seen) >= MAX_REMEMBERED:
                 self._seen.clear()
             last, pause, held = self._seen.get(key, (now, 0.0, 0))
             if pause and now - last < pause:
                 self._seen[key] = (last, pause, held + 1)
-                raise structlog.DropEvent
+                return None
             # Silent for long: it begins anew.
             again = pause and now - last < 3 * pause
             longer = min(LONGEST_PAUSE_SECONDS, 2 * pause) if again else FIRST_PAUSE_SECONDS
             self._seen[key] = (now, longer, 0)
-        return {**line, "held_back": held} if held else line
+            return held
 
 
 def _complete(process: str) -> Processor:

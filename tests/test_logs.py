@@ -32,7 +32,8 @@ log.error("training_failed", task="support", reason="out of memory")
 for _ in range(50):
     log.warning("teacher_call_failed", outcome="unknown", detail="the teacher said 500")
 log.info("something_new", text="x" * 5000)
-logging.getLogger("kafka.conn").warning("connection %s lost", 7)
+for number in range(7, 40):
+    logging.getLogger("kafka.conn").warning("connection %s lost", number)
 logging.getLogger("kafka.conn").info("of no interest")
 try:
     raise RuntimeError("broken")

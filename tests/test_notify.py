@@ -10,15 +10,18 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from console_server import TOKEN, seed
 from operating import TASK, Desk, open_desk
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 from webhook import Webhook, running_webhook
 
 from pipelines.errors import SettingsError
 from pipelines.types import Estimate
 from service.check import find_problems, lines
+from service.console.app import console_app
 from service.learner.ingest import HoldReason
 from service.learner.notify import FILE, SETTLED, Notifier
 from service.learner.occasions import Occasions, TeacherWord
@@ -190,6 +193,24 @@ def test_a_redirect_is_not_followed(post: Post) -> None:
     post.tick()
     assert len(post.hook.requests) == before + 1
     assert post.value("notifications_owed") == 1
+
+
+def test_every_link_leads_to_a_page_that_asks_for_a_login_and_then_is_there(post: Post) -> None:
+    seed(post.desk)
+    post.held = "poison"
+    post.teacher.note("refused")
+    low = Estimate(value=0.9, low=0.87, high=0.93, n=400)
+    post.desk.figures[TASK] = Figures(served_agreement=low)
+    links = {told["link"].removeprefix(CONSOLE) for told in post.tick()}
+    assert len(links) >= 5
+    app = console_app(post.desk.operations, TOKEN, post.desk.settings)
+    with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as browser:
+        for link in links:
+            page, _, anchor = link.partition("#")
+            assert browser.get(page, headers={"accept": "text/html"}).status_code != 200
+            shown = browser.get(page, headers={"authorization": f"Bearer {TOKEN}"})
+            assert shown.status_code == 200, link
+            assert not anchor or f'id="{anchor}"' in shown.text, link
 
 
 def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
