@@ -2,8 +2,6 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from service.settings import Settings
-
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -87,9 +85,7 @@ class GatewayMetrics:
         )
         # Processes of causal students that are up, one for each chat model.
         self.engines = Gauge(
-            "flywheel_gateway_engines",
-            "Engine processes that answer.",
-            registry=registry,
+            "flywheel_gateway_engines", "Engine processes that answer.", registry=registry
         )
         # Growing to 64: the chat model is too slow for the traffic, and the teacher is asked.
         self.engine_queue = Gauge(
@@ -192,14 +188,6 @@ class LearnerMetrics:
         self._money(registry)
         self._quality(registry)
         self._loop(registry)
-
-    def show_settings(self, settings: Settings) -> None:
-        """What figures are held against."""
-        budget = settings.budget
-        self.escalation_budget.labels(kind="calls").set(budget.escalation_calls)
-        self.escalation_budget.labels(kind="money").set(budget.escalation_money)
-        for name, task in settings.tasks.items():
-            self.agreement_target.labels(task=name).set(task.target)
 
     def _traffic(self, registry: CollectorRegistry) -> None:
         # Records read from the topic, counted after their transaction. outcome: event |

@@ -133,7 +133,6 @@ class Plant:
         self.reader = KafkaTopicReader(options)
         self.ingest = make_ingest(rig, reader=self.reader)
         self.ledger = Ledger(rig.folder / "ledger")
-        rig.metrics.show_settings(rig.settings)
         self.watch = Watch(
             database=rig.database,
             ledger=self.ledger,

@@ -43,17 +43,18 @@ class Post:
     hook: Webhook
     ledger: Ledger
     options: dict[str, Any]
-    teacher: TeacherWord = field(default_factory=TeacherWord)
     held: HoldReason | None = None
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         self.metrics = LearnerMetrics(self.registry)
+        self.teacher = TeacherWord(self.metrics)
         self.notifier = self.restarted()
 
     def restarted(self) -> Notifier:
         """As after a new start of the learner: all it knows is on disk."""
-        settings = NotifySettings(url=SecretStr(self.hook.url), **self.options)
+        notify = NotifySettings(url=SecretStr(self.hook.url), **self.options)
+        settings = self.desk.settings.model_copy(update={"notify": notify})
         occasions = Occasions(
             operations=self.desk.operations,
             database=self.desk.database,
@@ -67,7 +68,6 @@ class Post:
         self.notifier = Notifier(
             settings,
             occasions.look,
-            self.desk.folder / FILE,
             self.metrics,
             console=CONSOLE,
             now=self.desk.clock,
@@ -238,9 +238,8 @@ def test_what_breaks_inside_does_not_end_the_thread(post: Post) -> None:
         raise RuntimeError("broken")
 
     notifier = Notifier(
-        NotifySettings(url=SecretStr(post.hook.url)),
+        post.desk.settings,
         look,
-        post.desk.folder / "other.json",
         post.metrics,
         console=CONSOLE,
         look_seconds=0.01,

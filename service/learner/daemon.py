@@ -30,7 +30,6 @@ from service.learner.gateway_api import gateway_routes
 from service.learner.gateways import Gateways
 from service.learner.ingest import GivenPolicy, Ingest, Sampling
 from service.learner.leases import LeaseBook
-from service.learner.notify import FILE as NOTIFIED
 from service.learner.notify import Notifier
 from service.learner.occasions import Occasions, TeacherWord
 from service.learner.operations import Operations
@@ -101,11 +100,10 @@ class Learner:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._metrics = LearnerMetrics(self._registry)
-        self._metrics.show_settings(settings)
         self._keys = open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
         self._tasks = {name: settings.task_of(name) for name in settings.tasks}
         self._live: Mapping[str, LiveTask] = {}
-        self._teacher_word = TeacherWord()
+        self._teacher_word = TeacherWord(self._metrics)
         self._threads: list[Thread] = []
         self._closing: list[Callable[[], None]] = [self._listener.close]
         try:
@@ -151,7 +149,7 @@ class Learner:
             settings.budget,
             self._ledger,
             now=self._now,
-            on_call=self._teacher_said,
+            on_call=self._teacher_word.note,
         )
         self._relabel = Relabel(
             database=self._database,
@@ -287,7 +285,6 @@ class Learner:
         self._ingest.start()
         self._thread("ingest", lambda: self._ingest.run(self._stop))
         notifier = self._notifier()
-        self._closing.append(notifier.close)
         self._thread("notify", lambda: notifier.run(self._stop))
         for task in interrupted:
             self._start_training(task, "an interrupted training goes on")
@@ -322,25 +319,17 @@ class Learner:
         log.info("learner_stopped", exit_code=self.exit_code.name)
 
     def _notifier(self) -> Notifier:
-        settings = self._settings
         occasions = Occasions(
             operations=self._operations,
             database=self._database,
             ledger=self._ledger,
-            settings=settings,
+            settings=self._settings,
             teacher=self._teacher_word,
             why_held=lambda: self._ingest.held,
             escalated=self._leases.spent,
-            now=self._now,
         )
-        return Notifier(
-            settings.notify,
-            occasions.look,
-            settings.data_dir / NOTIFIED,
-            self._metrics,
-            console=settings.learner.public_url or f"http://127.0.0.1:{self._port}",
-            now=self._now,
-        )
+        console = self._settings.learner.public_url or f"http://127.0.0.1:{self._port}"
+        return Notifier(self._settings, occasions.look, self._metrics, console=console)
 
     def _serve_console(self) -> None:
         self._port = self._listener.getsockname()[1]
@@ -425,8 +414,6 @@ class Learner:
         damaged = self._operations.damaged_champions()
         for task in self._tasks:
             self._metrics.champion_damaged.labels(task=task).set(task in damaged)
-        for task, error in damaged.items():
-            log.error("champion_damaged", task=task, error=error)
 
     def _look(self) -> JobResult:
         result = self._watch.run()
@@ -461,10 +448,6 @@ class Learner:
                         task=task, version=student.name, role=role
                     )
                     info.set(1)
-
-    def _teacher_said(self, outcome: str) -> None:
-        self._metrics.teacher_calls.labels(outcome=outcome).inc()
-        self._teacher_word.note(outcome)
 
     def _decided(self, decision: Decision) -> None:
         self._metrics.decisions.labels(task=decision.task, action=decision.action).inc()

@@ -21,7 +21,7 @@ import structlog
 from pipelines.errors import FlywheelError
 from service.learner.occasions import Occasion, Seen
 from service.metrics import LearnerMetrics
-from service.settings import NotifyKind, NotifySettings
+from service.settings import NotifyKind, NotifySettings, Settings
 from storage.durable import write_json
 
 log = structlog.get_logger()
@@ -80,25 +80,24 @@ class Notifier:
 
     def __init__(
         self,
-        settings: NotifySettings,
+        settings: Settings,
         look: Callable[[], Seen],
-        file: Path,
         metrics: LearnerMetrics,
         *,
         console: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        self._settings = settings
+        self._settings = settings.notify
         self._look = look
-        self._file = file
+        self._file = settings.data_dir / FILE
         self._metrics = metrics
         self._console = console.rstrip("/")
         self._now = now
         self._look_seconds = look_seconds
-        self._told = _read(file)
+        self._told = _read(self._file)
         self._written = self._told
-        self._webhook = _Webhook(settings) if settings.url.get_secret_value() else None
+        self._webhook = _Webhook(self._settings) if self._settings.url.get_secret_value() else None
         self._failures = 0
         self._retry_at: datetime | None = None
 
@@ -112,8 +111,6 @@ class Notifier:
             except Exception:  # the top of the thread; the loop does not need it
                 log.exception("notify_failed")
             stop.wait(self._look_seconds)
-
-    def close(self) -> None:
         if self._webhook is not None:
             self._webhook.close()
 

@@ -9,6 +9,7 @@ from service.learner.ingest import HoldReason
 from service.learner.operations import AUTOMATIC, Operations
 from service.learner.overview import counted
 from service.learner.status import Status, TaskStatus
+from service.metrics import LearnerMetrics
 from service.settings import NotifyKind, Settings
 from storage.database import Database
 from storage.leases import Spend
@@ -43,11 +44,13 @@ class Seen:
 class TeacherWord:
     """What the teacher last said about our key. Unknown until the first call."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: LearnerMetrics) -> None:
+        self._metrics = metrics
         self.refuses: bool | None = None
 
     def note(self, outcome: str) -> None:
         """One call has ended. Busy, slow or broken teachers say nothing about the key."""
+        self._metrics.teacher_calls.labels(outcome=outcome).inc()
         if outcome in ("received", "refused"):
             self.refuses = outcome == "refused"
 
@@ -65,7 +68,7 @@ class Occasions:
         teacher: TeacherWord,
         why_held: Callable[[], HoldReason | None],
         escalated: Callable[[], Spend],
-        now: Callable[[], datetime],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._operations = operations
         self._database = database

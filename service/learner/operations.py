@@ -189,9 +189,9 @@ class Operations:
         """The watch saw a significant regression: back to the version approved before."""
         return self.rollback(task, None, reason=reason, operator=AUTOMATIC)
 
-    def damaged_champions(self) -> dict[str, str]:
-        """By task: what is wrong with the champion's files, read byte by byte."""
-        found = {}
+    def damaged_champions(self) -> list[str]:
+        """The tasks whose champion's files, read byte by byte, are not what was approved."""
+        found = []
         for task in self._settings.tasks:
             with self._database.snapshot() as tx:
                 history = load_history(tx, task)
@@ -203,7 +203,8 @@ class Operations:
                     approval = approval_of(list(history.decisions), champion.student)
                     self._verify(champion, approval.report)
             except DataDamaged as error:
-                found[task] = str(error)
+                log.error("champion_damaged", task=task, error=str(error))
+                found.append(task)
         return found
 
     # What an operator starts and stops.

@@ -293,6 +293,7 @@ class Watch:
                 statuses.get((task, status), 0)
             )
         metrics.saved_money.labels(task=task).set(figures.saved_total)
+        metrics.agreement_target.labels(task=task).set(self._settings.tasks[task].target)
         metrics.labels_stored.labels(task=task, side="training").set(counts.training)
         metrics.labels_stored.labels(task=task, side="held_out").set(counts.held_out_groups)
         if live.champion is None:
@@ -314,6 +315,8 @@ class Watch:
         ):
             metrics.label_spend.labels(kind=kind).set(used)
             metrics.label_budget.labels(kind=kind).set(limit)
+        metrics.escalation_budget.labels(kind="calls").set(budget.escalation_calls)
+        metrics.escalation_budget.labels(kind="money").set(budget.escalation_money)
         metrics.unknown_outcomes.set(len(self._ledger.unknown()))
         metrics.disk_free_bytes.set(shutil.disk_usage(self._settings.data_dir).free)
         with self._database.snapshot() as tx:
