@@ -40,6 +40,7 @@ from service.gateway.turn import Rejected, json_response, rejection
 from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
 from service.keys import Keys, open_keys
+from service.memory import hoard_less
 from service.metrics import GatewayMetrics
 from service.process import RUN_FOLDER, bind
 from service.settings import Settings
@@ -231,6 +232,7 @@ def run_gateway(
 
     `open_writer` is called in the capture thread, again and again while the topic is down.
     """
+    hoard_less()
     listener = bind(settings.gateway.host, settings.gateway.port, "gateway")
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     keys = keys or open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())

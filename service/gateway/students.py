@@ -27,6 +27,7 @@ from pipelines.students.classifier import (
 )
 from service.gateway.batcher import Batcher, Reply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed
+from service.memory import give_back
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.live import LiveStudent
@@ -178,6 +179,7 @@ class Students:
         if found is None:
             encoder = self._artifacts.open("encoder", digest)
             loaded = Encoder(encoder.path, threads=self._threads, max_tokens=max_tokens)
+            give_back()  # loading takes 60 MB more than the loaded encoder
             found = self._batchers[(digest, max_tokens)] = Batcher(loaded, self._observe)
         return found
 

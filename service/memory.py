@@ -1,0 +1,31 @@
+"""Keeps a long-running process as small as what it uses, where the C library would hoard."""
+
+import ctypes
+import sys
+
+# Of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+ARENAS = 2
+# Larger blocks are mapped one by one, so that the system has them back as soon as they are free.
+LARGE_BYTES = 1 << 20
+
+
+def hoard_less() -> None:
+    """Call before threads start: each would get a heap of its own, which never shrinks."""
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None:  # another C library, which has its own ways
+        return
+    mallopt(_ARENA_MAX, ARENAS)
+    mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
+    mallopt(_TRIM_THRESHOLD, LARGE_BYTES)
+
+
+def give_back() -> None:
+    """Return what is free to the system. A few milliseconds: for the end of something large."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _libc() -> object:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
