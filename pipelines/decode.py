@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal
 
@@ -50,7 +51,7 @@ Attributes = Annotated[
 ]
 
 
-class NativeStudent(Struct, frozen=True, kw_only=True):
+class NativeStudent(Struct, frozen=True, kw_only=True, gc=False):
     """What the student said, whoever served in the end."""
 
     version: Annotated[Name, Meta(description="The student version, as answers name it.")]
@@ -58,14 +59,14 @@ class NativeStudent(Struct, frozen=True, kw_only=True):
     confidence: Annotated[float, Meta(ge=0, le=1, description="Calibrated, in [0, 1].")]
 
 
-class NativeUsage(Struct, frozen=True, kw_only=True):
+class NativeUsage(Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of the teacher's call."""
 
     prompt_tokens: TokenCount = 0
     completion_tokens: TokenCount = 0
 
 
-class NativeFeedback(Struct, frozen=True, kw_only=True):
+class NativeFeedback(Struct, frozen=True, kw_only=True, gc=False):
     """What a person said about the answer."""
 
     verdict: Literal["good", "bad"]
@@ -75,7 +76,7 @@ class NativeFeedback(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class NativeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NativeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One production prompt and what became of it. Fields that are not named are ignored."""
 
     schema: Annotated[Literal["flywheel.prompt/1"], Meta(description="This very text.")]
@@ -201,15 +202,14 @@ def decode(
     else:
         event = _from_native(record, source, timestamp_ms, signed, policy)
     # Databases and C libraries end a text at NUL. Rare, so the exact check is not on the way.
-    if b"\\u0000" in value and _has_nul(event):
+    if b"\\" in value and b"\\u0000" in value and _has_nul(event):
         raise InvalidMessage("a text contains the NUL character")
     return event
 
 
 def sign(value: bytes, producer: str, key: bytes) -> Headers:
     """The headers by which `decode` knows that `producer` wrote exactly this value."""
-    signature = hmac.digest(key, value, "sha256").hex().encode()
-    return ((PRODUCER_HEADER, producer.encode()), (SIGNATURE_HEADER, signature))
+    return ((PRODUCER_HEADER, producer.encode()), (SIGNATURE_HEADER, _signature(value, key)))
 
 
 def encode_native(record: NativeRecord) -> bytes:
@@ -242,11 +242,11 @@ def _from_native(
     for message in record.messages:
         if message.role not in ROLES:
             raise InvalidMessage("a message's role is not one that chat models know")
-    trusted = _trusted_fields(record) if signed else {}
+    if signed and record.served_by == "student" and record.student is None:
+        raise InvalidMessage("served_by is student, but there is no student's answer")
     task = record.task
     if task is None or task not in policy.tasks:
         task = policy.claims.get(record.model)
-    feedback = record.feedback
     return PromptEvent(
         event_id=_event_id(record.event_id, source),
         task=task,
@@ -254,36 +254,30 @@ def _from_native(
         occurred_at=_moment(record.occurred_at, timestamp_ms),
         messages=record.messages,
         answer=record.answer,
-        feedback=None
-        if feedback is None
-        else Feedback(verdict=feedback.verdict, correction=feedback.correction if signed else None),
+        feedback=_feedback(record.feedback, signed) if record.feedback else None,
         user_key=user_key(record.user, policy.user_salt) if record.user else None,
         attributes=record.attributes,
         source=source,
-        **trusted,
+        # What counts only from a producer that signs.
+        served_by=record.served_by if signed else "app",
+        student=_student(record.student) if signed and record.student else None,
+        teacher_answer=record.teacher_answer if signed else None,
+        teacher_model=record.teacher_model if signed else None,
+        usage=_usage(record.usage) if signed and record.usage else None,
     )
 
 
-def _trusted_fields(record: NativeRecord) -> dict[str, Any]:
-    """What counts only from a producer that signs."""
-    student = record.student
-    if record.served_by == "student" and student is None:
-        raise InvalidMessage("served_by is student, but there is no student's answer")
-    return {
-        "served_by": record.served_by,
-        "student": student
-        and StudentAnswer(
-            version=student.version, label=student.label, confidence=student.confidence
-        ),
-        "teacher_answer": record.teacher_answer,
-        "teacher_model": record.teacher_model,
-        "usage": _usage(record.usage),
-    }
+def _feedback(feedback: NativeFeedback, signed: bool) -> Feedback:
+    return Feedback(verdict=feedback.verdict, correction=feedback.correction if signed else None)
 
 
-def _usage(usage: NativeUsage | None) -> Usage | None:
-    if usage is None:
-        return None
+def _student(student: NativeStudent) -> StudentAnswer:
+    return StudentAnswer(
+        version=student.version, label=student.label, confidence=student.confidence
+    )
+
+
+def _usage(usage: NativeUsage) -> Usage:
     return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
@@ -339,7 +333,7 @@ def _from_pair(
         occurred_at=_moment(occurred_at, timestamp_ms),
         messages=tuple(map(_plain_message, request.messages)),
         answer=answer,
-        usage=_usage(usage),
+        usage=_usage(usage) if usage else None,
         user_key=user_key(request.user, policy.user_salt) if request.user else None,
         attributes=request.metadata or {},
         source=source,
@@ -386,16 +380,26 @@ def _from_unix(created: int | float | None) -> datetime | None:
 
 def _moment(given: datetime | None, timestamp_ms: int) -> datetime:
     """When it happened, in UTC. The topic's own time bounds what a producer may claim."""
-    written = _record_time(timestamp_ms)
     if given is None:
+        written = _record_time(timestamp_ms)
         if written is None:
             raise InvalidMessage("no occurred_at, and the record has no usable time of its own")
         return written
     if not EARLIEST <= given < LATEST:
         raise InvalidMessage("the event's time is before 2000 or after 2099")
-    if written is not None and given - written > MAX_AHEAD:
-        raise InvalidMessage("the event's time is more than a day after its record was written")
+    # Nearly all are within the bound of their record's minute; only the others need the exact one.
+    if given > _latest_in_minute(timestamp_ms // 60_000):
+        written = _record_time(timestamp_ms)
+        if written is not None and given - written > MAX_AHEAD:
+            raise InvalidMessage("the event's time is more than a day after its record was written")
     return given if given.tzinfo is UTC else given.astimezone(UTC)
+
+
+@lru_cache(maxsize=64)
+def _latest_in_minute(minute: int) -> datetime:
+    """Up to this time an event is fine in any record of the minute, counted from 1970."""
+    written = _record_time(minute * 60_000)
+    return EARLIEST if written is None else written + MAX_AHEAD
 
 
 def _record_time(timestamp_ms: int) -> datetime | None:
@@ -427,9 +431,21 @@ def _is_signed(value: bytes, headers: Headers, keys: Mapping[str, bytes]) -> boo
     key = keys.get(producer.decode(errors="replace"))
     if not key:
         raise InvalidMessage("signed by a producer that the settings do not name")
-    if not hmac.compare_digest(hmac.digest(key, value, "sha256").hex().encode(), signature):
+    if not hmac.compare_digest(_signature(value, key), signature):
         raise InvalidMessage("the signature does not fit: wrong key, or changed on the way")
     return True
+
+
+def _signature(value: bytes, key: bytes) -> bytes:
+    signer = _signer(key).copy()
+    signer.update(value)
+    return signer.hexdigest().encode()
+
+
+@lru_cache(maxsize=64)
+def _signer(key: bytes) -> hmac.HMAC:
+    """What every signature with this key begins with: setting it up takes as long as a record."""
+    return hmac.new(key, digestmod="sha256")
 
 
 def _why_empty(headers: Headers) -> str:

@@ -34,6 +34,8 @@ def write_answer(label: str, task: Task) -> str:
 
 def _match(text: str, labels: tuple[str, ...]) -> str | None:
     known = _by_folded_name(labels)
+    if exact := known.get(text):
+        return exact
     plain = text.strip().casefold()
     # As it is first: a label may itself end in a full stop.
     return known.get(plain) or known.get(plain.strip("\"'`.").strip())

@@ -5,13 +5,17 @@ is decided first; only the chosen are looked at closer (near-duplicate group and
 See statistics.md, section 1.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from pipelines.types import Assessment, Draws, PromptEvent, SampleReason, Side
 
 _SCALE = 2.0**-64
+_FOUR = Struct(">4Q").unpack
 LEARNING_SCALE_MAX = 50.0
 
 
@@ -58,24 +62,26 @@ def choose(
 ) -> Choice | None:
     """Whether the event is looked at any closer; None for the many that are only counted."""
     uniform = uniforms(event.event_id, policy.salt)
-    learning = None
-    if event.student is not None and not policy.full:
-        pi = policy.learning_scale * assessment.failure_probability
-        pi = min(1.0, max(policy.learning_pi_min, pi))
-        learning = pi if uniform.learning < pi else None
-    choice = Choice(
-        draws=Draws(
-            audit=policy.audit_rate if uniform.audit < policy.audit_rate else None,
-            held_out=policy.held_out_rate if uniform.held_out < policy.held_out_rate else None,
-            learning=learning,
-        ),
-        trigger=assessment.triggers[0] if assessment.triggers and not policy.full else None,
-        cold_start=policy.cold_start
-        and not policy.full
-        and uniform.unweighted < policy.cold_start_rate,
-        given=has_teacher_label and uniform.unweighted < policy.given_rate,
+    audit = uniform.audit < policy.audit_rate
+    held_out = uniform.held_out < policy.held_out_rate
+    given = has_teacher_label and uniform.unweighted < policy.given_rate
+    pi, learning, cold_start, trigger = 0.0, False, False, None
+    if not policy.full:
+        cold_start = policy.cold_start and uniform.unweighted < policy.cold_start_rate
+        if assessment.triggers:
+            trigger = assessment.triggers[0]
+        if event.student is not None:
+            pi = policy.learning_scale * assessment.failure_probability
+            pi = min(1.0, max(policy.learning_pi_min, pi))
+            learning = uniform.learning < pi
+    if not (audit or held_out or learning or given or cold_start or trigger):
+        return None
+    draws = Draws(
+        audit=policy.audit_rate if audit else None,
+        held_out=policy.held_out_rate if held_out else None,
+        learning=pi if learning else None,
     )
-    return choice if _is_chosen(choice) else None
+    return Choice(draws=draws, trigger=trigger, cold_start=cold_start, given=given)
 
 
 def choose_feedback(assessment: Assessment) -> Choice | None:
@@ -114,7 +120,8 @@ def settle(choice: Choice, side: Side) -> tuple[SampleReason, Draws] | None:
 def uniforms(event_id: str, salt: bytes) -> Uniforms:
     """One keyed hash, cut in four: independent draws for the price of one."""
     digest = blake2b(event_id.encode(), key=salt, digest_size=32).digest()
-    return Uniforms(*(int.from_bytes(digest[at : at + 8], "big") * _SCALE for at in (0, 8, 16, 24)))
+    audit, held_out, learning, unweighted = _FOUR(digest)
+    return Uniforms(audit * _SCALE, held_out * _SCALE, learning * _SCALE, unweighted * _SCALE)
 
 
 def side_of(first_event_id: str, salt: bytes) -> Side:
@@ -136,9 +143,3 @@ def next_learning_scale(
         return 0.0
     error = max(-1.0, min(1.0, (due - spent) / budget))
     return float(min(LEARNING_SCALE_MAX, max(0.01, scale * (1.0 + gain * error))))
-
-
-def _is_chosen(choice: Choice) -> bool:
-    draws = choice.draws
-    drawn = draws.audit is not None or draws.held_out is not None or draws.learning is not None
-    return drawn or choice.trigger is not None or choice.cold_start or choice.given

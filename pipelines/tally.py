@@ -1,28 +1,32 @@
 """Adding up a batch of events: what is kept of all traffic, chosen or not."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
-from pipelines.coverage import CONFIDENCE_BINS, confidence_bin
+import numpy as np
+
+from pipelines.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.types import PromptEvent
 
 TrafficKey = tuple[datetime, str, str, str]  # minute, task, version, segment
 
+MINUTE = timedelta(minutes=1)
 
-@dataclass(slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Sums over events of one key; `f` is the predicted agreement. Mutable: it is added up."""
+    """Sums over events of one key; `f` is the predicted agreement."""
 
-    events: int = 0
-    assessed: int = 0
-    served: int = 0
-    teacher_served: int = 0
-    sum_f: float = 0.0
-    sum_f2: float = 0.0
-    served_sum_f: float = 0.0
-    served_sum_f2: float = 0.0
-    histogram: list[int] = field(default_factory=lambda: [0] * CONFIDENCE_BINS)
+    events: int
+    assessed: int
+    served: int
+    teacher_served: int
+    sum_f: float
+    sum_f2: float
+    served_sum_f: float
+    served_sum_f2: float
+    histogram: list[int]
 
 
 def tally(events: Iterable[tuple[PromptEvent, str]]) -> dict[TrafficKey, Tally]:
@@ -31,25 +35,35 @@ def tally(events: Iterable[tuple[PromptEvent, str]]) -> dict[TrafficKey, Tally]:
     An event that no task claims is counted under the empty task, one without a student's
     answer under the empty version.
     """
-    tallies: dict[TrafficKey, Tally] = {}
+    by_key: dict[TrafficKey, list[PromptEvent]] = {}
+    minute = end = datetime.max.replace(tzinfo=UTC)
     for event, segment in events:
+        if not minute <= event.occurred_at < end:  # neighbours mostly share their minute
+            minute = event.occurred_at.replace(second=0, microsecond=0)
+            end = minute + MINUTE
         student = event.student
-        minute = event.occurred_at.replace(second=0, microsecond=0)
         key = (minute, event.task or "", student.version if student else "", segment)
-        sums = tallies.get(key)
-        if sums is None:
-            sums = tallies[key] = Tally()
-        sums.events += 1
-        if event.served_by == "teacher":
-            sums.teacher_served += 1
-        if student is not None:
-            confidence = student.confidence
-            sums.assessed += 1
-            sums.sum_f += confidence
-            sums.sum_f2 += confidence * confidence
-            sums.histogram[confidence_bin(confidence)] += 1
-            if event.served_by == "student":
-                sums.served += 1
-                sums.served_sum_f += confidence
-                sums.served_sum_f2 += confidence * confidence
-    return tallies
+        by_key.setdefault(key, []).append(event)
+    return {key: _sums(events) for key, events in by_key.items()}
+
+
+def _sums(events: Sequence[PromptEvent]) -> Tally:
+    """Of events of one key: a student has answered all of them, or none."""
+    assessed = [event.student.confidence for event in events if event.student]
+    served = [
+        event.student.confidence
+        for event in events
+        if event.student and event.served_by == "student"
+    ]
+    bins = confidence_bins(assessed)
+    return Tally(
+        events=len(events),
+        assessed=len(assessed),
+        served=len(served),
+        teacher_served=sum(event.served_by == "teacher" for event in events),
+        sum_f=sum(assessed),
+        sum_f2=sum(f * f for f in assessed),
+        served_sum_f=sum(served),
+        served_sum_f2=sum(f * f for f in served),
+        histogram=np.bincount(bins, minlength=CONFIDENCE_BINS).tolist(),
+    )

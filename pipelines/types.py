@@ -10,15 +10,18 @@ import msgspec
 
 from pipelines.recipes import RECIPES, Family, RecipeName
 
+# Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
+# so the garbage collector need not look at them.
 
-class Message(msgspec.Struct, frozen=True):
-    """One chat message. A struct because it is decoded by the hundred thousand."""
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One chat message."""
 
     role: str
     content: str
 
 
-class SourceOffset(msgspec.Struct, frozen=True):
+class SourceOffset(msgspec.Struct, frozen=True, gc=False):
     """Where the topic keeps a record."""
 
     topic: str
@@ -26,7 +29,7 @@ class SourceOffset(msgspec.Struct, frozen=True):
     offset: int
 
 
-class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a student says to one prompt. `confidence` is calibrated, in [0, 1]."""
 
     version: str
@@ -34,14 +37,14 @@ class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a person said about an answer; `correction` is the right label, if they gave it."""
 
     verdict: Literal["good", "bad"]
     correction: str | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one teacher call."""
 
     prompt_tokens: int = 0
@@ -51,7 +54,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 ServedBy = Literal["student", "teacher", "app"]
 
 
-class PromptEvent(msgspec.Struct, frozen=True, kw_only=True):
+class PromptEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One production prompt and what became of it. Produced by `pipelines.decode` only."""
 
     event_id: str
@@ -103,8 +106,7 @@ class Task:
     segment_by: str = "label"  # "label" or the name of an attribute
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assessment:
+class Assessment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How likely the answer of one event is wrong, and why we think so."""
 
     failure_probability: float
@@ -112,8 +114,7 @@ class Assessment:
     triggers: tuple[SampleReason, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
+class Draws(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Which draws chose an event, each with its inclusion probability (None: not chosen)."""
 
     audit: float | None = None

@@ -76,8 +76,9 @@ SELECT_OFFSETS = "SELECT partition, next_offset, identity FROM offsets WHERE top
 
 SELECT_ALL_OFFSETS = "SELECT topic, partition, next_offset FROM offsets ORDER BY topic, partition"
 
-UPSERT_OFFSET = """
-INSERT INTO offsets VALUES ($topic, $partition, $next_offset, $identity, $now)
+UPSERT_OFFSETS = """
+INSERT INTO offsets
+SELECT $topic, unnest($partition), unnest($next_offset), $identity, $now
 ON CONFLICT DO UPDATE SET
     next_offset = excluded.next_offset, identity = excluded.identity,
     updated_at = excluded.updated_at
@@ -222,17 +223,18 @@ def store_offsets(
     tx: Cursor, topic: str, identity: str, next_offsets: Mapping[int, int], now: datetime
 ) -> None:
     """Move the offsets; belongs into the transaction that stores what the records meant."""
-    for partition, offset in next_offsets.items():
-        tx.execute(
-            UPSERT_OFFSET,
-            {
-                "topic": topic,
-                "partition": partition,
-                "next_offset": offset,
-                "identity": identity,
-                "now": to_db_time(now),
-            },
-        )
+    if not next_offsets:
+        return
+    tx.execute(
+        UPSERT_OFFSETS,
+        {
+            "topic": topic,
+            "partition": list(next_offsets),
+            "next_offset": list(next_offsets.values()),
+            "identity": identity,
+            "now": to_db_time(now),
+        },
+    )
 
 
 def forget_offsets(tx: Cursor, topic: str) -> None:

@@ -20,8 +20,8 @@ from pipelines.decode import DecodePolicy, decode
 from pipelines.errors import BrokerUnavailable, DiskFull, InvalidMessage, OffsetsLost
 from pipelines.label import read_label
 from pipelines.render import classifier_text
-from pipelines.sample import SamplingPolicy, choose, choose_feedback, settle
-from pipelines.tally import tally
+from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback, settle
+from pipelines.tally import Tally, TrafficKey, tally
 from pipelines.types import (
     Assessment,
     Label,
@@ -262,27 +262,24 @@ class Ingest:
                 if self._stop.wait(RETRY_SECONDS):
                     raise
         self._unsaved.clear()
-        self._count(prompts, [sample for sample in samples if sample.event.event_id in new], given)
+        self._count(sums, [sample for sample in samples if sample.event.event_id in new], given)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
 
     def _decode(self, batch: Batch) -> tuple[list[PromptEvent], list[DeadLetter]]:
         events, letters = [], []
         name = self._reader.name
-        for record in batch.records:
-            source = SourceOffset(name, record.partition, record.offset)
+        for partition, offset, value, headers, timestamp_ms in batch.records:
+            source = SourceOffset(name, partition, offset)
             try:
-                event = decode(
-                    record.value, record.headers, source, record.timestamp_ms, self._decoding
-                )
-                events.append(event)
+                events.append(decode(value, headers, source, timestamp_ms, self._decoding))
             except InvalidMessage as error:
                 letters.append(
                     DeadLetter(
                         topic=name,
-                        partition=record.partition,
-                        offset=record.offset,
-                        payload=record.value,
-                        headers=record.headers,
+                        partition=partition,
+                        offset=offset,
+                        payload=value,
+                        headers=headers,
                         reason=str(error),
                     )
                 )
@@ -309,24 +306,29 @@ class Ingest:
         ]
 
     def _samples(self, judged: Iterable[_Judged]) -> Iterable[Sample]:
+        """Hash first; the text, the group and the side are worked out for the chosen only."""
+        policies = {name: self._sampling.policy(name) for name in self._tasks}
+        may_use_teacher = self._given.terms is not None
         for item in judged:
-            if item.event.task is None:
+            event, assessment, teacher_label = item
+            if event.task is None:
                 continue
-            sample = self._sample(item, self._tasks[item.event.task])
+            policy = policies[event.task]
+            usable = may_use_teacher and teacher_label is not None
+            choice = (
+                choose_feedback(assessment)
+                if FEEDBACK_ON in event.attributes
+                else choose(event, assessment, policy, has_teacher_label=usable)
+            )
+            if choice is None:
+                continue
+            sample = self._sample(item, choice, self._tasks[event.task], policy)
             if sample is not None:
                 yield sample
 
-    def _sample(self, item: _Judged, task: Task) -> Sample | None:
-        """Hash first; the text, the group and the side are worked out for the chosen only."""
-        policy = self._sampling.policy(task.name)
-        usable = item.teacher_label is not None and self._given.terms is not None
-        choice = (
-            choose_feedback(item.assessment)
-            if FEEDBACK_ON in item.event.attributes
-            else choose(item.event, item.assessment, policy, has_teacher_label=usable)
-        )
-        if choice is None:
-            return None
+    def _sample(
+        self, item: _Judged, choice: Choice, task: Task, policy: SamplingPolicy
+    ) -> Sample | None:
         text = classifier_text(item.event.messages, task)
         if not text.strip():
             return None
@@ -388,16 +390,24 @@ class Ingest:
 
     def _count(
         self,
-        prompts: Sequence[_Judged],
+        sums: Mapping[TrafficKey, Tally],
         samples: Sequence[Sample],
         given: Mapping[str, Sequence[Label]],
     ) -> None:
         """Counters move after the commit: a batch that is repeated is counted once."""
-        for item in prompts:
-            event = item.event
-            task = event.task or "unclaimed"
-            self._metrics.events.labels(task=task, served_by=event.served_by).inc()
-        self._metrics.records.labels(outcome="event").inc(len(prompts))
+        for (_, task, _, _), one in sums.items():
+            by_app = one.events - one.served - one.teacher_served
+            for served_by, count in (
+                ("student", one.served),
+                ("teacher", one.teacher_served),
+                ("app", by_app),
+            ):
+                if count:
+                    events = self._metrics.events.labels(
+                        task=task or "unclaimed", served_by=served_by
+                    )
+                    events.inc(count)
+        self._metrics.records.labels(outcome="event").inc(sum(one.events for one in sums.values()))
         for sample in samples:
             self._metrics.samples.labels(task=sample.event.task, reason=sample.reason.value).inc()
         for task, labels in given.items():
