@@ -241,6 +241,12 @@ class LearnerMetrics:
             ["reason"],
             registry=registry,
         )
+        # Growing: ingest hangs, and nothing else says so.
+        self.ingest_last_turn = Gauge(
+            "flywheel_ingest_last_turn_timestamp_seconds",
+            "When ingest last began to look for records.",
+            registry=registry,
+        )
         self.ingest_batch_seconds = Histogram(
             "flywheel_ingest_batch_seconds",
             "Time to make one batch durable.",

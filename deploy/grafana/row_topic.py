@@ -49,6 +49,13 @@ def topic() -> list[Panel]:
             Query("sum(flywheel_topic_problems)", "problems"),
         ),
         graph(
+            "Since ingest last looked",
+            "A second or two. Growing: ingest hangs, and its other figures stand still; follow "
+            "runbook IngestSilent.",
+            Query("time() - max(flywheel_ingest_last_turn_timestamp_seconds)", "seconds"),
+            unit="s",
+        ),
+        graph(
             "Time to make a batch durable",
             "Near the poll timeout for long: the disk is slow; move the data folder, or lower "
             "ingest.max_records.",

@@ -172,6 +172,7 @@ class Ingest:
 
     def run_once(self) -> int:
         """One poll and its transaction. Returns how many records it read."""
+        self._metrics.ingest_last_turn.set_to_current_time()
         self._hold_or_go_on()
         batch = self._reader.poll(
             max_records=self._settings.max_records,
