@@ -10,10 +10,12 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header -
 INSTALLER := .venv/.installed-installer
 CORE := .venv/.installed-core
 EVERYTHING := .venv/.installed-everything
+# Each is a module of benchmarks/ and has a target of its own, such as bench-ingest.
+BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench-loop bench-recipes docs lock
+.PHONY: help run test check setup core kafka bench $(BENCHMARKS:%=bench-%) bench-loop bench-recipes docs lock
 .PHONY: deploy-tools system-packages clean
 
 help: ## List the targets
@@ -36,6 +38,13 @@ core: $(CORE) ## Install what gateway, learner and console need (about 600 MB)
 
 kafka: core ## Run a Kafka broker for development on 127.0.0.1:9092 (needs Java and Maven)
 	$(BIN)/python deploy/kafka/broker.py $(ARGS)
+
+bench: core ## Measure speed and size against the floors, twenty minutes (ARGS=--quick for one)
+	@for name in $(BENCHMARKS); do echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+$(BENCHMARKS:%=bench-%): bench-%: core
+	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 bench-loop: core ## Measure the loop on Banking77 over a real broker, if the data is there (ARGS=--help)
 	$(BIN)/python -m benchmarks.loop $(ARGS)

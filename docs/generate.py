@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from generator.figures import loop_figures, recipe_figures
+from generator.figures import loop_figures, recipe_figures, speed_figures
 from generator.file_tree import file_tree
 from generator.http_page import http_page
 from generator.places import ROOT
@@ -25,12 +25,15 @@ RECIPE_FIGURES = re.compile(
     r"(<!-- recipe figures -->\n).*?(\n<!-- end of recipe figures -->)", re.S
 )
 
+SPEED_FIGURES = re.compile(r"(<!-- speed figures -->\n).*?(\n<!-- end of speed figures -->)", re.S)
+
 
 def documents() -> Mapping[Path, str]:
     """Every generated file, with the content it should have."""
     readme = ROOT / "README.md"
     recipes = ROOT / "docs" / "explanation" / "recipes.md"
-    measured = "\n".join(recipe_figures())
+    speed = ROOT / "docs" / "explanation" / "speed.md"
+    measured, timed = "\n".join(recipe_figures()), "\n".join(speed_figures())
     tree, figures = "\n".join(file_tree()), "\n".join(loop_figures())
     text = FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text())
     return {
@@ -44,6 +47,7 @@ def documents() -> Mapping[Path, str]:
         recipes: RECIPE_FIGURES.sub(
             lambda found: found[1] + measured + found[2], recipes.read_text()
         ),
+        speed: SPEED_FIGURES.sub(lambda found: found[1] + timed + found[2], speed.read_text()),
         readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], text),
     }
 

@@ -1,9 +1,9 @@
 """Tables of what the benchmarks measured, as their results files have it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from generator.places import ROOT
 
@@ -73,3 +73,76 @@ def _recipe_row(recipe: str, labels: int, points: list[dict[str, Any]]) -> str:
         f"| {recipe} | {labels:,} | {mean('accuracy'):.1%} | {'; '.join(above)} "
         f"{cost} | {mean('latency_p50_ms'):,.0f} |"
     )
+
+
+class Aim(NamedTuple):
+    """A figure of a results file, what it means, and what it should be."""
+
+    name: str
+    meaning: str
+    aim: str = ""
+    unit: str = ""
+
+
+# Of each results file, in the order of the page.
+AIMS: Mapping[str, Sequence[Aim]] = {
+    "ingest": (
+        Aim("ratio_to_poll", "ingest, as a share of the rate of merely polling", ">= 0.40"),
+        Aim("ratio_to_poll_default_rates", "the same, with eight times as many samples"),
+        Aim("ingest_per_second", "ingest", unit="events/s"),
+        Aim("ingest_floor_per_second", "merely polling", unit="records/s"),
+        Aim("embedded_write_to_sqlite", "the embedded topic, of plain SQLite: writing"),
+        Aim("embedded_read_to_sqlite", "the embedded topic, of plain SQLite: reading"),
+    ),
+    "answer": (
+        Aim("ratio_to_bare", "an answer over HTTP, to the bare parts", "<= 2.5"),
+        Aim("p50_ms", "an answer over HTTP, half are quicker", unit="ms"),
+        Aim("bare_p50_ms", "the bare parts", unit="ms"),
+        Aim("throughput_gain_16", "answers a second, 16 clients to one", ">= 1.4"),
+        Aim("p99_to_p50_16", "16 clients: p99 to p50", "<= 4"),
+    ),
+    "footprint": (
+        Aim("learner_mb", "the learner, resident", "< 300", "MB"),
+        Aim("gateway_mb", "the gateway with a student, resident", "< 350", "MB"),
+        Aim("gateway_ready_s", "a gateway is ready, with its champion", "<= 3", "s"),
+        Aim("help_s", "`flywheel --help`", "<= 0.4", "s"),
+    ),
+    "retrain": (
+        Aim("cold_s", "retrain on 10,000 labels, all texts to embed", "<= 60", "s"),
+        Aim("cached_s", "the same, embedded before", "<= 10", "s"),
+        Aim("grown_s", "with a hundred texts more", unit="s"),
+    ),
+    "passthrough": (
+        Aim("ratio_to_litellm", "what the gateway adds, to what LiteLLM adds", "<= 0.20"),
+        Aim("gateway_adds_ms_1", "the gateway adds, one client", unit="ms"),
+        Aim("litellm_adds_ms_1", "LiteLLM adds, one client", unit="ms"),
+        Aim("gateway_adds_ms_16", "the gateway adds, 16 clients", unit="ms"),
+        Aim("litellm_adds_ms_16", "LiteLLM adds, 16 clients", unit="ms"),
+    ),
+    "day": (
+        Aim("size_mb", "a day at 100 events/s, in the database", unit="MB"),
+        Aim("slowest_page_p50_ms", "the slowest page of the console, p50", "<= 100", "ms"),
+        Aim("slowest_page_max_ms", "the slowest page of the console, at worst", unit="ms"),
+    ),
+}
+
+
+def speed_figures() -> list[str]:
+    """A line for each figure, with what it should be, and what it was measured on."""
+    lines = ["| | measured | aim |", "|---|---:|---|"]
+    about = []
+    for name, aims in AIMS.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if not path.exists():
+            lines += [f"| {aim.meaning} | not measured yet | {aim.aim} |" for aim in aims]
+            continue
+        found = json.loads(path.read_text())
+        for aim in aims:
+            value = f"{found['figures'][aim.name]:,g} {aim.unit}".strip()
+            lines.append(f"| {aim.meaning} | {value} | {aim.aim} |")
+        machine = found["machine"]
+        about.append(
+            f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gb']} GB, "
+            f"commit {found['commit']}: benchmarks/results/{name}.json."
+        )
+    return [*lines, "", *(f"- {line}" for line in about)]
