@@ -1,13 +1,14 @@
 """An operator is told once when needed, and once when it is over, whatever the webhook does."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from console_server import TOKEN, seed
@@ -27,7 +28,7 @@ from service.learner.notify import FILE, SETTLED, Notifier
 from service.learner.occasions import Occasions, TeacherWord
 from service.learner.status import Figures, UnknownOutcome
 from service.metrics import LearnerMetrics
-from service.settings import NotifySettings, load_settings
+from service.settings import NotifyKind, NotifySettings, load_settings
 from storage.leases import Spend
 from storage.ledger import Amounts, Ledger
 from storage.students import end_run, start_run
@@ -466,6 +467,18 @@ def test_check_names_what_would_not_arrive(tmp_path: Path) -> None:
     settings = load_settings(data_dir=tmp_path)
     assert not {"notify.format", "learner.public_url"} & {
         problem.setting for problem in find_problems(settings)
+    }
+
+
+def test_the_page_about_it_names_every_kind_and_shows_what_is_sent(post: Post) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "get-told.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(get_args(NotifyKind))
+    shown = json.loads(re.findall(r"```json\n(.*?)```", page, re.S)[0])
+    post.desk.candidate()
+    (told,) = post.tick()
+    assert list(shown) == list(told)
+    assert {name: shown[name] for name in ("source", "state", "kind", "task", "text")} == {
+        name: told[name] for name in ("source", "state", "kind", "task", "text")
     }
 
 
