@@ -29,6 +29,9 @@ TOP_FILES = {
 }
 # Files that cannot say themselves what they are.
 OTHER_FILES = {
+    "deploy/tools.lock": "What the checks of deploy/ need, with hashes.",
+    "deploy/example-app/prompt.txt": "The example app's system prompt.",
+    "deploy/helm/flywheel/templates/NOTES.txt": "What Helm says after an installation.",
     "service/demo/messages.jsonl": "The hand-written messages of the demonstration's desk.",
     "deploy/kafka/server.properties": "The development broker's settings.",
 }

@@ -1,6 +1,7 @@
 {{/*
-The gateway as a native sidecar of a pod of yours: four pieces to include. In a chart that has this
-one as a dependency, pass .Subcharts.flywheel; in this chart, the root.
+The gateway as a native sidecar of a pod of yours: four pieces to include.
+
+In a chart that has this one as a dependency, pass .Subcharts.flywheel; in this chart, the root.
 
 A pod is out of service while any of its containers is not ready, and a container that has ended is
 not. So: no readiness probe here, and a process that starts the gateway again instead of ending.

@@ -1,4 +1,6 @@
-{{/* Names and labels. */}}
+{{/*
+Names, labels, and what all containers share.
+*/}}
 {{- define "flywheel.fullname" -}}
 {{- if contains "flywheel" .Release.Name -}}
 {{- .Release.Name | trunc 40 | trimSuffix "-" -}}
