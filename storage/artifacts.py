@@ -69,6 +69,8 @@ class Artifacts:
             passing("artifact.written")
             for name in manifest["files"]:
                 _sync_file(scratch / name)
+            for folder in filter(Path.is_dir, scratch.rglob("*")):
+                sync_folder(folder)
             passing("artifact.synced")
             write_durably(scratch / MANIFEST, _canonical(manifest))
             passing("artifact.manifested")
