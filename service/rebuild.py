@@ -8,17 +8,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy
 from pipelines.errors import Refused
-from pipelines.sample import SamplingPolicy
 from service.backup import DATABASE_FILE, DECISIONS_FILE, LEDGER_FOLDER
 from service.keys import GATEWAY_PRODUCER, INTERNAL_FILE, Keys, open_keys
-from service.learner.rates import first_policy
+from service.learner.rates import first_policy, wanted_in_cold_start
 from service.learner.teacher import Teacher
 from service.process import lock_data_folder
 from service.rebuilding.known import calls_by_event, known_items
@@ -116,7 +115,12 @@ class _Rebuild:
             rules=Rules(
                 tasks=self._tasks,
                 decoding=decode_policy(settings, self._keys),
-                policies={name: _settled_policy(settings, self._keys) for name in self._tasks},
+                policies={
+                    name: first_policy(settings, self._keys.sampling) for name in self._tasks
+                },
+                cold_start_labels={
+                    name: wanted_in_cold_start(settings, task) for name, task in self._tasks.items()
+                },
                 teacher=teacher.policy,
                 terms=terms or None,
             ),
@@ -171,11 +175,6 @@ def decode_policy(settings: Settings, keys: Keys) -> DecodePolicy:
         user_salt=keys.users,
         max_bytes=settings.ingest.max_record_bytes,
     )
-
-
-def _settled_policy(settings: Settings, keys: Keys) -> SamplingPolicy:
-    """The settings' rates, and no cold start: what was chosen in one is known by its label."""
-    return replace(first_policy(settings, keys.sampling), cold_start=False)
 
 
 def _refuse_empty(settings: Settings) -> None:

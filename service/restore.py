@@ -1,7 +1,6 @@
 """`flywheel restore`: a backup back into an empty data folder, verified before and after."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from service.backup import (
     fingerprint,
 )
 from service.keys import open_keys
+from service.learner.publish import next_serial
 from service.process import RESTORING, RUN_FOLDER, lock_empty_folder
 from service.settings import Settings
 from storage.artifacts import KINDS, Artifacts
@@ -154,7 +154,7 @@ def _verify(settings: Settings, reader: BundleReader, dumped: Dump, say: Say) ->
     notes = [
         *(f"left out of the backup: {one}" for one in about.get("left_out", ())),
         *damaged,
-        *_publish_anew(settings, about),
+        *_publish_anew(settings, about, len(decisions)),
         *_about_calls(unfinished),
     ]
     return Restored(
@@ -169,7 +169,7 @@ def _verify(settings: Settings, reader: BundleReader, dumped: Dump, say: Say) ->
     )
 
 
-def _publish_anew(settings: Settings, about: dict[str, Any]) -> Iterator[str]:
+def _publish_anew(settings: Settings, about: dict[str, Any], decided: int) -> Iterator[str]:
     """`live.json` under a serial that no gateway has seen: an older one it would refuse."""
     path = settings.data_dir / LIVE_FILE
     known = about.get("key", "")
@@ -190,7 +190,7 @@ def _publish_anew(settings: Settings, about: dict[str, Any]) -> Iterator[str]:
         path.unlink()
         yield "live.json was not signed with this key; the learner publishes anew at its start"
         return
-    serial = max(live.serial + 1, int(time.time()))
+    serial = max(live.serial + 1, next_serial(None, decided))
     write_live(path, Live(serial=serial, tasks=live.tasks), key)
 
 

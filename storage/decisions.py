@@ -75,23 +75,33 @@ def record_decision(
     decided.
     """
     links = _catch_up(tx, file)
-    previous = links[-1] if links else None
-    link = Decision(
-        sequence=previous.sequence + 1 if previous else 1,
-        task=task,
-        action=action,
-        student=student,
-        report=report,
-        operator=operator,
-        reason=reason,
-        decided_at=from_db_time(to_db_time(now)),
-        previous_digest=previous.digest if previous else FIRST,
-        digest="",
-    )
-    link = replace(link, digest=digest_of(link))
+    link = _next_link(links, task, action, student, report, operator, reason, now)
     _append(file, link)
     passing("decision.in_file")
     _insert(tx, link)
+    return link
+
+
+def record_in_file(
+    file: Path,
+    *,
+    task: str,
+    action: DecisionAction,
+    student: str,
+    report: str | None,
+    operator: str,
+    reason: str,
+    now: datetime,
+) -> Decision:
+    """As `record_decision`, while nobody has the database open: `reconcile` adds the row.
+
+    Only for whoever holds the data folder's lock.
+    """
+    _cut_torn_line(file)
+    links = read_file(file)
+    verify_chain(links)
+    link = _next_link(links, task, action, student, report, operator, reason, now)
+    _append(file, link)
     return link
 
 
@@ -164,6 +174,32 @@ def champion(tx: Cursor, task: str) -> str | None:
 def ever_approved(tx: Cursor, task: str) -> set[str]:
     """Content hashes of all students that were approved at some time."""
     return {row[0] for row in tx.execute(SELECT_EVER_APPROVED, {"task": task}).fetchall()}
+
+
+def _next_link(
+    links: Sequence[Decision],
+    task: str,
+    action: DecisionAction,
+    student: str,
+    report: str | None,
+    operator: str,
+    reason: str,
+    now: datetime,
+) -> Decision:
+    previous = links[-1] if links else None
+    link = Decision(
+        sequence=previous.sequence + 1 if previous else 1,
+        task=task,
+        action=action,
+        student=student,
+        report=report,
+        operator=operator,
+        reason=reason,
+        decided_at=from_db_time(to_db_time(now)),
+        previous_digest=previous.digest if previous else FIRST,
+        digest="",
+    )
+    return replace(link, digest=digest_of(link))
 
 
 def _catch_up(tx: Cursor, file: Path) -> list[Decision]:

@@ -23,7 +23,7 @@ from service.demo.corpus import load_corpus
 from service.demo.traffic import Traffic
 
 TASK = load_corpus().task
-FIRST, MORE, ASKED = 500, 160, 40
+FIRST, MORE, ASKED = 300, 60, 30
 SETTINGS = """
 [gateway]
 port = 0
@@ -49,7 +49,7 @@ audit_rate = 0.1
 cold_start_labels = 100000
 
 [trigger]
-min_labels = 300
+min_labels = 150
 growth = 1000.0
 min_interval = "0s"
 

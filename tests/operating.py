@@ -335,7 +335,7 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
     migrate(database)
     artifacts = Artifacts(folder / "artifacts")
     encoder = folder / "scratch" / "encoder"
-    encoder.mkdir(parents=True)
+    encoder.mkdir(parents=True, exist_ok=True)
     (encoder / "tokenizer.json").write_text("{}")
     clock, writer, held = Clock(), RecordingWriter(), HeldCalls()
     trained: list[str] = []

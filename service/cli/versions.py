@@ -1,14 +1,17 @@
 """The verbs of an operator: see the loop, decide on versions, steer the jobs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.errors import Refused
+from pipelines.errors import NotRunning, Refused
 from service.cli.help import examples
 from service.cli.names import only_task, parse_version, version_or_waiting
 from service.cli.root import AsJson, Reason, TaskName, VersionName, Yes, app, chosen, show_found
+
+if TYPE_CHECKING:
+    from service.client import LearnerClient
 
 
 @app.command(epilog=examples("flywheel status", "flywheel status --json"))
@@ -103,15 +106,48 @@ def reject(reason: Reason, version: VersionName = None, task: TaskName = None) -
 def rollback(
     reason: Reason, version: VersionName = None, task: TaskName = None, yes: Yes = False
 ) -> None:
-    """Serve a formerly approved version again. Default: the one approved before."""
-    client = chosen.client()
+    """Serve a formerly approved version again. Default: the one approved before.
+
+    Works without the learner too, on its host: the decision is recorded when it is back.
+    """
     name, number = parse_version(version) if version else (task, None)
-    name = name or task or only_task(client)
+    name = name or task
+    client = _running_learner()
+    if client is not None:
+        name = name or only_task(client)
     if not yes:
-        to = f"{name}-v{number}" if number is not None else "the version approved before"
-        typer.confirm(f"Roll {name} back to {to}?", abort=True)
-    done = client.post("tasks", name, "rollback", body={"to": number, "reason": reason})
+        to = f"{name}-v{number}" if name and number is not None else "the version approved before"
+        typer.confirm(f"Roll {name or 'it'} back to {to}?", abort=True)
+    if client is None:
+        _roll_back_offline(name, number, reason)
+        return
+    done = client.post("tasks", str(name), "rollback", body={"to": number, "reason": reason})
     print(f"{done['name']} serves again.")
+
+
+def _running_learner() -> "LearnerClient | None":
+    """None when none answers. Asked before anything is done: a rollback that was sent and not
+    answered must not be repeated."""
+    try:
+        client = chosen.client()
+        client.get("ticks", limit=1)
+    except NotRunning:
+        return None
+    return client
+
+
+def _roll_back_offline(task: str | None, number: int | None, reason: str) -> None:
+    from service.cli.root import operator_name
+    from service.rollback import roll_back_offline
+
+    done = roll_back_offline(
+        chosen.settings(), task, number, reason=reason, operator=operator_name()
+    )
+    print(f"No learner runs. {done.name} serves again on this host.")
+    print(
+        f"Decision {done.decision.sequence} is in the decision file; the learner takes it over at "
+        "its next start, and gateways elsewhere follow then."
+    )
 
 
 @app.command(epilog=examples("flywheel train", "flywheel train --task support"))

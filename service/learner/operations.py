@@ -153,7 +153,7 @@ class Operations:
 
     def reject(self, task: str, number: int, *, reason: str, operator: str) -> Decision:
         """Say no to a version, with the reason."""
-        why = _required(reason, "reject")
+        why = required_reason(reason, "reject")
         with self._database.transaction() as tx:
             version, history = self._find(tx, task, number)
             if version.student in history.approved:
@@ -167,7 +167,7 @@ class Operations:
 
     def rollback(self, task: str, to: int | None, *, reason: str, operator: str) -> Decision:
         """Make a formerly approved version the champion again; None: the one before."""
-        why = _required(reason, "roll back")
+        why = required_reason(reason, "roll back")
         self._check_task(task)
         with self._database.transaction() as tx:
             history = load_history(tx, task)
@@ -392,7 +392,8 @@ class Operations:
             raise Refused(f"no held call has the key {key}")
 
 
-def _required(reason: str, verb: str) -> str:
+def required_reason(reason: str, verb: str) -> str:
+    """The reason without space around it. Raises `Refused` where there is none."""
     text = reason.strip()
     if not text:
         raise Refused(f"to {verb}, say why")

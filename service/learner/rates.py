@@ -47,7 +47,7 @@ class Rates:
             pending = count_by_status(tx).get((task, "pending"), 0)
         bought_per_day = _bought_per_day(figures)
         full = pending >= settings.max_pending
-        wanted = settings.cold_start_labels or max(3 * len(self._tasks[task].labels), 200)
+        wanted = wanted_in_cold_start(self._settings, self._tasks[task])
         self._sampling.replace(
             task,
             replace(
@@ -69,6 +69,11 @@ class Rates:
                 full=full,
             ),
         )
+
+
+def wanted_in_cold_start(settings: Settings, task: Task) -> int:
+    """Training labels of a task with which its cold start is over."""
+    return settings.sampling.cold_start_labels or max(3 * len(task.labels), 200)
 
 
 def first_policy(settings: Settings, salt: bytes) -> SamplingPolicy:

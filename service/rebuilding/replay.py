@@ -5,13 +5,14 @@ nothing, or where one of the two uniform draws chose it. What only the learning 
 and nobody was asked about, is left: new traffic brings more like it.
 """
 
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from pipelines.ask import TeacherPolicy, cost, prompt_version
+from pipelines.ask import TeacherPolicy, ask, cost, prompt_version
 from pipelines.assess import assess
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy, decode
@@ -42,6 +43,7 @@ from storage.traffic import add_traffic, store_offsets
 
 MAX_RECORDS = 2_000
 POLL_SECONDS = 1.0
+TRAINING_SHARE = 0.8  # of all labels: one group in five judges
 BY_REBUILD = "rebuilt"  # the policy version of what is a sample because it is known
 
 
@@ -59,11 +61,12 @@ class Rules:
     tasks: Mapping[str, Task]
     decoding: DecodePolicy
     policies: Mapping[str, SamplingPolicy]
+    cold_start_labels: Mapping[str, int]  # until there are so many of a task's training labels
     teacher: TeacherPolicy
     terms: str | None  # None: a given answer is no label
 
 
-@dataclass(slots=True)
+@dataclass
 class Replay:
     """Everything that the replay knows. Mutable: groups and counts grow as it reads."""
 
@@ -75,6 +78,11 @@ class Replay:
     escalations: dict[datetime, list[float]] = field(default_factory=dict)  # money, by day
     first_offsets: dict[int, int] = field(default_factory=dict)  # of the first records found
     _unsaved: list[Group] = field(default_factory=list)
+    _free_labels: int = 0
+
+    def __post_init__(self) -> None:
+        self._keys = {call.key for call in self.calls.values()}
+        self._asked_at = sorted(call.at for call in self.calls.values())
 
     def seed(self, tx: Cursor) -> None:
         """The groups of the datasets first: their sides were decided, for ever."""
@@ -121,10 +129,10 @@ class Replay:
         events, letters = self._decode(batch.records, topic)
         judged = [(event, self._assess(event)) for event in events]
         prompts = [one for one in judged if FEEDBACK_ON not in one[0].attributes]
-        kept = [found for one in judged if (found := self._keep(*one)) is not None]
+        written = _written_at(batch.records)
+        kept = [found for one in judged if (found := self._keep(*one, written)) is not None]
         for event, _ in prompts:
             self._count_escalation(event)
-        written = _written_at(batch.records)
         with database.transaction() as tx:
             add_traffic(tx, tally((event, found.segment) for event, found in prompts))
             self.save_groups(tx, written)
@@ -170,20 +178,21 @@ class Replay:
             return Assessment(failure_probability=1.0, segment="")
         return assess(event, self.rules.tasks[event.task])
 
-    def _keep(self, event: PromptEvent, assessment: Assessment) -> _Kept | None:
+    def _keep(self, event: PromptEvent, assessment: Assessment, written: datetime) -> _Kept | None:
         if event.task is None:
             return None
         task = self.rules.tasks[event.task]
         is_feedback = FEEDBACK_ON in event.attributes
         labels = self._labels(event, task)
+        policy = self._policy(task, written)
         choice = (
             choose_feedback(assessment)
             if is_feedback
-            else choose(
-                event, assessment, self.rules.policies[task.name], has_teacher_label=bool(labels)
-            )
+            else choose(event, assessment, policy, has_teacher_label=bool(labels))
         )
         known = event.event_id in self.calls or event.event_id in self.items
+        # An equal question was asked for another event: its answer was this one's too.
+        known = known or (choice is not None and self._was_asked(event, task))
         if not known and not _stands_alone(choice, labels):
             self.counts["left_out"] += choice is not None
             return None
@@ -203,9 +212,20 @@ class Replay:
             group_id=group,
             side=side,
             assessment=assessment,
-            policy_version=self.rules.policies[task.name].version if settled else BY_REBUILD,
+            policy_version=policy.version if settled else BY_REBUILD,
         )
+        self._free_labels += bool(labels)
         return _Kept(sample, labels)
+
+    def _policy(self, task: Task, written: datetime) -> SamplingPolicy:
+        """The settings' rates; in a cold start, about as long as there was one."""
+        labels = bisect(self._asked_at, written) + self._free_labels
+        cold = labels * TRAINING_SHARE < self.rules.cold_start_labels[task.name]
+        return replace(self.rules.policies[task.name], cold_start=cold)
+
+    def _was_asked(self, event: PromptEvent, task: Task) -> bool:
+        question = ask(event.event_id, event.messages, task, self.rules.teacher)
+        return question.key in self._keys
 
     def _labels(self, event: PromptEvent, task: Task) -> list[Label]:
         """As ingest gives them: a person's correction, else a teacher's answer."""

@@ -104,10 +104,11 @@ def _numbered(found: Found, reports: Mapping[str, Report]) -> Iterator[StudentVe
         task = str(student.about["task"])
         if known is None:
             highest[task] = highest.get(task, 0) + 1
-        yield _version(student, known, highest[task])
+        yield version_of(student, known, highest[task])
 
 
-def _version(student: Artifact, report: Report | None, free: int) -> StudentVersion:
+def version_of(student: Artifact, report: Report | None, free: int = 0) -> StudentVersion:
+    """A version as its artifacts tell of it; `free` is the number of one that was never judged."""
     about: Mapping[str, Any] = student.about
     # Before there were recipes every student was a head on an encoder.
     made_by = about.get("recipe")
