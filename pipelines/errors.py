@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     OFFSETS_LOST = 19  # the topic was re-created, or is shorter than what we have read
     REFUSED = 20  # the operation is not allowed, for example approving a failed gate
     TIMED_OUT = 21
+    PROBLEMS_FOUND = 22  # `flywheel doctor` found what a person has to see to
 
 
 class FlywheelError(Exception):

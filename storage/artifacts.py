@@ -46,9 +46,9 @@ class Artifact:
 class Artifacts:
     """The artifacts of one data folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
         self._root = root
-        for kind in KINDS:
+        for kind in KINDS if create else ():
             (root / kind).mkdir(parents=True, exist_ok=True)
 
     def publish(self, kind: Kind, scratch: Path, about: Mapping[str, Any]) -> Artifact:
@@ -119,7 +119,9 @@ class Artifacts:
         return (self._root / kind / digest / MANIFEST).is_file()
 
     def digests(self, kind: Kind) -> list[str]:
-        return sorted(path.name for path in (self._root / kind).iterdir() if path.is_dir())
+        folder = self._root / kind
+        present = folder.iterdir() if folder.is_dir() else ()
+        return sorted(path.name for path in present if path.is_dir())
 
     def prune(self, kind: Kind, keep: Iterable[str], older_than: float) -> list[str]:
         """Remove the artifacts of a kind that are not in `keep`; returns what went.

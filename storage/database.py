@@ -1,8 +1,9 @@
 """The one DuckDB connection of this process, and its transactions."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
@@ -15,6 +16,7 @@ from storage.failpoints import passing
 
 Cursor = duckdb.DuckDBPyConnection
 
+LOOK_MEMORY_MB = 256
 COUNT_COMMIT = "UPDATE commits SET count = count + 1 RETURNING count"
 SELECT_COMMITS = "SELECT count FROM commits"
 SELECT_TABLES = "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'main'"
@@ -146,7 +148,7 @@ class Database:
         os.fdatasync(self._counter)
 
 
-def _connect(path: Path, memory_mb: int) -> Cursor:
+def _connect(path: Path, memory_mb: int, *, read_only: bool = False) -> Cursor:
     path.parent.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "memory_limit": f"{memory_mb}MB",
@@ -156,7 +158,7 @@ def _connect(path: Path, memory_mb: int) -> Cursor:
         "autoload_known_extensions": False,
     }
     try:
-        return duckdb.connect(str(path), config=config)
+        return duckdb.connect(str(path), config=config, read_only=read_only)
     except duckdb.IOException as error:
         if "lock" in str(error).lower():
             raise DataLocked(
@@ -185,6 +187,38 @@ def first_row(result: Cursor) -> tuple[Any, ...] | None:
     """
     rows = result.fetchall()
     return rows[0] if rows else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What a database that nobody holds says of itself."""
+
+    commits: int
+    noted: int  # in the side file
+    migrations: Sequence[str]
+    offsets: Mapping[str, Mapping[str, int]]
+
+
+def look_inside(path: Path) -> Inside:
+    """Read a database file without changing it. Raises `DataDamaged` or `DataLocked`."""
+    connection = _connect(path, LOOK_MEMORY_MB, read_only=True)
+    try:
+        commits = _scalar(connection, SELECT_COMMITS)
+        migrations = connection.execute("SELECT name FROM schema_migrations").fetchall()
+        rows = connection.execute("SELECT topic, partition, next_offset FROM offsets").fetchall()
+    except duckdb.Error as error:
+        raise DataDamaged(f"{path} cannot be read: {error}") from error
+    finally:
+        connection.close()
+    offsets: dict[str, dict[str, int]] = {}
+    for topic, partition, offset in rows:
+        offsets.setdefault(topic, {})[str(partition)] = int(offset)
+    return Inside(
+        commits=int(commits or 0),
+        noted=noted_commits(path),
+        migrations=[name for (name,) in migrations],
+        offsets=offsets,
+    )
 
 
 def noted_commits(path: Path) -> int:

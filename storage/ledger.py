@@ -252,6 +252,49 @@ class Ledger:
             day.money -= call.reserved.money
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerCheck:
+    """What the files of a ledger hold, looked at without changing them."""
+
+    lines: int
+    received: int
+    damaged_replies: int
+    unknown: int
+    torn: bool  # half a line at the end
+    last: list[datetime]  # the time of the last line, if there is one
+
+
+def check_ledger(folder: Path) -> LedgerCheck:
+    """Read a ledger that another process may hold. Raises `DataDamaged` for a changed line."""
+    path = folder / FILE
+    lines = list(_read_lines(path, repair=False))
+    steps = {line["key"]: line for line in lines}
+    received = {key: line for key, line in steps.items() if line["step"] == "received"}
+    digests = _reply_digests(folder / BODIES) if received else {}
+    return LedgerCheck(
+        lines=len(lines),
+        received=len(received),
+        damaged_replies=sum(
+            digests.get(key) != line.get("sha256") for key, line in received.items()
+        ),
+        unknown=sum(line["step"] == "unknown" for line in steps.values()),
+        torn=path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0,
+        last=[datetime.fromisoformat(lines[-1]["at"])] if lines else [],
+    )
+
+
+def _reply_digests(path: Path) -> dict[str, str]:
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+        try:
+            rows = connection.execute("SELECT key, reply FROM bodies WHERE reply IS NOT NULL")
+            return {key: sha256(reply).hexdigest() for key, reply in rows}
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise DataDamaged(f"{path} cannot be read: {error}. Restore it from a backup") from error
+
+
 def _day(moment: datetime) -> str:
     return moment.astimezone(UTC).date().isoformat()
 
@@ -276,13 +319,13 @@ def _encode(line: dict[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(content), content)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """All sound lines. A torn last line was never acknowledged and is cut off."""
+def _read_lines(path: Path, *, repair: bool = True) -> Iterator[dict[str, Any]]:
+    """All sound lines. A torn last line was never acknowledged; to `repair` cuts it off."""
     if not path.exists():
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    if repair and whole < len(content):
         os.truncate(path, whole)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         checksum, _, body = line.partition(b" ")

@@ -1,12 +1,13 @@
 """The verbs that look after an installation: what is wrong, backups, a database made anew."""
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.errors import DataDamaged
+from pipelines.errors import DataDamaged, ExitCode
 from service.cli.help import examples
 from service.cli.root import AsJson, app, chosen, print_json, tell
 
@@ -15,6 +16,41 @@ if TYPE_CHECKING:
 
 FREEZE_SECONDS = 3600.0
 Backup = Annotated[Path, typer.Argument(metavar="BACKUP", help="A .tar file, or a folder.")]
+
+
+@app.command(epilog=examples("flywheel doctor", "flywheel doctor --json"))
+def doctor(
+    all_findings: Annotated[bool, typer.Option("--all", help="Also list what is well.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong: settings, folders, processes, records, broker, teacher, clocks.
+
+    Nothing is changed and nothing is bought; it works with the learner running or not. Ends with
+    22 when there is a problem. `flywheel check` is the part of it that only reads the settings.
+    """
+    from dataclasses import asdict
+
+    from service.doctor import examine
+
+    def ask(*path: str, **query: object) -> Any:
+        return chosen.client().get(*path, **query)
+
+    found = list(examine(chosen.settings(), ask, tell))
+    tell("")
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        for one in found:
+            if all_findings or one.level != "ok":
+                print(f"{one.level}: {one.part}: {one.sentence}")
+                if one.todo:
+                    print(f"    {one.todo}")
+        counts = Counter(one.level for one in found)
+        print(
+            f"{counts['problem']} problems, {counts['warning']} warnings, {counts['ok']} are well."
+        )
+    if any(one.level == "problem" for one in found):
+        raise typer.Exit(int(ExitCode.PROBLEMS_FOUND))
 
 
 @app.command(

@@ -12,7 +12,7 @@ SECTIONS = {
     "Decide": ("approve", "reject", "rollback"),
     "Steer": ("train", "pause", "resume"),
     "Sort out": ("dead-letters", "unknown"),
-    "Look after": ("backup", "restore", "rebuild"),
+    "Look after": ("doctor", "backup", "restore", "rebuild"),
 }
 
 EXIT_CODES = {
@@ -31,6 +31,7 @@ EXIT_CODES = {
     ExitCode.OFFSETS_LOST: "the topic is not the one that was read",
     ExitCode.REFUSED: "not allowed, for example approving a failed gate",
     ExitCode.TIMED_OUT: "something did not happen in time",
+    ExitCode.PROBLEMS_FOUND: "doctor found a problem that a person has to see to",
 }
 
 

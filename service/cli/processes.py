@@ -112,7 +112,8 @@ def demo(
 def check(as_json: AsJson = False) -> None:
     """Print the settings in effect, secrets masked, and what is missing.
 
-    Ends with 10 when something is missing that the loop needs.
+    Ends with 10 when something is missing that the loop needs. It looks at nothing but the
+    settings; `flywheel doctor` also looks at what they name.
     """
     from dataclasses import asdict
 

@@ -157,6 +157,11 @@ def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -
         operations.drop(key, operator=request.state.operator)
         return as_json({"dropped": key})
 
+    @router.get("/offsets")
+    def offsets() -> Response:
+        """Where each topic was read to, by partition."""
+        return as_json(operations.offsets())
+
     @router.post("/backups")
     def backups(request: Request) -> Response:
         """Freeze one state of the database in files, for `flywheel backup` on the same host."""

@@ -1,6 +1,6 @@
 """Everything an operator can do. The console, the API and the command line only call this."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from storage.live import Live
 from storage.reports import read_card, read_report
 from storage.samples import DeadLetter, dead_letter, dead_letters, mark_replayed
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
+from storage.traffic import all_offsets
 
 log = structlog.get_logger()
 
@@ -280,6 +281,11 @@ class Operations:
         self._callbacks.unknown_outcomes.drop(key)
         log.info("unknown_outcome_dropped", key=key, operator=operator)
         self._overview.forget()
+
+    def offsets(self) -> Mapping[str, Mapping[str, int]]:
+        """Where each topic was read to, by partition."""
+        with self._database.snapshot() as tx:
+            return all_offsets(tx)
 
     def freeze(self, *, operator: str) -> Frozen:
         """The database as it is now, in files, for a backup."""

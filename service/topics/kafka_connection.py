@@ -109,7 +109,7 @@ def connect(make: Callable[..., Any], options: KafkaOptions, settings: Mapping[s
 
 def ensure_topic(admin: Any, options: KafkaOptions) -> None:
     with translated(options):
-        if _describe(admin, options.topic) is not None:
+        if describe(admin, options.topic) is not None:
             return
         if not options.create_topic:
             raise SettingsError(
@@ -123,7 +123,7 @@ def ensure_topic(admin: Any, options: KafkaOptions) -> None:
         log.info("kafka_topic_created", topic=options.topic, partitions=options.partitions)
 
 
-def _describe(admin: Any, topic: str) -> Any:
+def describe(admin: Any, topic: str) -> Any:
     """The broker's description of the topic; None if there is no such topic."""
     (description,) = admin.describe_topics([topic])
     error = errors.for_code(description["error_code"])
@@ -135,7 +135,7 @@ def _describe(admin: Any, topic: str) -> Any:
 
 
 def look(admin: Any, options: KafkaOptions) -> Sighting:
-    description = _describe(admin, options.topic)
+    description = describe(admin, options.topic)
     if description is None:
         raise SettingsError(
             f"The topic {options.topic} is no longer on {options.bootstrap_servers}. Restore it, "

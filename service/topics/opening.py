@@ -16,7 +16,7 @@ def open_reader(settings: Settings) -> TopicReader:
     if settings.kafka.bootstrap_servers:
         from service.topics.kafka import KafkaTopicReader
 
-        return KafkaTopicReader(_kafka_options(settings))
+        return KafkaTopicReader(kafka_options(settings))
     from service.topics.embedded import EmbeddedTopicReader
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -28,14 +28,14 @@ def open_writer(settings: Settings) -> TopicWriter:
     if settings.kafka.bootstrap_servers:
         from service.topics.kafka import KafkaTopicWriter
 
-        return KafkaTopicWriter(_kafka_options(settings))
+        return KafkaTopicWriter(kafka_options(settings))
     from service.topics.embedded import EmbeddedTopicWriter
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     return EmbeddedTopicWriter(settings.data_dir / EMBEDDED_FILE)
 
 
-def _kafka_options(settings: Settings) -> "KafkaOptions":
+def kafka_options(settings: Settings) -> "KafkaOptions":
     from service.topics.kafka import KafkaOptions
 
     kafka = settings.kafka
