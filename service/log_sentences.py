@@ -40,7 +40,7 @@ SENTENCES: Mapping[str, str] = {
     "swap_failed": "A version could not be loaded; the one before serves on.",
     "live_not_followed": "The gateway cannot follow what is published; it serves what it had.",
     "previous_not_kept": "The version before could not be kept for a rollback.",
-    "gateway_reported": "A gateway serves something else than before.",
+    "gateway_reported": "A gateway said what it serves: at its start, and when it changed.",
     "swap_not_recorded": "A change of what a gateway serves could not be stored.",
     # The topic
     "broker_unavailable": "No broker answers; reading goes on when one does.",

@@ -203,6 +203,18 @@ def test_a_damaged_version_is_not_rolled_back_to(desk: Desk) -> None:
     assert desk.champion() == second.student
 
 
+@pytest.mark.parametrize("kind", ["student", "report", "encoder"])
+def test_a_champion_whose_files_changed_is_found_before_it_is_needed(desk: Desk, kind: str) -> None:
+    version = desk.approved()
+    assert desk.operations.damaged_champions() == []
+    served = desk.live().tasks[TASK].champion
+    assert served is not None
+    digest = {"student": version.student, "report": served.report, "encoder": version.base}[kind]
+    file = next(desk.folder.glob(f"artifacts/*/{digest}*/[!m]*"))
+    file.write_bytes(file.read_bytes() + b" ")
+    assert desk.operations.damaged_champions() == [TASK]
+
+
 @pytest.mark.parametrize("harm", ["removed", "garbled", "other"])
 def test_live_json_is_made_again_from_the_decisions(desk: Desk, harm: str) -> None:
     version = desk.approved()
