@@ -44,8 +44,8 @@ def install() -> None:
 
 
 @contextmanager
-def running_litellm(folder: Path, upstream: str, model: str) -> Iterator[str]:
-    """The address of a proxy that passes `model` on to `upstream`; ended afterwards."""
+def running_litellm(folder: Path, upstream: str, model: str, key: str) -> Iterator[str]:
+    """The address of a proxy that passes `model` on to `upstream` for who has `key`."""
     config, log_file = folder / "litellm.yaml", folder / "litellm.log"
     config.write_text(CONFIG.format(model=model, upstream=upstream))
     with socket.socket() as probe:
@@ -56,6 +56,7 @@ def running_litellm(folder: Path, upstream: str, model: str) -> Iterator[str]:
         **os.environ,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no look-up on the network
         "LITELLM_LOG": "ERROR",
+        "LITELLM_MASTER_KEY": key,  # without one it does not start
         "NO_PROXY": "127.0.0.1",
     }
     with log_file.open("wb") as log:

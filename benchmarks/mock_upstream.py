@@ -55,8 +55,9 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            at = head.index(b"content-length:") + len(b"content-length:")
-            await reader.readexactly(int(head[at : head.index(b"\r\n", at)]))
+            _, named, rest = head.partition(b"content-length:")
+            if named:
+                await reader.readexactly(int(rest.partition(b"\r\n")[0]))
             writer.write(RESPONSE)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

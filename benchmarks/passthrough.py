@@ -9,6 +9,7 @@ median without it.
 
 import argparse
 import json
+import secrets
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from benchmarks.serving import running_gateway, task_settings
 from service.demo.corpus import Corpus, load_corpus
 
 CLIENTS = (1, 16)
+KEY = f"sk-{secrets.token_hex(32)}"  # of this run
 DIRECT, OURS, LITELLM = "direct", "gateway", "litellm"
 
 
@@ -53,7 +55,7 @@ def run(plan: Plan, folder: Path) -> tuple[dict[str, float], list[Round]]:
         address = stack.enter_context(running_gateway(data, _settings(corpus, upstream)))
         urls[OURS] = f"{address}/v1"
         if plan.litellm:
-            proxy = stack.enter_context(running_litellm(folder, upstream, corpus.task))
+            proxy = stack.enter_context(running_litellm(folder, upstream, corpus.task, KEY))
             urls[LITELLM] = f"{proxy}/v1"
         for url in urls.values():
             _ask(url, corpus, 1, 30)
@@ -94,7 +96,7 @@ def _ask(url: str, corpus: Corpus, clients: int, requests: int) -> Load:
         bodies,
         clients=clients,
         requests=requests,
-        headers=[("authorization", "Bearer none")],
+        headers=[("authorization", f"Bearer {KEY}")],
     )
 
 

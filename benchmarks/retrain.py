@@ -28,7 +28,7 @@ from service.demo.traffic import Traffic
 from service.learner.trainer import Trainer
 from service.settings import TrainerSettings
 
-NEW_TEXTS = 100
+NEW_TEXTS = 100  # of the last training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Plan:
     seed: int = 0
 
 
-QUICK = Plan(labels=150, cached_rounds=1)
+QUICK = Plan(labels=80, cached_rounds=1)
 
 
 def run(plan: Plan, rows: Sequence[Query], folder: Path) -> tuple[dict[str, float], dict[str, Any]]:

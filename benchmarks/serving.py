@@ -21,7 +21,7 @@ from storage.artifacts import Artifacts
 from storage.live import Live, LiveStudent, LiveTask, write_live
 
 GOLDEN = 8
-PER_LABEL = 20
+PER_LABEL = 8
 UP_SECONDS = 60.0
 
 
