@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -204,11 +205,19 @@ def keep_gateway(load: Callable[[], Settings], arguments: Sequence[str] = ()) ->
     Settings that cannot be used are the gateway's to explain: it reads them anew at each start.
     """
     set_up_logs("supervisor")
-    try:
-        drain = load().gateway.drain_timeout
-    except SettingsError:
-        drain = GatewaySettings().drain_timeout
-    return Supervisor(arguments, {"gateway": drain.total_seconds()}, gives_up=False).run()
+    data_dir: Path | None = None
+    drain = GatewaySettings().drain_timeout
+    with suppress(SettingsError):
+        settings = load()
+        data_dir, drain = settings.data_dir, settings.gateway.drain_timeout
+    supervisor = Supervisor(
+        arguments,
+        {"gateway": drain.total_seconds()},
+        gives_up=False,
+        data_dir=data_dir,
+        manager=ServiceManager.of(os.environ),
+    )
+    return supervisor.run()
 
 
 def with_life_line() -> dict[str, str]:

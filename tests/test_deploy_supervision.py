@@ -178,15 +178,19 @@ def test_a_sidecars_container_outlives_wrong_settings_and_a_killed_gateway(
         assert not answers(data, "gateway")
 
 
-def test_a_probe_asks_the_planes_that_started(tmp_path: Path) -> None:
+def test_a_gateway_alone_is_ready_when_a_probe_of_it_passes(
+    tmp_path: Path, listener: Listener
+) -> None:
     data = tmp_path / "data"
     at = ["--data-dir", str(data)]
     assert probe(at) == 1
-    with running(tmp_path, "gateway"):
-        assert probe(["gateway", *at, "--within", "60"]) == 0
+    told = {"NOTIFY_SOCKET": str(listener.path)}
+    with running(tmp_path, "gateway", "--keep-running", more=told):
+        assert (listener.next() or [""])[0] == "READY=1"
+        assert probe(["gateway", *at]) == 0
         assert probe(at) == 0
         assert probe(["learner", *at]) == 1
-    assert probe(at) == 1
+    eventually(lambda: probe(at) == 1)
 
 
 def test_a_probe_that_lets_pass_cannot_block_a_pod_for_ever(tmp_path: Path) -> None:
