@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("installer.lock", "core.lock", "training.lock", "dev.lock")
+LOCKS = ("installer.lock", "core.lock", "training.lock", "dev.lock", "deploy/tools.lock")
 TRAINING_STACK = ("torch", "transformers", "peft", "accelerate")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;]+)")
 
