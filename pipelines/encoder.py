@@ -3,7 +3,10 @@
 A folder with `model.onnx` (token states, mean-pooled here) and `tokenizer.json` is an encoder.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +37,9 @@ INSTALLED = (
 )
 # Larger batches are no faster on a CPU (174 texts/s at 16, 143 at 64) and need more memory.
 BATCH = 16
+SEGMENT = ".vectors"  # the files of a cache of vectors
+SEGMENT_ROWS = 2_000
+KEY_BYTES = 16
 
 
 class Reading(NamedTuple):
@@ -55,6 +61,9 @@ class Encoder:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
+            # The arena keeps the memory of the largest batch there ever was: 80 MB at 16 x 128
+            # tokens, and is no faster.
+            options.enable_cpu_mem_arena = False
             # Idle threads that spin would eat the app's own cores.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self._session = onnxruntime.InferenceSession(
@@ -130,27 +139,19 @@ def _mean_pool(states: NDArray[Any], mask: NDArray[np.int64]) -> Vectors:
 
 
 class VectorCache:
-    """Vectors on disk by content hash, so that only new text is embedded.
+    """Vectors on disk by the content hash of their texts, so that only new text is embedded.
 
-    Two append-only files, keys (16 bytes) and vectors; a torn tail is ignored. One process
-    writes at a time: the trainer.
+    A folder of segments, each written whole and then named: keys (16 bytes each), then vectors.
+    A segment that is used is touched, so that those of texts long gone can be told by their age.
     """
 
     def __init__(self, folder: Path, dimension: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._keys_path, self._vectors_path = folder / "keys.bin", folder / "vectors.f32"
+        self._folder = folder
         self._dimension = dimension
-        self._index = self._load()
-
-    def _load(self) -> dict[bytes, int]:
-        keys = self._keys_path.read_bytes() if self._keys_path.exists() else b""
-        size = self._vectors_path.stat().st_size if self._vectors_path.exists() else 0
-        whole = min(len(keys) // 16, size // (4 * self._dimension))
-        for path, width in ((self._keys_path, 16), (self._vectors_path, 4 * self._dimension)):
-            path.touch()
-            with path.open("r+b") as file:
-                file.truncate(whole * width)
-        return {keys[at * 16 : at * 16 + 16]: at for at in range(whole)}
+        self._places: dict[bytes, tuple[Path, int]] = {}  # segment and row
+        for segment in sorted(folder.glob(f"*{SEGMENT}")):
+            self._note(segment, _segment_keys(segment, dimension))
 
     def encode(
         self,
@@ -160,32 +161,96 @@ class VectorCache:
     ) -> Vectors:
         """Vectors of `texts`; what is new is embedded and kept. `progress` gets (done, new)."""
         keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._index}
-        if new:
-            told = None if progress is None else (lambda done: progress(done, len(new)))
-            self._append(list(new), encoder.encode(list(new.values()), told))
-        if not texts:
-            return np.empty((0, self._dimension), dtype=np.float32)
-        stored = np.memmap(self._vectors_path, dtype=np.float32, mode="r").reshape(
-            -1, self._dimension
-        )
-        found = np.array(stored[[self._index[key] for key in keys]])
-        if not np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-3):
-            # Nothing here waits for the disk, so a crash of the machine can leave zeros.
-            self._keys_path.unlink()
-            self._vectors_path.unlink()
-            self._index = self._load()
-            return self.encode(encoder, texts, progress)
-        return found
+        vectors = np.zeros((len(texts), self._dimension), dtype=np.float32)
+        self._read(keys, vectors)
+        missing = np.flatnonzero(~_are_unit(vectors)).tolist()
+        new = {keys[row]: texts[row] for row in missing}
+        made = self._embed(encoder, new, progress)
+        for row in missing:
+            vectors[row] = made[keys[row]]
+        return vectors
 
-    def _append(self, keys: Sequence[bytes], vectors: Vectors) -> None:
-        # Vectors first: a key without its vector must not exist.
-        with self._vectors_path.open("ab") as file:
-            file.write(vectors.tobytes())
-        with self._keys_path.open("ab") as file:
-            file.write(b"".join(keys))
-        start = len(self._index)
-        self._index.update({key: start + at for at, key in enumerate(keys)})
+    def _read(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        """Fill in the rows whose segments can be read."""
+        wanted: dict[Path, list[tuple[int, int]]] = {}
+        for row, key in enumerate(keys):
+            if key in self._places:
+                segment, at = self._places[key]
+                wanted.setdefault(segment, []).append((row, at))
+        for segment, pairs in wanted.items():
+            with suppress(OSError, ValueError):  # pruned meanwhile, or damaged
+                stored = _segment_vectors(segment, self._dimension)
+                rows, places = map(list, zip(*pairs, strict=True))
+                found = stored[places]
+                if _are_unit(found).all():
+                    vectors[rows] = found
+                    segment.touch()
+                else:  # nothing here waits for the disk: a crash of the machine can leave zeros
+                    segment.unlink()
+
+    def _embed(
+        self,
+        encoder: Encoder,
+        new: Mapping[bytes, str],
+        progress: Callable[[int, int], None] | None,
+    ) -> dict[bytes, NDArray[np.float32]]:
+        """Segment by segment, so that who is killed in between keeps what is done."""
+        made: dict[bytes, NDArray[np.float32]] = {}
+        keys = list(new)
+        for start in range(0, len(keys), SEGMENT_ROWS):
+            chosen = keys[start : start + SEGMENT_ROWS]
+            told = (
+                None
+                if progress is None
+                else partial(lambda before, done: progress(before + done, len(new)), start)
+            )
+            vectors = encoder.encode([new[key] for key in chosen], told)
+            self._keep(chosen, vectors)
+            made.update(zip(chosen, vectors, strict=True))
+        return made
+
+    def _keep(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        joined = b"".join(keys)
+        segment = self._folder / (blake2b(joined, digest_size=16).hexdigest() + SEGMENT)
+        unfinished = self._folder / f"{segment.stem}-{os.getpid()}.unfinished"
+        unfinished.write_bytes(joined + vectors.tobytes())
+        unfinished.replace(segment)
+        self._note(segment, keys)
+
+    def _note(self, segment: Path, keys: Sequence[bytes]) -> None:
+        self._places.update((key, (segment, at)) for at, key in enumerate(keys))
+
+
+def _are_unit(vectors: Vectors) -> NDArray[np.bool_]:
+    unit: NDArray[np.bool_] = np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < 1e-3
+    return unit
+
+
+def _segment_keys(segment: Path, dimension: int) -> list[bytes]:
+    """The keys of a segment; none where it is not whole."""
+    try:
+        rows = _rows(segment, dimension)
+        with segment.open("rb") as file:
+            joined = file.read(KEY_BYTES * rows)
+    except (OSError, ValueError):
+        return []
+    if blake2b(joined, digest_size=16).hexdigest() != segment.stem:
+        return []
+    return [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
+
+
+def _segment_vectors(segment: Path, dimension: int) -> Vectors:
+    rows = _rows(segment, dimension)
+    return np.memmap(
+        segment, dtype=np.float32, mode="r", offset=KEY_BYTES * rows, shape=(rows, dimension)
+    )
+
+
+def _rows(segment: Path, dimension: int) -> int:
+    rows, torn = divmod(segment.stat().st_size, KEY_BYTES + 4 * dimension)
+    if torn:
+        raise ValueError(f"{segment.name} is not whole")
+    return rows
 
 
 def installed_encoder_files() -> dict[str, tuple[Path, str]]:

@@ -53,6 +53,19 @@ def test_labelled_samples_go_after_their_own_time(rig: Rig) -> None:
     assert rig.statuses() == {}
 
 
+def test_vectors_of_texts_that_nothing_used_for_a_month_are_forgotten(rig: Rig) -> None:
+    cache = rig.folder / "cache" / "vectors-0123456789abcdef"
+    cache.mkdir(parents=True)
+    for name, age in (("old.vectors", 31), ("used.vectors", 29), ("torn.unfinished", 31)):
+        (cache / name).write_bytes(b"")
+        moment = (NOW - timedelta(days=age)).timestamp()
+        os.utime(cache / name, (moment, moment))
+
+    retention(rig).run()
+
+    assert [file.name for file in cache.iterdir()] == ["used.vectors"]
+
+
 def test_of_the_embedded_topic_only_what_was_read_is_removed(rig: Rig) -> None:
     writer = EmbeddedTopicWriter(rig.folder / EMBEDDED_FILE)
     for number in range(10):

@@ -335,7 +335,7 @@ def test_unreadable_students_are_refused(name: str, content: str, tmp_path: Path
         load_head(tmp_path)
 
 
-def test_vectors_come_from_the_cache_and_survive_a_torn_tail(
+def test_vectors_come_from_the_cache_and_damage_to_it_does_no_harm(
     made: tuple[Shop, StudentVersion], tmp_path: Path
 ) -> None:
     shop, _ = made
@@ -344,16 +344,38 @@ def test_vectors_come_from_the_cache_and_survive_a_torn_tail(
     fresh = encoder.encode(texts)
     first = VectorCache(tmp_path, encoder.dimension)
     assert np.allclose(first.encode(encoder, texts), fresh)
-    with (tmp_path / "vectors.f32").open("ab") as file:
-        file.write(b"torn")
+    (segment,) = tmp_path.glob("*.vectors")
+    (tmp_path / "half.unfinished").write_bytes(b"torn")
     told: list[tuple[int, int]] = []
     again = VectorCache(tmp_path, encoder.dimension)
     found = again.encode(encoder, [*texts, "new"], lambda done, new: told.append((done, new)))
     assert np.allclose(found[:5], fresh)
     assert told == [(1, 1)], "only what is new is embedded"
-    (tmp_path / "vectors.f32").write_bytes(bytes((tmp_path / "vectors.f32").stat().st_size))
-    healed = VectorCache(tmp_path, encoder.dimension)
-    assert np.allclose(healed.encode(encoder, texts), fresh), "zeros are no vectors"
+    whole = segment.read_bytes()
+    zeros = whole[: 5 * 16] + bytes(len(whole) - 5 * 16)
+    for damaged in (zeros, whole[:-7], b"", b"x" * len(whole)):
+        segment.write_bytes(damaged)
+        healed = VectorCache(tmp_path, encoder.dimension)
+        assert np.allclose(healed.encode(encoder, texts), fresh)
+        assert segment.read_bytes() == whole, "what was damaged is written again"
+
+
+def test_a_segment_that_is_used_is_not_old(
+    made: tuple[Shop, StudentVersion], tmp_path: Path
+) -> None:
+    shop, _ = made
+    encoder = Encoder(shop.workshop.encoder.path, threads=1)
+    cache = VectorCache(tmp_path, encoder.dimension)
+    cache.encode(encoder, ["where is it"])
+    cache.encode(encoder, ["cancel it"])
+    segments = sorted(tmp_path.glob("*.vectors"))
+    for segment in segments:
+        os.utime(segment, (0, 0))
+    VectorCache(tmp_path, encoder.dimension).encode(encoder, ["cancel it"])
+    assert [segment.stat().st_mtime > 0 for segment in segments].count(True) == 1
+    for segment in segments:
+        segment.unlink()
+    assert cache.encode(encoder, ["where is it"]).any(), "pruned under our hands: made again"
 
 
 def test_vector_of_a_text_does_not_depend_on_its_company(made: tuple[Shop, StudentVersion]) -> None:

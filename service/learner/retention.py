@@ -1,11 +1,12 @@
 """The retention job: forgets what has been kept long enough."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from shutil import rmtree
 
 from service.learner.relabel import JobResult
-from service.learner.training import vector_cache
+from service.learner.training import VECTOR_FILES, vector_cache
 from service.settings import Settings
 from service.topics.opening import EMBEDDED_FILE
 from storage.artifacts import Artifacts
@@ -29,6 +30,8 @@ TICKS_KEPT = timedelta(days=3)
 # What is younger may be in the hands of a job that has not noted it yet.
 ARTIFACTS_KEPT = timedelta(hours=1)
 LEASES_KEPT = timedelta(days=7)
+# Since they were last used. Making them again costs a minute for ten thousand texts.
+VECTORS_KEPT = timedelta(days=30)
 
 
 class Retention:
@@ -60,6 +63,7 @@ class Retention:
             delete_leases_before(tx, (now - LEASES_KEPT).date())
         pruned = self._prune_topic(now)
         artifacts = self._prune_artifacts(now - ARTIFACTS_KEPT)
+        self._prune_vectors(now - VECTORS_KEPT)
         self._database.checkpoint()
         if not pruned and not artifacts:
             return JobResult("nothing", "nothing was old enough to be forgotten")
@@ -79,6 +83,13 @@ class Retention:
             before_offset=min(offsets.values(), default=0),
             older_than_ms=int(oldest.timestamp() * 1000),
         )
+
+    def _prune_vectors(self, before: datetime) -> None:
+        """Cached vectors of texts that no training has read for long: those may be forgotten."""
+        for file in self._settings.data_dir.glob(VECTOR_FILES):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before.timestamp():
+                    file.unlink()
 
     def _prune_artifacts(self, before: datetime) -> int:
         with self._database.snapshot() as tx:

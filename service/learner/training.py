@@ -54,6 +54,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 DATASET_FILE = "dataset"
 
 
+VECTOR_FILES = "cache/vectors-*/*"  # in the data folder
+
+
 def vector_cache(settings: Settings, encoder: str) -> Path:
     """Where the vectors of one encoder are kept, by the content of their texts."""
     return settings.data_dir / "cache" / f"vectors-{encoder[:16]}"
