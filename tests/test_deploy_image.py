@@ -195,7 +195,7 @@ def program(built: Path, *words: str | Path, **more: str) -> str:
 @pytest.mark.timeout(600)
 def test_its_steps_make_a_program_that_runs(built: Path) -> None:
     assert "Keep a small student model good" in program(built, "--help")
-    assert program(built, "recipes", "--quick").startswith("head")
+    assert "\nhead " in program(built, "recipes", "--quick")
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version
     assert program(built, "--version") == f"flywheel {version[1]}\n"
