@@ -154,7 +154,7 @@ def ingest_all(
         tempfile.TemporaryDirectory(dir=folder) as name,
         _ingest(open_reader, Path(name), policy) as (ingest, database),
     ):
-        rate = _rate(ingest.run_once, count)
+        rate = _rate(ingest.run_once, count, ingest.settle)
         with database.snapshot() as tx:
             (stored,) = tx.execute("SELECT sum(events) FROM traffic").fetchall()[0]
         if stored != count:
@@ -318,13 +318,14 @@ def _records(count: int, seed: int) -> Iterator[tuple[bytes, Headers]]:
     return gateway_records(count, seed=seed, key=KEY, until=datetime.now(UTC))
 
 
-def _rate(step: Callable[[], int], count: int) -> float:
+def _rate(step: Callable[[], int], count: int, finish: Callable[[], None] = lambda: None) -> float:
     """Call `step` until it has handled so many records; returns records a second."""
     gc.collect()
     started = time.perf_counter()
     done = 0
     while done < count:
         done += step()
+    finish()
     return done / (time.perf_counter() - started)
 
 

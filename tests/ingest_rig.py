@@ -17,7 +17,8 @@ from learner_rig import Rig, open_rig
 from pipelines.decode import DecodePolicy, NativeRecord, encode_native, sign
 from pipelines.types import Message, PromptEvent, StudentAnswer
 from service.keys import GATEWAY_PRODUCER
-from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.given import GivenPolicy
+from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
 from service.settings import IngestSettings

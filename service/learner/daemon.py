@@ -28,7 +28,8 @@ from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.gateway_api import gateway_routes
 from service.learner.gateways import Gateways
-from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.given import GivenPolicy
+from service.learner.ingest import Ingest, Sampling
 from service.learner.leases import LeaseBook
 from service.learner.notify import Notifier
 from service.learner.occasions import Occasions, TeacherWord

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Lock
@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple, Protocol, get_args
 import msgspec
 import structlog
 
-from pipelines.ask import TeacherPolicy, cost, prompt_version
 from pipelines.assess import assess
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy, decode
@@ -31,6 +30,7 @@ from pipelines.types import (
     StudentAnswer,
     Task,
 )
+from service.learner.given import GivenPolicy, given_label
 from service.metrics import LearnerMetrics
 from service.settings import IngestSettings
 from service.topics import Batch, TopicReader
@@ -53,6 +53,8 @@ log = structlog.get_logger()
 JOB = "ingest"
 FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is about
 RETRY_SECONDS = 2.0
+# From so many records on, the next batch is read while this one is on its way to the disk.
+OVERLAP_RECORDS = 1_000
 BY_ITSELF = "flywheel"  # who paused, when nobody did
 HoldReason = Literal["operator", "poison", "disk"]
 
@@ -63,18 +65,22 @@ class Assesses(Protocol):
     def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GivenPolicy:
-    """Under which terms an answer that was there anyway is a label; None terms: it is none."""
-
-    terms: str | None
-    teacher: TeacherPolicy
-
-
 class _Judged(NamedTuple):
     event: PromptEvent
     assessment: Assessment
     teacher_label: str | None
+
+
+class _Work(NamedTuple):
+    """What a batch means: all that its transaction writes."""
+
+    batch: Batch
+    sums: Mapping[TrafficKey, Tally]
+    groups: Sequence[Group]
+    samples: Sequence[Sample]
+    given: Mapping[str, Sequence[Label]]
+    letters: Sequence[DeadLetter]
+    started: float
 
 
 class Sampling:
@@ -133,6 +139,8 @@ class Ingest:
         self._stop = Event()
         self._groups = {name: NearDuplicates(group_salt) for name in tasks}
         self._unsaved: list[Group] = []
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ingest-writer")
+        self._writing: Future[None] | None = None  # at most one transaction is on its way
         self._outcomes: deque[bool] = deque(maxlen=settings.dead_letter_window)
         self.held: HoldReason | None = None
         self.why_stopped: str | None = None
@@ -156,6 +164,12 @@ class Ingest:
 
     def run(self, stop: Event) -> None:
         """Run until asked to stop. The current batch is always finished first."""
+        try:
+            self._run(stop)
+        finally:
+            self.settle()
+
+    def _run(self, stop: Event) -> None:
         self._stop = stop
         linger = self._settings.linger.total_seconds()
         while not stop.is_set():
@@ -183,6 +197,8 @@ class Ingest:
         self._note_gaps([(gap.partition, gap.first, gap.last) for gap in lost])
         if batch.records:
             self._store(batch)
+        else:
+            self.settle()
         self._metrics.topic_lag.set(sum(self._reader.lag().values()))
         self._metrics.topic_problems.set(len(self._reader.problems()))
         return len(batch.records)
@@ -220,50 +236,71 @@ class Ingest:
         return "poison" if by_itself else "operator", "paused; `flywheel resume ingest` goes on"
 
     def _store(self, batch: Batch) -> None:
+        """Hand a batch to its transaction, behind that of the batch before.
+
+        A large one is not waited for: DuckDB and the disk work while the next is read.
+        """
+        work = self._work(batch)
+        self.settle()
+        self._writing = self._writer.submit(self._write, work)
+        if len(batch.records) < OVERLAP_RECORDS:
+            self.settle()
+        self._limit_poison(len(batch.records) - len(work.letters), len(work.letters))
+
+    def settle(self) -> None:
+        """Wait until what was handed over is durable. Raises what its transaction raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _work(self, batch: Batch) -> _Work:
         started = time.perf_counter()
         events, letters = self._decode(batch)
         events = self._with_answers(events)
         judged = [_judge(event, self._tasks) for event in events]
-        prompts = [item for item in judged if FEEDBACK_ON not in item.event.attributes]
+        prompts = (item for item in judged if FEEDBACK_ON not in item.event.attributes)
         samples = list(self._samples(judged))
-        given = self._labels(judged, samples)
-        passing("ingest.read")
-        self._commit(batch, prompts, samples, given, letters)
-        passing("ingest.committed")
-        self._reader.report_progress(batch.next_offsets)
-        passing("ingest.reported")
-        self._metrics.ingest_batch_seconds.observe(time.perf_counter() - started)
-        self._limit_poison(len(events), len(letters))
+        groups, self._unsaved = self._unsaved, []
+        return _Work(
+            batch=batch,
+            sums=tally((item.event, item.assessment.segment) for item in prompts),
+            groups=groups,
+            samples=samples,
+            given=self._labels(judged, samples),
+            letters=letters,
+            started=started,
+        )
 
-    def _commit(
-        self,
-        batch: Batch,
-        prompts: Sequence[_Judged],
-        samples: Sequence[Sample],
-        given: Mapping[str, Sequence[Label]],
-        letters: Sequence[DeadLetter],
-    ) -> None:
+    def _write(self, work: _Work) -> None:
+        passing("ingest.read")
+        self._commit(work)
+        passing("ingest.committed")
+        self._reader.report_progress(work.batch.next_offsets)
+        passing("ingest.reported")
+        self._metrics.ingest_batch_seconds.observe(time.perf_counter() - work.started)
+
+    def _commit(self, work: _Work) -> None:
         """One transaction for all of it. A full disk is waited out: nothing was committed."""
-        sums = tally((item.event, item.assessment.segment) for item in prompts)
+        name, offsets = self._reader.name, work.batch.next_offsets
         while True:
             now = self._now()
             try:
                 with self._database.transaction() as tx:
-                    add_traffic(tx, sums)
-                    add_groups(tx, self._unsaved, now)
-                    new = add_samples(tx, samples, now)
-                    for task, labels in given.items():
+                    add_traffic(tx, work.sums)
+                    add_groups(tx, work.groups, now)
+                    new = add_samples(tx, work.samples, now)
+                    for task, labels in work.given.items():
                         add_labels(tx, task, labels, now)
-                    new_letters = add_dead_letters(tx, letters, now)
-                    store_offsets(tx, self._reader.name, self._identity, batch.next_offsets, now)
+                    new_letters = add_dead_letters(tx, work.letters, now)
+                    store_offsets(tx, name, self._identity, offsets, now)
                 break
             except DiskFull as error:
                 log.error("ingest_disk_full", error=str(error))
                 self._hold("disk")
                 if self._stop.wait(RETRY_SECONDS):
                     raise
-        self._unsaved.clear()
-        self._count(sums, [sample for sample in samples if sample.event.event_id in new], given)
+        stored = [sample for sample in work.samples if sample.event.event_id in new]
+        self._count(work.sums, stored, work.given)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
 
     def _decode(self, batch: Batch) -> tuple[list[PromptEvent], list[DeadLetter]]:
@@ -363,31 +400,10 @@ class Ingest:
             if item.event.event_id not in sampled or item.event.task is None:
                 continue
             task = self._tasks[item.event.task]
-            correction = _correction(item.event, task)
-            if correction is not None:
-                labels.setdefault(task.name, []).append(self._label(item, correction, task, True))
-            elif item.teacher_label is not None:
-                labels.setdefault(task.name, []).append(
-                    self._label(item, item.teacher_label, task, False)
-                )
+            label = given_label(item.event, item.teacher_label, task, self._given)
+            if label is not None:
+                labels.setdefault(task.name, []).append(label)
         return labels
-
-    def _label(self, item: _Judged, label: str, task: Task, corrected: bool) -> Label:
-        usage = item.event.usage
-        prompt, completion = (
-            (usage.prompt_tokens, usage.completion_tokens) if usage and not corrected else (0, 0)
-        )
-        return Label(
-            event_id=item.event.event_id,
-            label=label,
-            source="correction" if corrected else "given",
-            teacher_model="a person" if corrected else item.event.teacher_model or "",
-            prompt_version=prompt_version(task),
-            terms="" if corrected else self._given.terms or "",
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            cost=cost(prompt, completion, self._given.teacher),
-        )
 
     def _count(
         self,
@@ -441,11 +457,3 @@ def _judge(event: PromptEvent, tasks: Mapping[str, Task]) -> _Judged:
         return _Judged(event, Assessment(failure_probability=1.0, segment=""), None)
     task = tasks[event.task]
     return _Judged(event, assess(event, task), read_label(event.teacher_answer, task))
-
-
-def _correction(event: PromptEvent, task: Task) -> str | None:
-    if event.feedback is None or event.feedback.correction is None:
-        return None
-    return read_label(event.feedback.correction, task) or (
-        event.feedback.correction if event.feedback.correction in task.labels else None
-    )
