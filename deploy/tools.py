@@ -133,8 +133,8 @@ def _take_schemas(packages: Path, schemas: Path) -> None:
         "print(json.dumps({k: getattr(v1, k).model_json_schema(by_alias=True) "
         "for k in sys.argv[1:]}))"
     )
-    path = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
-    said = _run([sys.executable, "-c", code, *OPERATOR_KINDS], PYTHONPATH=path)
+    found_in = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
+    said = _run([sys.executable, "-c", code, *OPERATOR_KINDS], PYTHONPATH=found_in)
     for kind, schema in json.loads(said).items():
         _forbid_unknown(schema)
         (operator / f"{kind.lower()}.json").write_text(json.dumps(schema))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -38,10 +38,13 @@ def tools() -> Any:
 
 def program(name: str, package: str) -> str:
     """A program of Debian's; skips where it is missing, fails on CI."""
-    return shutil.which(name) or missing(f"{name} not found: `apt-get install {package}`.")
+    found: str | None = shutil.which(name)
+    if found is None:
+        missing(f"{name} not found: `apt-get install {package}`.")
+    return found
 
 
-def missing(sentence: str) -> Any:
+def missing(sentence: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(sentence)
     pytest.skip(sentence)

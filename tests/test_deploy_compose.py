@@ -238,6 +238,7 @@ def test_its_commands_turn_the_loop(services: dict[str, dict[str, Any]], tmp_pat
 
         def labels() -> bool:
             (task,) = client.get("status")["tasks"]
-            return sum(task["figures"]["labels_by_side"].values()) >= 10
+            found: dict[str, int] = task["figures"]["labels_by_side"]
+            return sum(found.values()) >= 10
 
         eventually("ten labels", labels, tmp_path)
