@@ -10,12 +10,12 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-header -
 INSTALLER := .venv/.installed-installer
 CORE := .venv/.installed-core
 EVERYTHING := .venv/.installed-everything
-# Each is a module of benchmarks/ and has a target of its own, such as bench-ingest.
+# Modules of benchmarks/ that `make bench` runs.
 BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench $(BENCHMARKS:%=bench-%) bench-loop bench-recipes docs lock
+.PHONY: help run test check setup core kafka bench bench-loop bench-recipes docs screenshots lock
 .PHONY: deploy-tools system-packages clean
 
 help: ## List the targets
@@ -39,12 +39,9 @@ core: $(CORE) ## Install what gateway, learner and console need (about 600 MB)
 kafka: core ## Run a Kafka broker for development on 127.0.0.1:9092 (needs Java and Maven)
 	$(BIN)/python deploy/kafka/broker.py $(ARGS)
 
-bench: core ## Measure speed and size against the floors, twenty minutes (ARGS=--quick for one)
+bench: core ## Measure speed and size against the floors, twenty minutes (BENCHMARKS=ingest for one)
 	@for name in $(BENCHMARKS); do echo "== $$name"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
-
-$(BENCHMARKS:%=bench-%): bench-%: core
-	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 bench-loop: core ## Measure the loop on Banking77 over a real broker, if the data is there (ARGS=--help)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
@@ -54,6 +51,9 @@ bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where 
 
 docs: setup ## Write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
+
+screenshots: setup ## Take the console's pictures from a demo run, 10 to 30 minutes (ARGS="--rate 12" on a slow machine)
+	$(BIN)/python docs/screenshots.py $(ARGS)
 
 lock: $(INSTALLER) ## Resolve the dependencies again and write the lock files
 	$(COMPILE) --upgrade pyproject.toml -o core.lock

@@ -1,6 +1,6 @@
 """A student's answer over HTTP, against tokenizer, session and head called directly.
 
-    make bench-answer      (ARGS=--quick for a short run)
+    make bench BENCHMARKS=answer      (ARGS=--quick for a short run)
 
 A real gateway answers a client in another process that keeps its connection. By turns the same
 texts are answered by the bare parts in this process, with the same number of threads. Then sixteen

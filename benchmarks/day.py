@@ -1,6 +1,6 @@
 """A day of traffic at a hundred events a second in the database: its size, and how quick it is.
 
-    make bench-day      (ARGS=--quick for a short run)
+    make bench BENCHMARKS=day      (ARGS=--quick for a short run)
 
 The demonstration trains and approves a student, which gives the console something to show. Then a
 day is written into its database through the learner's own transactions: sums for every minute,

@@ -1,6 +1,6 @@
 """Ingest over a real Kafka broker, against a consumer that merely polls the same topic.
 
-    make bench-ingest      (needs Java and Maven; ARGS=--quick for a short run)
+    make bench BENCHMARKS=ingest      (needs Java and Maven; ARGS=--quick for a short run)
 
 The topic is filled by the product's own writer with signed records of about 1 kB, as a gateway
 writes them. Then by turns: a bare consumer with the learner's settings polls all of it, and the

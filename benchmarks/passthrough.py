@@ -1,6 +1,6 @@
 """What the gateway adds to a request that it passes through, against what LiteLLM's proxy adds.
 
-    make bench-passthrough      (installs LiteLLM into .cache; ARGS=--quick goes without it)
+    make bench BENCHMARKS=passthrough      (installs LiteLLM into .cache; ARGS=--quick: without it)
 
 A mock upstream answers at once. By turns the same client asks it directly, through the gateway and
 through LiteLLM, with one connection and with sixteen. What a proxy adds is its median less the
