@@ -52,7 +52,7 @@ def missing(sentence: str) -> NoReturn:
 
 def said(*command: str | Path, expect: int = 0, **options: Any) -> str:
     """Standard output of a command that ends as expected; both outputs when it should fail."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False, **options
     )
     both = done.stdout + done.stderr
