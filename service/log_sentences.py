@@ -85,6 +85,7 @@ SENTENCES: Mapping[str, str] = {
     "decision_recovered": "A decision was in the file and not in the database; now it is in both.",
     "live_published": "What gateways serve was published.",
     "live_replaced": "live.json could not be read and was written anew from the decisions.",
+    "publication_waits": "What was decided is not published yet; it is tried again.",
     "previous_not_published": "The version before the champion cannot be rolled back to.",
     "regression_found": "The version before was better; what is served is looked at or taken back.",
     "champion_damaged": "The champion's files are not what was approved. It must not restart so.",

@@ -28,6 +28,7 @@ REPEATING = frozenset(
         "ingest_disk_full",
         "job_failed",
         "notify_failed",
+        "publication_waits",
         "teacher_call_failed",
         "tick_not_recorded",
     }

@@ -66,8 +66,14 @@ def lock_data_folder(data_dir: Path) -> IO[str]:
 def lock_empty_folder(data_dir: Path) -> IO[str]:
     """As `lock_data_folder`, for who is about to fill it."""
     folder = data_dir / RUN_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK_FILE).open("a+")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise SettingsError(
+            f"{data_dir} cannot be written: {error.strerror}. Look whether its disk is full or "
+            "read-only, and whom it belongs to"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -78,9 +84,9 @@ def lock_empty_folder(data_dir: Path) -> IO[str]:
             f"a learner (process {holder}) already uses {data_dir}; stop it, or set another "
             "data_dir"
         ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with suppress(OSError):  # without space for it the lock holds too
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), str(os.getpid()).encode())
     return file
 
 

@@ -23,7 +23,8 @@ from service.demo.corpus import load_corpus
 from service.demo.traffic import Traffic
 
 TASK = load_corpus().task
-FIRST, MORE, ASKED = 300, 60, 30
+FIRST, MORE, ASKED = 400, 120, 30
+NEW = 0.6  # of what comes later: a matter that the first version never saw
 SETTINGS = """
 [gateway]
 port = 0
@@ -49,7 +50,7 @@ audit_rate = 0.1
 cold_start_labels = 100000
 
 [trigger]
-min_labels = 150
+min_labels = 1000000
 growth = 1000.0
 min_interval = "0s"
 
@@ -112,16 +113,13 @@ def lived_in(folder: Path) -> Iterator[LivedIn]:
         settings = SETTINGS.format(teacher=teacher, task=TASK, labels=labels)
         with running_service(folder, settings) as running:
             put(running, folder, 0, FIRST)
-            approve(running)
+            train_and_approve(running, FIRST)
             ask(running, FIRST, ASKED)
             wait_for("all events", lambda: events(running) == FIRST + ASKED)
             run_flywheel(running.config, "backup", str(backup))
             before, billed = running.client.get("status"), len(billing.read_text().splitlines())
-            put(running, folder, FIRST + ASKED, MORE)
-            wait_for("all events", lambda: events(running) == FIRST + ASKED + MORE)
-            wait_for("all labels", lambda: not pending(running))
-            running.client.post("tasks", TASK, "train")
-            approve(running)
+            put(running, folder, FIRST + ASKED, MORE, new=NEW)
+            train_and_approve(running, FIRST + ASKED + MORE)
         yield LivedIn(
             folder=folder,
             settings=settings,
@@ -132,12 +130,12 @@ def lived_in(folder: Path) -> Iterator[LivedIn]:
         )
 
 
-def put(running: Running, folder: Path, first: int, count: int) -> None:
+def put(running: Running, folder: Path, first: int, count: int, *, new: float = 0.0) -> None:
     """Prompts of an app that answers them itself: what is to be labelled is bought."""
     path, traffic = folder / "log.jsonl", Traffic(5)
     lines = []
     for index in range(first, first + count):
-        message = traffic.message(index, new_intent_share=0.0)
+        message = traffic.message(index, new_intent_share=new)
         messages = [{"role": "user", "content": message.text}]
         record = {"schema": "flywheel.prompt/1", "model": TASK, "messages": messages}
         lines.append(json.dumps({**record, "event_id": f"log-{index}", "user": message.user}))
@@ -155,14 +153,27 @@ def ask(running: Running, first: int, count: int) -> None:
             client.post(f"{running.gateway}/v1/chat/completions", json=body).raise_for_status()
 
 
-def approve(running: Running) -> str:
-    """Wait for a version, approve it, and wait until the gateway serves it."""
-    waiting = wait_for("a version", lambda: running.client.get("status")["tasks"][0]["waiting"])
-    number = str(waiting["number"])
-    body = {"report": waiting["report"]}
+def train_and_approve(running: Running, count: int) -> None:
+    """With all labels there; then wait until the gateway serves what came of it."""
+    wait_for("all events", lambda: events(running) == count)
+    wait_for("all labels", lambda: not pending(running))
+    running.client.post("tasks", TASK, "train")
+    waiting = wait_for("a version", lambda: newest_waiting(running))
+    number, body = str(waiting["number"]), {"report": waiting["report"]}
     running.client.post("tasks", TASK, "versions", number, "approve", body=body)
     wait_for("the swap", lambda: serving(running) == waiting["name"])
-    return str(waiting["name"])
+
+
+def newest_waiting(running: Running) -> dict[str, Any] | None:
+    """The version that waits. One that the gate stopped will not: that is for whoever reads."""
+    found: list[dict[str, Any]] = running.client.get("tasks", TASK, "versions")
+    if found and found[0]["state"] in ("gate_failed", "insufficient_evidence"):
+        raise GateSaidNo(found[0]["sentence"])
+    return found[0] if found and found[0]["state"] == "waiting" else None
+
+
+class GateSaidNo(BaseException):
+    """Ends the waiting."""
 
 
 def serving(running: Running) -> str:

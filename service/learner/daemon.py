@@ -75,7 +75,6 @@ def run_learner(
     set_up_logs("learner")
     stop = stop or Event()
     drain_on_signals(stop)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_data_folder(settings.data_dir)
     try:
         learner = Learner(settings, stop)
@@ -417,6 +416,7 @@ class Learner:
             self._metrics.champion_damaged.labels(task=task).set(task in damaged)
 
     def _look(self) -> JobResult:
+        self._operations.settle()
         result = self._watch.run()
         self._metrics.teacher_breaker_open.set(self._teacher.breaker_open)
         for name in self._tasks:

@@ -1,12 +1,13 @@
 """Everything an operator can do. The console, the API and the command line only call this."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import structlog
 
-from pipelines.errors import ArtifactDamaged, DataDamaged, Refused
+from pipelines.errors import ArtifactDamaged, DataDamaged, DiskFull, FlywheelError, Refused
 from pipelines.types import Decision, DecisionAction, StudentVersion
 from service.backup import Frozen, freeze
 from service.keys import Keys
@@ -26,7 +27,7 @@ from service.learner.versions import History, load_history
 from service.settings import Settings
 from storage.artifacts import Artifacts, base_kind
 from storage.database import Cursor, Database
-from storage.decisions import reconcile, record_decision
+from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.live import Live
 from storage.reports import read_card, read_report
 from storage.samples import DeadLetter, dead_letter, dead_letters, mark_replayed
@@ -73,6 +74,17 @@ class Operations:
         for link in reconcile(self._database, self._file):
             log.warning("decision_recovered", sequence=link.sequence, task=link.task)
         self.publish()
+
+    def settle(self) -> None:
+        """Make up for what a full disk has kept from happening: now and then, from the watch.
+
+        A decision that reached the file and not the database, and one that is not published.
+        """
+        try:
+            self._catch_up()
+            self.publish()
+        except FlywheelError as error:
+            log.error("publication_waits", error=str(error))
 
     def publish(self) -> Live | None:
         """Bring `live.json` in line with the decisions; None when it was."""
@@ -145,7 +157,7 @@ class Operations:
         promotable, and compares with the present champion; and only what verifies byte by
         byte. Raises `Refused` or `ArtifactDamaged` otherwise.
         """
-        with self._database.transaction() as tx:
+        with self._deciding() as tx:
             version, history = self._find(tx, task, number)
             self._check_approvable(history, version, report)
             self._verify(version, report)
@@ -155,7 +167,7 @@ class Operations:
     def reject(self, task: str, number: int, *, reason: str, operator: str) -> Decision:
         """Say no to a version, with the reason."""
         why = required_reason(reason, "reject")
-        with self._database.transaction() as tx:
+        with self._deciding() as tx:
             version, history = self._find(tx, task, number)
             if version.student in history.approved:
                 raise Refused(f"{version.name} was approved already; roll back instead")
@@ -170,7 +182,7 @@ class Operations:
         """Make a formerly approved version the champion again; None: the one before."""
         why = required_reason(reason, "roll back")
         self._check_task(task)
-        with self._database.transaction() as tx:
+        with self._deciding() as tx:
             history = load_history(tx, task)
             number = to if to is not None else _approved_before(history, task)
             version, history = self._find(tx, task, number)
@@ -340,6 +352,34 @@ class Operations:
                 f"report {report[:12]} does not say that {version.name} may be served"
             )
 
+    @contextmanager
+    def _deciding(self) -> Iterator[Cursor]:
+        """A transaction for one decision. `record_decision` writes the file before the commit,
+        so that a commit that finds no space leaves a decision that was made."""
+        self._catch_up()
+        before = self._written()
+        try:
+            with self._database.transaction() as tx:
+                yield tx
+        except DiskFull as error:
+            if self._written() == before:
+                raise
+            raise DiskFull(
+                f"the decision is recorded in {self._file.name}, and takes effect by itself as "
+                f"soon as there is space: {error}"
+            ) from error
+
+    def _catch_up(self) -> None:
+        with self._database.snapshot() as tx:
+            known = len(decisions(tx))
+        if self._written() > known:
+            for link in reconcile(self._database, self._file):
+                log.warning("decision_recovered", sequence=link.sequence, task=link.task)
+            self._overview.forget()
+
+    def _written(self) -> int:
+        return len(read_file(self._file))
+
     def _record(
         self,
         tx: Cursor,
@@ -370,8 +410,14 @@ class Operations:
             sequence=decision.sequence,
         )
         self._callbacks.decided(decision)
-        self.publish()
         self._overview.forget()
+        try:
+            self.publish()
+        except DiskFull as error:
+            raise DiskFull(
+                f"the decision is recorded, and is published by itself as soon as there is space: "
+                f"{error}"
+            ) from error
         return decision
 
     def _find_letter(self, topic: str, partition: int, offset: int) -> DeadLetter:
