@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.errors import SettingsError
 from storage.durable import sync_folder, write_durably
+from storage.failpoints import passing
 
 INTERNAL_FILE = "internal.key"
 OPERATOR_FILE = "operator.token"
@@ -83,8 +84,10 @@ def _make(path: Path) -> None:
     """Written whole, then given its name: of two processes that start together, one wins."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_durably(temporary, secrets.token_urlsafe(32).encode(), mode=0o600)
+    passing("keys.written")
     try:
         os.link(temporary, path)
+        passing("keys.linked")
     except FileExistsError:
         return
     finally:

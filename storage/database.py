@@ -91,8 +91,10 @@ class Database:
                     cursor.rollback()
 
     def checkpoint(self) -> None:
-        """Fold the log into the file and give space back."""
-        with self._write_lock, self._connection.cursor() as cursor:
+        """Fold the log into the file and give space back; the next time, when others are at it."""
+        # DuckDB may refuse it for the sake of a transaction that has only just ended.
+        refused = suppress(duckdb.TransactionException)
+        with self._write_lock, self._connection.cursor() as cursor, refused:
             cursor.execute("CHECKPOINT")
 
     def close(self) -> None:
