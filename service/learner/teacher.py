@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -190,6 +191,8 @@ class Teacher:
                     self._breaker.open_for(wait)
                     break
                 await asyncio.sleep(wait)
+            else:
+                self._breaker.gave_up()
         return Reply(question=question, outcome="not_sent", detail="gave up for now")
 
     def known(self, question: Question) -> Reply | None:
@@ -289,18 +292,27 @@ class _Breaker:
         self._now = now
         self._failures = 0
         self._impossible = 0
+        self._given_up = 0
         self._until: datetime | None = None
 
     def open_until(self) -> datetime | None:
-        if self._until is not None and self._until > self._now():
-            return self._until
-        return None
+        if self._until is None:
+            return None
+        left = (self._until - self._now()).total_seconds()
+        # More than any pause: the clock was put back.
+        return self._until if 0 < left <= BREAKER_MAX_SECONDS else None
 
     def open_for(self, seconds: float) -> None:
         self._until = self._now() + timedelta(seconds=min(seconds, BREAKER_MAX_SECONDS))
 
+    def gave_up(self) -> None:
+        """All attempts for one question failed: pause, longer each time in a row."""
+        if self.open_until() is None:
+            self._given_up += 1
+            self.open_for(2.0 ** min(self._given_up + 1, 9))
+
     def succeeded(self) -> None:
-        self._failures = self._impossible = 0
+        self._failures = self._impossible = self._given_up = 0
 
     def failed(self, failure: _Failure) -> _Failure:
         """Count it, and return it as what it is in the light of those before it."""
@@ -356,7 +368,12 @@ def _connecting(error: Exception) -> bool:
 
 
 def _retry_after(error: openai.APIStatusError, now: datetime) -> float | None:
-    """Seconds from a Retry-After header, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    """Seconds from a Retry-After header, given as seconds or as a date (RFC 9110, 10.2.3).
+
+    Some servers say it more exactly in a header of their own, in milliseconds.
+    """
+    with suppress(ValueError):
+        return max(0.0, float(error.response.headers.get("retry-after-ms", "")) / 1000)
     value = error.response.headers.get("retry-after")
     if value is None:
         return None
