@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 LIFE_LINE = "FLYWHEEL_LIFE_LINE"
 CHECK_SECONDS = 0.1
-# A child that ends this soon after its first start could not start: that is for a person.
+# A child that ends this soon after its first start could not start: that is for a person. One
+# that lives longer is well, and is started again at once when it dies.
 START_SECONDS = 10.0
 MAX_BACK_OFF_SECONDS = 30.0
 # What a child may take beyond its own drain timeout.
@@ -147,7 +148,7 @@ class Supervisor:
             return None
         code = child.process.poll()
         if code is None:
-            if child.failures and now - child.started > MAX_BACK_OFF_SECONDS:
+            if child.failures and now - child.started > START_SECONDS:
                 child.failures = 0
             return None
         early = child.first and now - child.started < START_SECONDS
