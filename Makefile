@@ -15,7 +15,7 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench bench-loop bench-recipes docs screenshots lock
+.PHONY: help run test check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
 .PHONY: deploy-tools system-packages clean
 
 help: ## List the targets
@@ -48,6 +48,9 @@ bench-loop: core ## Measure the loop on Banking77 over a real broker, if the dat
 
 bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where it stopped (ARGS=--help)
 	$(BIN)/python -m benchmarks.recipes $(ARGS)
+
+chaos: setup ## Kill every process 200 times over a real broker, about an hour (ARGS=--planted: planted bugs)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 docs: setup ## Write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py

@@ -7,7 +7,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from generator.figures import loop_figures, recipe_figures, speed_figures
+from generator.figures import (
+    fault_figures,
+    loop_figures,
+    planted_bugs,
+    recipe_figures,
+    speed_figures,
+)
 from generator.file_tree import file_tree
 from generator.http_page import http_page
 from generator.places import ROOT
@@ -26,6 +32,8 @@ RECIPE_FIGURES = re.compile(
 )
 
 SPEED_FIGURES = re.compile(r"(<!-- speed figures -->\n).*?(\n<!-- end of speed figures -->)", re.S)
+FAULT_FIGURES = re.compile(r"(<!-- fault figures -->\n).*?(<!-- end of fault figures -->)", re.S)
+PLANTED_BUGS = re.compile(r"(<!-- planted bugs -->\n).*?(<!-- end of planted bugs -->)", re.S)
 
 
 def documents() -> Mapping[Path, str]:
@@ -33,6 +41,11 @@ def documents() -> Mapping[Path, str]:
     readme = ROOT / "README.md"
     recipes = ROOT / "docs" / "explanation" / "recipes.md"
     speed = ROOT / "docs" / "explanation" / "speed.md"
+    faults = ROOT / "docs" / "explanation" / "faults.md"
+    broken, planted = "\n".join(fault_figures()), "\n".join(planted_bugs())
+    found_faults = FAULT_FIGURES.sub(
+        lambda found: f"{found[1]}{broken}\n{found[2]}", faults.read_text()
+    )
     measured, timed = "\n".join(recipe_figures()), "\n".join(speed_figures())
     tree, figures = "\n".join(file_tree()), "\n".join(loop_figures())
     text = FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text())
@@ -47,6 +60,7 @@ def documents() -> Mapping[Path, str]:
         recipes: RECIPE_FIGURES.sub(
             lambda found: found[1] + measured + found[2], recipes.read_text()
         ),
+        faults: PLANTED_BUGS.sub(lambda found: f"{found[1]}{planted}\n{found[2]}", found_faults),
         speed: SPEED_FIGURES.sub(lambda found: found[1] + timed + found[2], speed.read_text()),
         readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], text),
     }

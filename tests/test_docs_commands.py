@@ -29,6 +29,7 @@ ELSEWHERE = {
     "make test": "tests/test_docs_commands.py",
     "make setup": "tests/test_setup.py",
     "make kafka": "tests/kafka_broker.py",  # the same file of ours
+    "make chaos": "tests/test_chaos.py",  # an hour; there in small
     "docker compose": "tests/test_docs.py",  # no Docker engine here: only its file is checked
     "flywheel recipes": "tests/test_recipes.py",  # times a batch of each recipe: minutes
 }

@@ -146,3 +146,68 @@ def speed_figures() -> list[str]:
             f"commit {found['commit']}: benchmarks/results/{name}.json."
         )
     return [*lines, "", *(f"- {line}" for line in about)]
+
+
+# Of chaos.json, in the order of the page.
+FAULTS: Sequence[Aim] = (
+    Aim("kills", "kills", "200"),
+    Aim("events", "events that the topic acknowledged", "200,000"),
+    Aim("lost", "of these, lost", "0"),
+    Aim("duplicated", "counted twice", "0"),
+    Aim("answers_bought", "answers bought"),
+    Aim("answers_bought_twice", "bought twice", "0"),
+    Aim("unknown_outcomes", "calls with an unknown outcome, held"),
+    Aim("unknown_outcomes_at_most", "calls that may have been in flight at the kills"),
+    Aim("requests_answered", "requests answered by the gateway"),
+    Aim("unapproved_versions_served", "versions served that nobody approved", "0"),
+    Aim("captures_lost", "answers that a killed gateway had not yet put on the topic"),
+    Aim("capture_lost_ms_max", "the oldest of them, before the kill", "<= 100", "ms"),
+    Aim("serving_again_p50_s", "serving again after a kill, p50", "", "s"),
+    Aim("serving_again_max_s", "serving again, at worst", "<= 3", "s"),
+    Aim("ingest_again_p50_s", "ingesting again after a kill, p50", "", "s"),
+    Aim("ingest_again_max_s", "ingesting again, at worst", "<= 5", "s"),
+    Aim("orphans_gone_max_s", "children gone after a killed supervisor, at worst", "", "s"),
+    Aim("fuzzed_records", "fuzzed records", "100,000"),
+    Aim("fuzzed_unaccounted", "of these, neither event nor dead letter", "0"),
+    Aim("planted_bugs", "bugs planted", ">= 12"),
+    Aim("planted_bugs_caught", "of these, caught", "all"),
+)
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,g}"
+
+
+def fault_figures() -> list[str]:
+    """What the chaos run found, with what it should have."""
+    path = ROOT / "benchmarks" / "results" / "chaos.json"
+    if not path.exists():
+        return ["Not measured yet."]
+    found = json.loads(path.read_text())
+    lines = ["| | found | aim |", "|---|---:|---|"]
+    for aim in FAULTS:
+        value = found["figures"].get(aim.name)
+        shown = "not measured yet" if value is None else f"{_plain(value)} {aim.unit}".strip()
+        lines.append(f"| {aim.meaning} | {shown} | {aim.aim} |")
+    machine = found["machine"]
+    lines += [
+        "",
+        f"Seed {found['seed']}, {machine['cores']} cores ({machine['processor']}), commit "
+        f"{found['commit']}: benchmarks/results/chaos.json.",
+    ]
+    if "load_average" in found:
+        lines.append(
+            f"{found['minutes']:g} minutes over the {found['topic']} topic; the load average was "
+            f"{found['load_average'][1]:g} with other work on the machine."
+        )
+    return lines
+
+
+def planted_bugs() -> list[str]:
+    """Each planted bug and the test that catches it."""
+    path = ROOT / "benchmarks" / "results" / "chaos.json"
+    planted = json.loads(path.read_text()).get("planted", {}) if path.exists() else {}
+    if not planted:
+        return ["Not measured yet."]
+    rows = (f"| {name} | `{test}` |" for name, test in planted.items())
+    return ["| bug | caught by |", "|---|---|", *rows]

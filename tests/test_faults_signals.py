@@ -1,0 +1,98 @@
+"""SIGTERM in every phase: the learner drains, exits with 0, and nothing is lost or paid twice.
+
+The signal is sent by the process itself, at a failpoint: that is how it hits the phase.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from learner_rig import scripted_teacher
+
+from benchmarks.chaos_checks import read_topic
+from benchmarks.chaos_service import SETTINGS, free_port
+from benchmarks.chaos_witnesses import (
+    LABELS,
+    PRODUCER,
+    TASK,
+    Acknowledged,
+    Producer,
+    SyncedLog,
+    text_of,
+)
+from service.settings import load_settings
+from storage import failpoints
+from storage.database import Database
+
+EVENTS = 400
+KEY = "a key of sixteen"
+# A point in each phase: read, counted, asked, answered, applied, trained, judged.
+PHASES = (
+    "ingest.read",
+    "database.counted",
+    "teacher.intended",
+    "teacher.answered",
+    "relabel.applied",
+    "training.trained",
+    "evaluation.judged",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_signal_in_any_phase_drains_and_loses_nothing(tmp_path: Path) -> None:
+    answers = dict(map(text_of, range(EVENTS)))
+    with scripted_teacher(tmp_path, answers) as teacher:
+        config, points = tmp_path / "flywheel.toml", tmp_path / "points"
+        (points / failpoints.ARMED).mkdir(parents=True)
+        config.write_text(
+            SETTINGS.format(
+                data=tmp_path / "data",
+                broker="",
+                producer=PRODUCER,
+                key=KEY,
+                teacher=teacher.url,
+                gateway=free_port(),
+                learner=free_port(),
+                task=TASK,
+                labels=json.dumps(LABELS),
+                concurrency=4,
+            )
+        )
+        settings = load_settings(config)
+        log = SyncedLog(tmp_path / "sent.jsonl")
+        producer = Producer(settings, log, events=EVENTS, key=KEY.encode())
+        producer.rate = 1e9
+        with producer:
+            producer.wait()
+
+        for phase in PHASES:
+            (points / failpoints.ARMED / phase).write_text("SIGTERM 1")
+            done = run_learner(config, points)
+            assert done.returncode == 0, f"{phase}: {done.stderr[-2000:]}"
+            assert phase in (points / failpoints.FIRED).read_text(), done.stderr[-2000:]
+
+        database = Database(settings.data_dir / "flywheel.duckdb")
+        with database.snapshot() as tx:
+            counted = tx.execute("SELECT sum(events) FROM traffic").fetchall()[0][0]
+        database.close()
+        bills = Counter(bill["messages_sha256"] for bill in teacher.bills())
+    assert counted == EVENTS == Acknowledged.read(log).numbers
+    assert sum(read_topic(settings).produced.values()) == EVENTS
+    assert max(bills.values()) == 1, "something was bought twice"
+
+
+def run_learner(config: Path, points: Path) -> "subprocess.CompletedProcess[str]":
+    """Until it ends by its own signal."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", "--config", str(config), "learner"],
+        env={**os.environ, failpoints.VARIABLE: str(points)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
