@@ -259,6 +259,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=120.0, help="stop killing after this")
     parser.add_argument("--fuzz", type=int, default=100_000, help="records to fuzz ingest with")
     parser.add_argument("--embedded", action="store_true", help="without a broker")
+    parser.add_argument("--folder", type=Path, help="an empty one, to keep all logs in")
     parser.add_argument("--planted", action="store_true", help="plant bugs, see each caught")
     chosen = parser.parse_args()
     if chosen.planted:
@@ -266,7 +267,10 @@ def main() -> int:
 
         return plant_all()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        folder = chosen.folder or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))
+        )
+        folder.mkdir(parents=True, exist_ok=True)
         servers = "" if chosen.embedded else stack.enter_context(broker(folder / "kafka"))
         plan = Plan(
             kills=chosen.kills,
