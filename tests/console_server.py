@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 from operating import TASK, TUNED, Desk, make_history, open_desk
+from starlette.routing import BaseRoute
 
 from pipelines.types import Estimate
 from service.console.app import console_app
@@ -47,9 +48,9 @@ def open_console(folder: Path, *, training: bool = False) -> Iterator[Console]:
 
 
 @contextmanager
-def serve(desk: Desk) -> Iterator[str]:
+def serve(desk: Desk, extra_routes: Sequence[BaseRoute] = ()) -> Iterator[str]:
     """Run the app on a free port until the end of the block."""
-    app = console_app(desk.operations, TOKEN, desk.settings, failure_seconds=0.01)
+    app = console_app(desk.operations, TOKEN, desk.settings, extra_routes, failure_seconds=0.01)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)

@@ -162,7 +162,7 @@ class Desk:
     published: list[Live] = field(default_factory=list)
     figures: dict[str, Figures] = field(default_factory=dict)
     progress: Progress | None = None
-    ingest: IngestState = IngestState()
+    ingest: IngestState = field(default_factory=IngestState)
 
     @property
     def live_path(self) -> Path:

@@ -1,42 +1,26 @@
 """The console in a real browser: what an operator does, by hand and by keyboard."""
 
-import json
-import os
-import shutil
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from console_server import TOKEN, Console, open_console
+from browser_rig import (
+    focus_is_seen,
+    logged_in,
+    one_time_link,
+    press_until_focused,
+    running_chromium,
+)
+from console_server import Console, open_console
 from operating import TASK
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    if CHROMIUM is None:
-        message = "Chromium is not installed; on Debian: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+    yield from running_chromium()
 
 
 @pytest.fixture
@@ -45,45 +29,16 @@ def console(tmp_path: Path) -> Iterator[Console]:
         yield opened
 
 
-def one_time_link(console: Console) -> str:
-    request = urllib.request.Request(
-        f"{console.url}/api/login-codes",
-        data=b'{"operator": "ada"}',
-        headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        return str(json.loads(answer.read())["link"])
-
-
 @pytest.fixture
 def page(chromium: Any, console: Console) -> Iterator[Any]:
-    """A page that has logged in by the link that `flywheel open` makes."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
-    opened = context.new_page()
-    problems: list[str] = []
-    opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    opened.goto(one_time_link(console))
-    opened.wait_for_url(f"{console.url}/")
-    yield opened
-    context.close()
-    # 409 is an answer that a test asked for; anything else, CSP violations included, is not.
-    assert [problem for problem in problems if "409" not in problem] == []
+    with logged_in(chromium, console.url) as opened:
+        yield opened
 
 
 def champion(console: Console) -> int:
     found = console.desk.live().tasks[TASK].champion
     assert found is not None
     return found.number
-
-
-def press_until_focused(page: Any, text: str, key: str = "Tab") -> None:
-    for _ in range(60):
-        page.keyboard.press(key)
-        if page.evaluate("document.activeElement.textContent").strip() == text:
-            return
-    raise AssertionError(f"the keyboard does not reach '{text}'")
 
 
 def test_what_waits_is_the_first_thing_one_sees(page: Any) -> None:
@@ -95,7 +50,7 @@ def test_what_waits_is_the_first_thing_one_sees(page: Any) -> None:
 
 
 def test_a_used_link_opens_nothing(chromium: Any, console: Console) -> None:
-    link = one_time_link(console)
+    link = one_time_link(console.url)
     for expected in (f"{console.url}/", link):
         context = chromium.new_context()
         page = context.new_page()
@@ -109,8 +64,7 @@ def test_approving_works_by_keyboard_alone(page: Any, console: Console) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/versions/5")
     press_until_focused(page, "Approve support-v5")
-    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"
+    assert focus_is_seen(page)
     page.keyboard.press("Enter")
     page.wait_for_url("**/versions/5?done=approved")
     assert page.get_by_text("Approved and published.").is_visible()
@@ -232,7 +186,7 @@ POOR_CONTRAST = """
 def test_everything_works_without_script(chromium: Any, console: Console) -> None:
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(one_time_link(console))
+    page.goto(one_time_link(console.url))
     page.wait_for_url(f"{console.url}/")
     page.get_by_role("link", name="Read the report and decide").click()
     page.get_by_role("button", name="Approve support-v5").click()

@@ -272,7 +272,8 @@ def _swap(facts: LoopFacts) -> Step:
     following = [one for one in told if one.serving.get(facts.task) == champion.name]
     problems = [one.failed[facts.task] for one in told if facts.task in one.failed]
     state: StepState = "done" if following else "idle"
-    did, why = f"{len(following)} of {counted(len(told), 'gateway')} serve {short(champion)}.", ""
+    serve = "serves" if len(told) == 1 else "serve"
+    did, why = f"{len(following)} of {counted(len(told), 'gateway')} {serve} {short(champion)}.", ""
     if problems:
         state, why = "failed", sentence(problems[0])
     elif not told:
@@ -325,8 +326,10 @@ def _of_job(facts: LoopFacts, name: StepName, job_name: str) -> Step:
     why = ""
     if job and job.paused:
         why = _paused(job)
-    elif last and last.outcome in ("nothing", "missed"):
+    elif last and last.outcome == "nothing":
         why = sentence(last.detail)
+    elif last and last.outcome == "missed":
+        why = f"The last tick was missed: {last.detail}."
     elif last is None:
         why = "It has not run yet."
     return Step(
