@@ -14,7 +14,7 @@ ONE_LINE_FOLDERS = {
     "service/console/static": "Style sheet and script of the console.",
     "service/console/templates": "The pages of the console.",
     "benchmarks/results": "What the benchmarks found, as they wrote it.",
-    "docs/images": "Pictures of the console, and plots that the benchmarks draw from their results.",
+    "docs/images": "Pictures of the console, and plots of what the benchmarks found.",
 }
 TOP_FILES = {
     "Makefile": "Every command for people who work on it.",
