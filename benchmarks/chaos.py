@@ -50,7 +50,7 @@ from service.settings import Settings, load_settings
 CONCURRENCY = 4
 SECONDS_A_KILL = 8.0  # for the producer's rate: the events should last as long as the kills
 FIRST_EVENTS = 500
-FIRST_STUDENT_SECONDS = 300.0
+FIRST_STUDENT_SECONDS = 900.0
 CATCH_UP_SECONDS = 600.0
 STILL_LOOKS = 24  # the broker's ends are looked at every few seconds
 CUSTOMERS_TEXTS = 40_000

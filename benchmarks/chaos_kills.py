@@ -96,10 +96,12 @@ class Killer:
         """
         while True:
             for at, (victim, point) in enumerate(wanted):
-                children = _children_hit(victim, point)
-                if all(self._service.age(child) > HEALTHY_SECONDS for child in children):
+                if all(map(self._is_steady, _children_hit(victim, point))):
                     return wanted.pop(at)
             time.sleep(0.1)
+
+    def _is_steady(self, child: str) -> bool:
+        return child not in self._service.died or self._service.age(child) > HEALTHY_SECONDS
 
     def kill(self, victim: Victim | None, point: str) -> Kill | None:
         """One kill and its recovery; None when the point was not passed in time."""
@@ -158,6 +160,7 @@ class Killer:
         about: dict[str, Any] = {"victim": victim, "point": point, "at": at}
         if victim == "trainer":
             return Kill(**about)
+        self._service.died.add(victim)
         if victim == "supervisor":
             orphan = self._await(self._service.is_free, at)
             # What systemd does: the program is started again.
@@ -180,6 +183,8 @@ class Killer:
 
 
 def _children_hit(victim: Victim | None, point: str) -> tuple[str, ...]:
+    if victim == "supervisor":  # a new one knows of no deaths
+        return ()
     if victim in ("learner", "gateway"):
         return (str(victim),)
     if victim is None and point.startswith(("swap.", "capture.")):

@@ -119,7 +119,7 @@ class Service:
         self.config.write_text(filled)
         self._pids: dict[int, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._learner_before = 0
+        self.died: set[str] = set()  # children, since the supervisor's start
 
     @property
     def gateway(self) -> str:
@@ -135,6 +135,7 @@ class Service:
     def start(self) -> None:
         """Start the supervisor; returns at once."""
         self.reap()
+        self.died.clear()
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "--config", str(self.config), "run"],
