@@ -154,9 +154,7 @@ class _Backup:
             )
         lines = self._data / LEDGER_FOLDER / LEDGER_FILE
         if lines.is_file():
-            content = lines.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            self._calls = content.count(b'"step":"intent"')
+            whole, self._calls = _whole_lines(lines)
             self._add(f"{LEDGER_FOLDER}/{LEDGER_FILE}", lines, size=whole)
         self._add_sqlite(f"{LEDGER_FOLDER}/{BODIES}", self._data / LEDGER_FOLDER / BODIES)
 
@@ -239,6 +237,17 @@ def fingerprint(data_dir: Path, settings: Settings) -> str:
         with suppress(OSError):
             key = (data_dir / KEY_FILE).read_text().strip()
     return hmac.new(key.encode(), b"flywheel-backup", sha256).hexdigest()[:16] if key else ""
+
+
+def _whole_lines(path: Path) -> tuple[int, int]:
+    """The bytes up to the last whole line, and the calls in them."""
+    size = calls = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                size += len(line)
+                calls += b'"step":"intent"' in line
+    return size, calls
 
 
 def _champions(tx: Cursor) -> dict[str, str]:

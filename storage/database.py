@@ -167,9 +167,16 @@ def _connect(path: Path, memory_mb: int, *, read_only: bool = False) -> Cursor:
                 f"another process holds {path}; one learner may use a data folder. "
                 "Stop it, or set another data_dir"
             ) from error
-        raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
+        raise DataDamaged(_unreadable(path, error)) from error
     except duckdb.Error as error:
-        raise DataDamaged(f"{path} cannot be opened: {error}. Nothing was changed") from error
+        raise DataDamaged(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return (
+        f"{path} cannot be opened: {error}. Nothing was changed. `flywheel rebuild` makes it anew "
+        "from topic, ledger, artifacts and decisions; or restore a backup"
+    )
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -23,8 +23,8 @@ from service.demo.corpus import load_corpus
 from service.demo.traffic import Traffic
 
 TASK = load_corpus().task
-FIRST, MORE, ASKED = 400, 120, 30
-NEW = 0.6  # of what comes later: a matter that the first version never saw
+FIRST, MORE, ASKED = 360, 160, 30
+NEW = 0.8  # of what comes later: a matter that the first version never saw
 SETTINGS = """
 [gateway]
 port = 0
@@ -56,6 +56,7 @@ min_interval = "0s"
 
 [gate]
 min_groups = 30
+alpha = 0.4
 delta = 0.4
 max_negative_flips = 1.0
 max_calibration_error = 1.0
@@ -202,7 +203,7 @@ def run_flywheel(config: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 180) -> Any:
+def wait_for(what: str, found: Callable[[], Any], seconds: float = 480) -> Any:
     deadline = time.monotonic() + seconds
     last = "nothing yet"
     while time.monotonic() < deadline:

@@ -29,7 +29,7 @@ def quietly(text: str) -> None: ...
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_backup_taken_while_running_is_where_the_loop_goes_on(
     lived_in: LivedIn, tmp_path: Path
 ) -> None:

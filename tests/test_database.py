@@ -98,6 +98,7 @@ def test_cut_log_is_noticed(path: Path) -> None:
         Database(path)
     path.with_suffix(".commits").unlink()  # what the message says
     assert "flywheel.commits" in str(caught.value)
+    assert "`flywheel rebuild`" in str(caught.value)
     database = opened(path)
     assert 1 <= len(keys(database)) < 6
     database.close()

@@ -280,7 +280,7 @@ def test_a_broker_is_asked_for_topic_codec_and_what_retention_left(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_it_works_with_the_learner_running_and_not(lived_in: LivedIn, tmp_path: Path) -> None:
     data, config = lived_in.copy(tmp_path), lived_in.config(tmp_path)
     said = run_flywheel(config, "doctor", "--all")

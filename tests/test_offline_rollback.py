@@ -172,7 +172,7 @@ def test_rollbacks_and_starts_at_the_same_time_lose_and_double_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_gateways_switch_while_the_learner_is_dead(lived_in: LivedIn, tmp_path: Path) -> None:
     lived_in.copy(tmp_path)
     config = lived_in.config(tmp_path)

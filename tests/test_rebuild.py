@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka_broker import topic_name
 from lived_in import (
     TASK,
     LivedIn,
@@ -20,9 +22,13 @@ from lived_in import (
 from operating import Desk, open_desk
 
 from benchmarks.running import running_service
+from pipelines.decode import NativeRecord, encode_native
 from pipelines.errors import DataDamaged, DataLocked, ExitCode, Refused
+from pipelines.types import Message
 from service.process import lock_data_folder
 from service.rebuild import rebuild
+from service.settings import KafkaSettings
+from service.topics.opening import open_writer
 from service.topics.topic_file import prune
 from storage.database import Database
 
@@ -57,7 +63,7 @@ def destroy(data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_destroyed_database_comes_back_and_nothing_is_bought_again(
     lived_in: LivedIn, tmp_path: Path
 ) -> None:
@@ -94,6 +100,7 @@ def test_a_destroyed_database_comes_back_and_nothing_is_bought_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_what_the_topic_has_forgotten_comes_back_from_ledger_and_datasets(
     lived_in: LivedIn, tmp_path: Path
 ) -> None:
@@ -191,3 +198,29 @@ def test_a_rebuild_that_dies_in_the_exchange_leaves_no_empty_database(
     assert rebuild(settings_of(tmp_path), quietly).counts["decisions"] == 1
     query = "SELECT count(*) FROM students"
     assert rows(desk_data / "flywheel.duckdb", query) == [(2,)]
+
+
+@pytest.mark.kafka
+def test_a_brokers_topic_is_read_again_from_its_beginning(
+    kafka_broker: Any, desk_data: Path, tmp_path: Path
+) -> None:
+    kafka = KafkaSettings(
+        bootstrap_servers=kafka_broker.bootstrap_servers, topic=topic_name("rebuild")
+    )
+    settings = settings_of(tmp_path).model_copy(update={"kafka": kafka})
+    with closing(open_writer(settings)) as writer:
+        for index in range(60):
+            record = NativeRecord(
+                schema="flywheel.prompt/1",
+                event_id=f"e-{index}",
+                model="gpt-support",
+                messages=(Message("user", f"prompt {index}"),),
+            )
+            writer.send(encode_native(record), key=b"%d" % index)
+        writer.flush(30)
+    found = rebuild(settings, quietly)
+    assert found.counts["events"] == 60
+    query = "SELECT sum(next_offset) FROM offsets"
+    assert rows(desk_data / "flywheel.duckdb", query) == [(60,)]
+    query = "SELECT sum(events) FROM traffic WHERE task = 'support'"
+    assert rows(desk_data / "flywheel.duckdb", query) == [(60,)]

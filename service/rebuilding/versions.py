@@ -1,7 +1,7 @@
 """Datasets, training runs, student versions and evaluations, as the artifacts tell of them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,12 +53,20 @@ def look_at(artifacts: Artifacts) -> Found:
 def add_versions(tx: Cursor, found: Found, decided: list[Decision]) -> Mapping[str, int]:
     """Store them. Returns counts: what was stored, and which numbers nobody knows any more."""
     reports = _by_student(found.reports)
-    bought: dict[str, int] = {}
+    bought = {
+        one.digest: int(one.about["training"]) + int(one.about["held_out"])
+        for one in found.datasets
+    }
     for report in found.reports.values():
         bought[report.dataset] = report.labels_bought
     for dataset in found.datasets:
         _add_dataset(tx, dataset, bought)
-    versions = [*_numbered(found, reports)]
+    versions = [
+        version
+        if version.student in reports
+        else replace(version, labels_bought=bought.get(version.dataset, version.labels_bought))
+        for version in _numbered(found, reports)
+    ]
     for version in versions:
         add_version(tx, version)
         _add_run(tx, version)
@@ -112,7 +120,8 @@ def version_of(student: Artifact, report: Report | None, free: int = 0) -> Stude
     about: Mapping[str, Any] = student.about
     # Before there were recipes every student was a head on an encoder.
     made_by = about.get("recipe")
-    recipe = made_by if isinstance(made_by, dict) else {"name": "head", "family": "head"}
+    recipe: dict[str, Any] = {"name": "head", "family": "head"}
+    recipe |= made_by if isinstance(made_by, dict) else {}
     training = about.get("training", {})
     base = about.get(base_kind(recipe["family"]), "")
     examples = int(training.get("examples", 0))
@@ -139,7 +148,7 @@ def _add_dataset(tx: Cursor, dataset: Artifact, bought: Mapping[str, int]) -> No
         digest=dataset.digest,
         task=str(about["task"]),
         parent=about.get("parent"),
-        labels=bought.get(dataset.digest, examples + held_out),
+        labels=bought[dataset.digest],
         examples=examples,
         held_out=held_out,
         cut_off=at,
