@@ -7,7 +7,10 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 ARENAS = 2
 # Larger blocks are mapped one by one, so that the system has them back as soon as they are free.
-LARGE_BYTES = 1 << 20
+# What a batch of short texts needs is smaller: mapping that anew each time would cost time.
+LARGE_BYTES = 4 << 20
+# As much as this may lie free at the end of the heap.
+FREE_BYTES = 16 << 20
 
 
 def hoard_less() -> None:
@@ -17,7 +20,7 @@ def hoard_less() -> None:
         return
     mallopt(_ARENA_MAX, ARENAS)
     mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
-    mallopt(_TRIM_THRESHOLD, LARGE_BYTES)
+    mallopt(_TRIM_THRESHOLD, FREE_BYTES)
 
 
 def give_back() -> None:
