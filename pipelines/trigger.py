@@ -86,8 +86,8 @@ def _impossible(state: TriggerState) -> str | None:
 
 
 def _too_soon(state: TriggerState, policy: TriggerPolicy) -> str | None:
-    if state.since_last_training is None:
-        return None
+    if state.since_last_training is None or state.since_last_training < timedelta(0):
+        return None  # the latter: the clock was put back, and would hold it up for as long
     pause = back_off(state.failures_in_a_row, policy)
     if state.since_last_training < pause:
         times = "time" if state.failures_in_a_row == 1 else "times"

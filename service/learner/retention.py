@@ -28,7 +28,7 @@ from storage.traffic import delete_traffic_before, stored_offsets
 
 TICKS_KEPT = timedelta(days=3)
 # What is younger may be in the hands of a job that has not noted it yet.
-ARTIFACTS_KEPT = timedelta(hours=1)
+ARTIFACTS_KEPT = timedelta(hours=3)
 LEASES_KEPT = timedelta(days=7)
 # Since they were last used. Making them again costs a minute for ten thousand texts.
 VECTORS_KEPT = timedelta(days=30)
