@@ -19,6 +19,7 @@ import pytest
 from lived_in import TASK as LIVED_TASK
 from lived_in import LivedIn, run_flywheel
 from operating import TASK, open_desk
+from pydantic import SecretStr
 
 from benchmarks.running import running_service
 from pipelines.errors import ExitCode, NotRunning
@@ -100,7 +101,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def with_teacher(settings: Settings, url: str) -> Settings:
-    teacher = settings.teacher.model_copy(update={"base_url": url, "model": "large-1"})
+    about = {"base_url": url, "model": "large-1", "api_key": SecretStr("ours")}
+    teacher = settings.teacher.model_copy(update=about)
     return settings.model_copy(update={"teacher": teacher})
 
 

@@ -1,6 +1,8 @@
 """Rolling back while the learner is dead: served at once, recorded once, by whoever comes back."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from lived_in import LivedIn, run_flywheel, serving, wait_for
 from operating import LABELS, TASK, Clock, open_desk
 
 from benchmarks.running import running_service
-from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, ExitCode, Refused
+from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, Refused
 from service import rollback
 from service.keys import open_keys
 from service.process import lock_data_folder
@@ -178,16 +180,12 @@ def test_gateways_switch_while_the_learner_is_dead(lived_in: LivedIn, tmp_path: 
     config = lived_in.config(tmp_path)
     with running_service(tmp_path, lived_in.settings) as running:
         wait_for("the champion", lambda: f"{LIVED_TASK}-v2" in serving(running))
-        learner = running.pid("learner")
-        # It hangs, so that nobody starts another: then it is dead for the operator.
-        subprocess.run(["kill", "-STOP", str(learner)], check=True)
-        said = run_flywheel(
-            config, "rollback", "--yes", "--reason", "worse", code=ExitCode.DATA_LOCKED
-        )
-        assert "end that process" in said
-        subprocess.run(["kill", "-KILL", str(learner)], check=True)
-        run_flywheel(config, "rollback", "--yes", "--reason", "worse")
-        wait_for("the switch", lambda: f"{LIVED_TASK}-v1" in serving(running), seconds=20)
+        running.process.send_signal(signal.SIGSTOP)  # the supervisor: nobody starts another
+        os.kill(running.pid("learner"), signal.SIGKILL)
+        said = run_flywheel(config, "rollback", "--yes", "--reason", "worse")
+        assert "No learner runs" in said
+        wait_for("the switch", lambda: f"{LIVED_TASK}-v1" in serving(running), seconds=60)
+        running.process.send_signal(signal.SIGCONT)
         versions = wait_for(
             "the learner", lambda: running.client.get("tasks", LIVED_TASK, "versions")
         )

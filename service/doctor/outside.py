@@ -138,6 +138,7 @@ def look_at_teacher(settings: Settings, ask: Ask) -> Iterator[Finding]:
 
 def _judged(settings: Settings, answer: httpx2.Response) -> Finding:
     teacher, said = settings.teacher, f"({NO_SPENDING})"
+    lets_in = "accepts our key" if teacher.api_key.get_secret_value() else "asks for no key"
     if answer.status_code in (401, 403):
         return problem(
             "teacher",
@@ -158,10 +159,10 @@ def _judged(settings: Settings, answer: httpx2.Response) -> Finding:
     if names and teacher.model not in names:
         return problem(
             "teacher",
-            f"it accepts our key, and lists no model {teacher.model} {said}",
+            f"it {lets_in}, and lists no model {teacher.model} {said}",
             f"set teacher.model to one of {', '.join(sorted(names)[:5])}",
         )
-    return ok("teacher", f"it accepts our key and lists {teacher.model or 'its models'} {said}")
+    return ok("teacher", f"it {lets_in} and lists {teacher.model or 'its models'} {said}")
 
 
 def _clock(answer: httpx2.Response) -> Iterator[Finding]:
