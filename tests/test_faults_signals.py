@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
-from learner_rig import scripted_teacher
+from learner_rig import open_rig, scripted_teacher
 
 from benchmarks.chaos_checks import read_topic
 from benchmarks.chaos_service import SETTINGS, free_port
@@ -24,6 +26,8 @@ from benchmarks.chaos_witnesses import (
     SyncedLog,
     text_of,
 )
+from service.learner.relabel import JobResult
+from service.learner.schedule import Schedule
 from service.settings import load_settings
 from storage import failpoints
 from storage.database import Database
@@ -96,3 +100,34 @@ def run_learner(config: Path, points: Path) -> "subprocess.CompletedProcess[str]
         timeout=240,
         check=False,
     )
+
+
+@pytest.mark.timeout(60)
+def test_a_job_that_asks_for_the_schedule_while_it_stops_does_not_hold_it_up(
+    tmp_path: Path,
+) -> None:
+    """Found by a chaos run: a page asked when jobs run next, a job waited for the page, and the
+    end waited for the job."""
+    begun, stopping = Event(), Event()
+
+    def job() -> JobResult:
+        begun.set()
+        assert stopping.wait(20)
+        time.sleep(0.3)  # the end has its locks by now
+        schedule.next_ticks()
+        schedule.run_now("other")
+        return JobResult("done", "asked")
+
+    with open_rig(tmp_path) as rig:
+        jobs = {
+            "asks": ("every 100ms", job),
+            "other": ("every 10h", lambda: JobResult("nothing", "")),
+        }
+        schedule = Schedule(jobs, rig.database, rig.metrics)
+        schedule.start()
+        assert begun.wait(20)
+        end = Thread(target=schedule.stop, daemon=True)
+        end.start()
+        stopping.set()
+        end.join(20)
+        assert not end.is_alive(), "the schedule does not stop"

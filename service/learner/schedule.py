@@ -51,10 +51,10 @@ class Schedule:
         self._now = now
         self._planned: dict[str, datetime] = {}
         self._running = {name: Lock() for name in jobs}
-        executor = _PlannedExecutor(len(jobs) + 2, self._planned)
+        self._executor = _PlannedExecutor(len(jobs) + 2, self._planned)
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": executor},
+            executors={"default": self._executor},
             job_defaults={
                 "coalesce": True,
                 "max_instances": 1,
@@ -78,7 +78,9 @@ class Schedule:
     def stop(self) -> None:
         """No new firing; those that run are waited for."""
         if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
+            self._scheduler.shutdown(wait=False)
+            # Outside the scheduler's locks: whom a job waits for may ask the scheduler something.
+            self._executor.shutdown(wait=True)
 
     def run_now(self, name: str) -> None:
         """Fire a job at once, beside its schedule."""
