@@ -336,3 +336,18 @@ def test_every_chart_is_a_table_and_a_sentence_too(seeded: Desk) -> None:
     assert len(said) == 3
     assert re.match(r"Trusted coverage: 90.% at \d\d:\d\d UTC, between 65.4.% and", said[0])
     assert page.count('<th scope="row">01 Mar') >= 3 * 10
+
+
+# The pictures.
+
+
+def test_the_pictures_of_the_console_are_there_small_and_used() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    pages = [docs.parent / "README.md", *docs.rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    named = set(re.findall(r"images/(console-[a-z]+-(?:light|dark)\.png)", text))
+    assert named
+    for name in sorted(named):
+        picture = docs / "images" / name
+        assert picture.read_bytes().startswith(b"\x89PNG"), name
+        assert picture.stat().st_size < 150_000, name
