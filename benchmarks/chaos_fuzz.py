@@ -13,11 +13,12 @@ from benchmarks.chaos_witnesses import LABELS, TASK, text_of
 from pipelines.decode import SCHEMA, DecodePolicy, NativeRecord, encode_native, sign
 from pipelines.types import Message
 from service.keys import GATEWAY_PRODUCER
-from service.learner.ingest import GivenPolicy, Ingest, Sampling
+from service.learner.given import GivenPolicy
+from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
 from service.metrics import LearnerMetrics
-from service.settings import IngestSettings, Settings
+from service.settings import IngestSettings, Settings, TaskSettings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.database import Database
 from storage.ledger import Ledger
@@ -96,7 +97,8 @@ def fuzz(folder: Path, records: int, *, seed: int) -> Mapping[str, float]:
 
 
 def _ingested(folder: Path, records: int) -> Mapping[str, float]:
-    settings = Settings(data_dir=folder, tasks={TASK: {"models": [TASK], "labels": list(LABELS)}})
+    task = TaskSettings(models=[TASK], labels=list(LABELS))
+    settings = Settings(data_dir=folder, tasks={TASK: task})
     database = Database(folder / "fuzz.duckdb")
     migrate(database)
     ledger = Ledger(folder / "ledger")

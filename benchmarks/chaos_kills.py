@@ -74,9 +74,8 @@ class Killer:
         """Every failpoint as often as fits, then random victims; shuffled."""
         points = failpoints()
         rounds = max(0, kills // 2) // len(points)
-        chosen: list[tuple[Victim | None, str]] = [
-            (None, point) for point in points * max(rounds, 1)
-        ][: kills if kills < len(points) else None]
+        chosen: list[tuple[Victim | None, str]] = []
+        chosen += [(None, point) for point in points * max(rounds, 1)]
         victims = [victim for victim, share in SHARES for _ in range(share)]
         self._dice.shuffle(victims)
         if kills < len(points):  # a short run: one of each process, then points

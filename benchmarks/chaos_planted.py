@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import RESULTS, ROOT, write_results
 
@@ -274,7 +275,9 @@ def plant_all() -> int:
 def keep(caught: dict[str, bool]) -> None:
     """Beside the figures of the run."""
     path = RESULTS / "chaos.json"
-    before = json.loads(path.read_text()) if path.exists() else {"figures": {}, "seed": 0}
+    before: dict[str, Any] = {"figures": {}, "seed": 0}
+    if path.exists():
+        before = json.loads(path.read_text())
     figures = before.pop("figures") | {
         "planted_bugs": len(caught),
         "planted_bugs_caught": sum(caught.values()),

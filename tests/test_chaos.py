@@ -3,15 +3,17 @@
 `make chaos` is the same over a real broker with 200 kills and 200,000 events.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks.chaos import Plan, problems, run
 from benchmarks.chaos_fuzz import fuzz
+from benchmarks.chaos_kills import Victim
 
 # The learner's, the gateway's and the operator's points: tests/test_chaos_points.py.
-KILLS = (
+KILLS: Sequence[tuple[Victim | None, str]] = (
     ("learner", ""),
     ("gateway", ""),
     ("supervisor", ""),

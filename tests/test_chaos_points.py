@@ -8,7 +8,7 @@ import ast
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -118,7 +118,7 @@ def points_in_the_source() -> set[str]:
     return found
 
 
-def cases(points: dict[str, tuple[int, ...]]) -> list[Any]:
+def cases(points: Mapping[str, tuple[int, ...]]) -> list[Any]:
     return [
         pytest.param(point, nth, id=f"{point}-{nth}")
         for point, passings in points.items()

@@ -20,7 +20,6 @@ TEXTS = [f"message number {n} about it" for n in range(40)]
 ANSWERS = dict.fromkeys(TEXTS, "refund")
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 OUTAGE = timedelta(minutes=10)
-JSON = {"content-type": "application/json"}
 
 
 class BadTeacher:
@@ -43,12 +42,11 @@ class BadTeacher:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
 
-def reply(
-    call: BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None, **more: str
-) -> None:
+def reply(call: BaseHTTPRequestHandler, status: int, body: bytes, **more: str) -> None:
+    """Headers are named as Python names them; `content_length` may lie."""
     call.send_response(status)
-    headers = {**JSON, "content-length": str(len(body) if length is None else length)}
-    for name, value in {**headers, **more}.items():
+    headers = {"content_type": "application/json", "content_length": str(len(body)), **more}
+    for name, value in headers.items():
         call.send_header(name.replace("_", "-"), value)
     call.end_headers()
     call.wfile.write(body)
@@ -207,7 +205,7 @@ def hang_up_at_once(call: BaseHTTPRequestHandler) -> None:
 
 
 def hang_up_in_the_reply(call: BaseHTTPRequestHandler) -> None:
-    reply(call, 200, completion("refund")[:20], length=400)
+    reply(call, 200, completion("refund")[:20], content_length="400")
     call.close_connection = True
 
 
