@@ -15,7 +15,7 @@ from benchmarks.results import ROOT
 
 VERSION = "1.106.2"
 ENVIRONMENT = ROOT / ".cache" / f"bench-litellm-{VERSION}"
-UP_SECONDS = 120.0
+UP_SECONDS = 300.0
 CONFIG = """\
 model_list:
   - model_name: {model}

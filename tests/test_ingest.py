@@ -28,7 +28,7 @@ from pipelines.errors import OffsetsLost
 from pipelines.sample import side_of
 from pipelines.types import Side
 from service.keys import GATEWAY_PRODUCER
-from service.learner.ingest import Ingest
+from service.learner.ingest import OVERLAP_RECORDS, Ingest
 from service.topics.embedded import EmbeddedTopicReader
 from service.topics.topic_file import prune
 from storage.ticks import pause, resume
@@ -131,6 +131,30 @@ def test_failed_transaction_stores_nothing_and_redelivery_stores_once(
     assert rig.scalar("SELECT count(*) FROM dead_letters") == 1
     assert rig.scalar("SELECT next_offset FROM offsets") == 21
     assert metric(rig, "records", outcome="event") == 20
+
+
+def test_large_batches_overlap_and_none_is_stored_behind_one_that_failed(
+    rig: Rig, producer: Producer
+) -> None:
+    size = OVERLAP_RECORDS
+    producer.send(*(record(f"e-{n}") for n in range(3 * size)))
+    ingest = make_ingest(rig, max_records=size)
+    assert ingest.run_once() == size
+    ingest.settle()
+    assert events(rig) == size
+    with rig.database.transaction() as tx:
+        tx.execute("ALTER TABLE offsets RENAME TO hidden")
+        tx.execute("CREATE VIEW offsets AS SELECT * FROM hidden")
+    with pytest.raises(Exception, match="offsets"):
+        drain(ingest)
+    assert events(rig) == size
+    assert rig.scalar("SELECT next_offset FROM hidden") == size
+    with rig.database.transaction() as tx:
+        tx.execute("DROP VIEW offsets")
+        tx.execute("ALTER TABLE hidden RENAME TO offsets")
+    assert drain(make_ingest(rig, max_records=size)) == 2 * size
+    assert events(rig) == 3 * size
+    assert metric(rig, "records", outcome="event") == 3 * size
 
 
 def test_restart_goes_on_where_the_database_says(rig: Rig, producer: Producer) -> None:
