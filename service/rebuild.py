@@ -6,7 +6,7 @@ is kept.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy
 from pipelines.errors import Refused
+from pipelines.types import Decision
 from service.backup import DATABASE_FILE, DECISIONS_FILE, LEDGER_FOLDER
 from service.keys import GATEWAY_PRODUCER, INTERNAL_FILE, Keys, open_keys
 from service.learner.rates import first_policy, wanted_in_cold_start
@@ -97,7 +98,7 @@ class _Rebuild:
             closing(Ledger(data / LEDGER_FOLDER)) as ledger,
             closing(open_reader(self._settings)) as reader,
         ):
-            replay, first = self._replay(found, ledger, reader)
+            replay, first = self._replay(found, links, ledger, reader)
         with self._database.transaction() as tx:
             self._add_escalations(tx, replay)
         with self._database.snapshot() as tx:
@@ -106,7 +107,7 @@ class _Rebuild:
         return counts, list(_lost(counts, first, found))
 
     def _replay(
-        self, found: Found, ledger: Ledger, reader: TopicReader
+        self, found: Found, links: Sequence[Decision], ledger: Ledger, reader: TopicReader
     ) -> tuple[Replay, Mapping[int, int]]:
         settings = self._settings
         teacher = Teacher(settings.teacher, settings.budget, ledger)
@@ -127,6 +128,7 @@ class _Rebuild:
             items=known_items(found.datasets),
             calls=calls_by_event(ledger),
             groups={name: NearDuplicates(self._keys.sampling) for name in self._tasks},
+            first_champions=_first_champions(links),
         )
         with self._database.transaction() as tx:
             replay.seed(tx)
@@ -175,6 +177,14 @@ def decode_policy(settings: Settings, keys: Keys) -> DecodePolicy:
         user_salt=keys.users,
         max_bytes=settings.ingest.max_record_bytes,
     )
+
+
+def _first_champions(links: Sequence[Decision]) -> dict[str, datetime]:
+    found: dict[str, datetime] = {}
+    for link in links:
+        if link.action == "approve":
+            found.setdefault(link.task, link.decided_at)
+    return found
 
 
 def _refuse_empty(settings: Settings) -> None:
@@ -226,6 +236,11 @@ def _lost(counts: Mapping[str, int], first: Mapping[int, int], found: Found) -> 
         yield (
             f"{count:,} samples came back without their record: who wrote them, what the student "
             "had said and by which draw they were chosen is not known"
+        )
+    if count := counts.get("unassessed", 0):
+        yield (
+            f"{count:,} events came without a student's answer, and what a gateway said to them "
+            "when they were read is not known: coverage and agreement go without them"
         )
     if count := counts.get("calls_of_other_questions", 0):
         yield (

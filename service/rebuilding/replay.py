@@ -74,6 +74,7 @@ class Replay:
     items: Mapping[str, KnownItem]
     calls: Mapping[str, Call]
     groups: dict[str, NearDuplicates]
+    first_champions: Mapping[str, datetime]  # since when a task has had one
     counts: Counter[str] = field(default_factory=Counter)
     escalations: dict[datetime, list[float]] = field(default_factory=dict)  # money, by day
     first_offsets: dict[int, int] = field(default_factory=dict)  # of the first records found
@@ -133,6 +134,7 @@ class Replay:
         kept = [found for one in judged if (found := self._keep(*one, written)) is not None]
         for event, _ in prompts:
             self._count_escalation(event)
+            self.counts["unassessed"] += self._was_assessed_by_learner(event)
         with database.transaction() as tx:
             add_traffic(tx, tally((event, found.segment) for event, found in prompts))
             self.save_groups(tx, written)
@@ -253,6 +255,11 @@ class Replay:
                 cost=cost(prompt, completion, self.rules.teacher),
             )
         ]
+
+    def _was_assessed_by_learner(self, event: PromptEvent) -> bool:
+        """The gateway was asked about it while it was read; its answer was only in the database."""
+        since = self.first_champions.get(event.task or "")
+        return event.student is None and since is not None and event.occurred_at > since
 
     def _count_escalation(self, event: PromptEvent) -> None:
         """What gateways spent under leases: the student was unsure, and the teacher answered."""
