@@ -114,7 +114,7 @@ def test_flywheel_commands_can_be_parsed(tmp_path: Path, monkeypatch: pytest.Mon
             Path(words[2]).touch()
         _parse(program, words[1:], " ".join(words))
     for _, words in mentions():
-        if words[0] == "flywheel":
+        if words[0] == "flywheel" and "--help" not in words:  # which ends at once
             try:
                 _parse(program, words[1:], " ".join(words))
             except Exception as error:
