@@ -192,7 +192,8 @@ BUGS: Sequence[Bug] = (
         file="service/learner/teacher.py",
         old="            max_retries=0,",
         new="            max_retries=2,",
-        test="tests/test_relabel.py::test_server_error_is_held_until_it_is_released",
+        test="tests/test_faults_teacher.py::"
+        "test_a_teacher_that_hangs_up_may_have_charged_so_the_call_is_held",
     ),
     Bug(
         name="unsigned publication obeyed",
