@@ -40,6 +40,7 @@ def _group(item: pytest.Item) -> str:
     return next((name for name in GROUPS if name in shared), item.path.stem)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the tests over the workers of `make test`."""
     for item in items:
