@@ -25,7 +25,7 @@ run: core ## Set up the core and watch the loop turn (ARGS="--approve --until-pr
 	@$(BIN)/flywheel demo $(ARGS)
 
 test: setup ## Set up everything and run all tests (ARGS="tests/test_gate.py" for some)
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check

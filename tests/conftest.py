@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from demo_fixture import RunningDemo, running_demo_in
 from kafka_broker import running_broker
 from lived_in import LivedIn
 from lived_in import lived_in as living
+from xdist.scheduler import LoadScopeScheduling
 
 SERVICES = ("kafka", "prometheus", "browser")
 # Not a service, and not everybody has it: the benchmark's data.
@@ -32,20 +35,33 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def _group(item: pytest.Item) -> str:
-    """Which tests may not run beside this one; the others of its file, if nothing else."""
-    if item.path.stem in TRAINING_FILES:
+@cache
+def _group(path: Path) -> str:
+    """Which files' tests may not run beside those of this one."""
+    if path.stem in TRAINING_FILES:
         return "training"
-    shared = getattr(item, "fixturenames", ())
-    return next((name for name in GROUPS if name in shared), item.path.stem)
+    text = path.read_text()
+    return next((name for name in GROUPS if name in text), path.stem)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+    """The workers of `make test` take a group at a time, in the order of collection.
+
+    pytest-xdist has marks for this (loadgroup), which do nothing with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(Path(__file__).parent.parent / nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    config.option.loadscopereorder = False  # the longest first, which are not those of most tests
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the tests over the workers of `make test`."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: GROUPS.index(_group(item)) if _group(item) in GROUPS else 99)
+    groups = [*GROUPS]
+    items.sort(key=lambda item: (*groups, _group(item.path)).index(_group(item.path)))
 
 
 @pytest.hookimpl(wrapper=True)
