@@ -42,6 +42,7 @@ ELSEWHERE = {
     "flywheel rebuild": "tests/test_rebuild.py",
     # There is no Docker engine, cluster or systemd here: their files are checked.
     "docker": "tests/test_deploy_compose.py",
+    "curl -s http://127.0.0.1:8080": "tests/test_deploy_example_app.py",
     "helm": "tests/test_deploy_helm.py",
     "kubectl": "tests/test_deploy_helm.py",
     **dict.fromkeys(
@@ -133,6 +134,7 @@ def environment(folder: Path) -> dict[str, str]:
     program.chmod(0o755)
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(programs)
+    (folder / "deploy").symlink_to(ROOT / "deploy")
     (folder / "demo-data").mkdir()
     text = EXAMPLE.read_text()
     (folder / "flywheel.example.toml").write_text(text)
