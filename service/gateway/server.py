@@ -14,6 +14,9 @@ from starlette.types import ASGIApp
 from pipelines.errors import ExitCode
 
 LOOK_SECONDS = 0.1
+# Longer than clients keep an idle connection (httpx and openai: 5 s, uvicorn's own default). Where
+# both end at the same moment, a request goes into a connection that is just being closed.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
@@ -28,6 +31,7 @@ class Server(uvicorn.Server):
             server_header=False,
             ws="none",
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
         super().__init__(config)
         self._on_drain = on_drain
