@@ -18,7 +18,8 @@ from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
 from service.metrics import LearnerMetrics
-from service.settings import IngestSettings, Settings, TaskSettings
+from service.sections import IngestSettings, TaskSettings
+from service.settings import Settings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.database import Database
 from storage.ledger import Ledger

@@ -25,7 +25,7 @@ from pipelines.encoder import Encoder, installed_encoder_files
 from pipelines.recipes import RECIPES, RecipeName, installed_base
 from pipelines.students.classifier import load_head
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 
 BANKING77 = Path(os.environ.get("BANKING77", ROOT.parent / "shared" / "data" / "banking77"))
 # The chat model as the program keeps it and the precision once chosen; `make clean` removes it.

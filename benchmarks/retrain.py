@@ -26,7 +26,7 @@ from pipelines.encoder import installed_encoder_files
 from pipelines.recipes import RECIPES
 from service.demo.traffic import Traffic
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 
 NEW_TEXTS = 100  # of the last training
 

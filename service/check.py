@@ -8,7 +8,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from service.recipe_needs import needs_of
-from service.settings import Settings, is_loopback
+from service.sections import is_loopback
+from service.settings import Settings
 
 MASK = "**********"
 SECRET_WORDS = ("password", "secret", "token", "key", "credential")

@@ -8,21 +8,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -34,288 +23,33 @@ from pydantic_settings import (
 from pipelines.errors import SettingsError
 from pipelines.recipes import RECIPES, Recipe, RecipeName, check_base, installed_base
 from pipelines.types import Task
-from service.durations import Duration, Schedule
+from service.sections import (
+    BudgetSettings,
+    DatasetSettings,
+    EncoderSettings,
+    GateSettings,
+    GatewaySettings,
+    IngestSettings,
+    KafkaSettings,
+    LearnerSettings,
+    NotifySettings,
+    RecipeSettings,
+    RetentionSettings,
+    RollbackSettings,
+    SamplingSettings,
+    ScheduleSettings,
+    TaskSettings,
+    TeacherSettings,
+    TrainerSettings,
+    TriggerSettings,
+    is_loopback,
+)
 
 CONFIG_FILE = "flywheel.toml"
 PREFIX = "FLYWHEEL_"
 # Read by this module beside the settings themselves.
 CONFIG_VARIABLE = "FLYWHEEL_CONFIG"
 SECRETS_VARIABLE = "FLYWHEEL_SECRETS_DIR"
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A table of the settings file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KafkaSettings(Section):
-    """The broker. Without `bootstrap_servers` the embedded topic is used."""
-
-    bootstrap_servers: str = ""  # HOST:PORT, several with commas; none: embedded
-    topic: str = "flywheel.prompts"  # where prompts arrive
-    group: str = "flywheel"  # only names the gauge that lag tools read
-    create_topic: bool = True  # when it is missing
-    partitions: int = Field(default=3, gt=0)  # of a topic that is created
-    options: dict[str, Any] = {}  # passed to kafka-python as they are: SASL, TLS, ...
-
-
-class IngestSettings(Section):
-    """How records are read and what is refused."""
-
-    max_records: int = Field(default=5000, gt=0)  # in one transaction
-    poll_timeout: Duration = timedelta(seconds=0.5)  # how long a poll waits
-    linger: Duration = timedelta(seconds=0.25)  # between transactions when traffic is thin
-    max_record_bytes: int = Field(default=262_144, gt=0)  # larger ones are dead letters
-    max_dead_letter_rate: Rate = 0.9  # above it, over a whole window, the topic is paused
-    dead_letter_window: int = Field(default=500, gt=0)  # records
-    min_free_disk_mb: int = Field(default=200, ge=0)  # with less, reading pauses
-    trusted_producers: dict[str, SecretStr] = {}  # producers whose answers are labels
-
-
-class TeacherSettings(Section):
-    """The teacher: any server that speaks the OpenAI chat protocol."""
-
-    base_url: str = ""  # up to and with /v1
-    model: str = ""  # what it is called there
-    api_key: SecretStr = SecretStr("")  # the flywheel's own; an app's key is never forwarded
-    terms: str = ""  # which terms the labels are under, for example a licence or a contract
-    terms_allow_training: bool = False  # without it nothing is labelled or trained
-    max_concurrency: int = Field(default=8, gt=0)  # calls at a time
-    timeout: Duration = timedelta(seconds=60)  # of one call
-    # what the server calls it
-    max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    max_tokens: int = Field(default=256, gt=0)  # of one answer
-    temperature: float | None = Field(default=0.0, ge=0)  # left out when none
-    price_per_million_in: float = Field(default=0.0, ge=0)  # tokens; in the currency of the budget
-    price_per_million_out: float = Field(default=0.0, ge=0)  # tokens
-
-    @field_validator("base_url")
-    @classmethod
-    def _http_only(cls, value: str) -> str:
-        if value and not re.match(r"https?://[^/\s@]+(/[^\s?#]*)?$", value):
-            raise ValueError("must look like https://host/v1, without user, query or fragment")
-        return value.rstrip("/")
-
-
-class BudgetSettings(Section):
-    """Hard ceilings a day (UTC). Labels and escalations have their own."""
-
-    label_calls: int = Field(default=2_000, ge=0)  # bought labels
-    label_tokens: int = Field(default=5_000_000, ge=0)  # in and out, of bought labels
-    label_money: float = Field(default=20.0, ge=0)  # for bought labels
-    escalation_calls: int = Field(default=10_000, ge=0)  # unsure requests that the teacher answers
-    escalation_money: float = Field(default=20.0, ge=0)  # for them
-    lease: Duration = timedelta(seconds=30)  # how long a gateway may spend without asking again
-    lease_calls: int = Field(default=500, gt=0)  # at most this many in one lease
-
-
-class SamplingSettings(Section):
-    """The draws. Rates are shares of events; see docs on statistics."""
-
-    audit_rate: Rate = 0.01  # measures live agreement
-    held_out_rate: Rate = 0.05  # judges candidates, never trains
-    given_rate: Rate = 1.0  # share of answers that were there anyway which are kept
-    learning_rate: Rate = 0.05  # share of events the learning draw aims at
-    learning_pi_min: float = Field(default=0.02, gt=0, le=1)  # keeps weights bounded
-    cold_start_rate: Rate = 1.0  # share of events taken while labels are few
-    cold_start_labels: int = Field(default=0, ge=0)  # 0: max(3 x labels of the task, 200)
-    max_pending: int = Field(default=5_000, gt=0)  # samples waiting for the teacher
-
-
-class DatasetSettings(Section):
-    """What goes into a training set."""
-
-    max_per_user: int = Field(default=250, gt=0)  # examples, so that no user steers the student
-    max_per_group: int = Field(default=20, gt=0)  # examples of one near-duplicate group
-    held_out_window: int = Field(default=3_000, gt=0)  # newest held-out groups that judge
-
-
-class GateSettings(Section):
-    """What a candidate has to show."""
-
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)  # chance of false promotion, over all tries
-    delta: float = Field(default=0.01, ge=0, lt=0.5)  # how much worse still counts as not worse
-    min_groups: int = Field(default=150, ge=30)  # distinct held-out groups for a first student
-    min_segment_pairs: int = Field(default=200, gt=0)  # smaller segments are shown, not judged
-    max_negative_flips: Rate = 0.03  # right before, wrong now
-    max_calibration_error: Rate = 0.1  # by its lower bound
-
-
-class RollbackSettings(Section):
-    """When the version approved before serves again by itself."""
-
-    automatic: bool = True  # false: a regression is shown and alerted only
-    margin: float = Field(default=0.01, ge=0, lt=0.5)  # how much better the one before has to be
-    alpha: float = Field(default=0.01, gt=0, lt=0.5)  # chance of a false alarm, for each approval
-
-
-class TriggerSettings(Section):
-    """When a retrain starts without waiting for its schedule."""
-
-    min_labels: int = Field(default=200, gt=0)  # for a first student
-    growth: float = Field(default=2.0, gt=1)  # labels now / labels at the last training
-    coverage_drop: Rate = 0.05  # trusted coverage below the certified one by this much
-    min_new_labels: int = Field(default=50, gt=0)  # for a drop of coverage to count
-    min_interval: Duration = timedelta(minutes=5)  # between two trainings
-
-
-class TrainerSettings(Section):
-    """The limits of the trainer process."""
-
-    time_limit: Duration = timedelta(hours=1)  # of one training
-    memory_limit_mb: int = Field(default=4_096, gt=0)  # resident; above it the trainer is ended
-    heartbeat_timeout: Duration = timedelta(seconds=60)  # a silent trainer is ended
-    threads: int = Field(default=0, ge=0)  # 0: all cores
-    seed: int = 0  # of training
-
-
-class ScheduleSettings(Section):
-    """When the jobs run: `every 30s`, or the five fields of a cron line (UTC)."""
-
-    relabel: Schedule = "every 5s"  # asks the teacher
-    train: Schedule = "every 24h"  # trains if there is anything new
-    evaluate: Schedule = "every 1m"  # judges what was trained
-    watch: Schedule = "every 10s"  # estimates, triggers
-    retention: Schedule = "every 1h"  # deletes what is older than [retention] says
-
-
-class RetentionSettings(Section):
-    """How long things are kept."""
-
-    unlabelled_samples: Duration = timedelta(days=14)  # texts that no label was bought for
-    labelled_samples: Duration = timedelta(days=365)  # texts with their labels
-    traffic: Duration = timedelta(days=400)  # sums, which hold no text
-    dead_letters: Duration = timedelta(days=30)  # records that could not be read
-    embedded_topic: Duration = timedelta(days=7)  # records that were read
-    students: int = Field(default=10, gt=1)  # newest versions kept beside those ever approved
-
-
-class GatewaySettings(Section):
-    """The data plane."""
-
-    host: str = "127.0.0.1"  # beyond loopback only with keys
-    port: int = Field(default=8700, ge=0, le=65535)  # 0 takes a free one
-    keys: list[SecretStr] = []  # what apps present as their bearer token
-    learner_url: str = ""  # "": the learner on this host
-    learner_token: SecretStr = SecretStr("")  # "": read from the shared data folder
-    poll_interval: Duration = timedelta(seconds=0.5)  # how often it looks for what is published
-    max_body_bytes: int = Field(default=1_048_576, gt=0)  # of a request
-    capture_buffer: int = Field(default=10_000, gt=0)  # events that wait for the topic
-    threads: int = Field(default=0, ge=0)  # of the model; 0: all cores
-    drain_timeout: Duration = timedelta(seconds=20)  # for requests under way, at the end
-
-
-class LearnerSettings(Section):
-    """The control plane: operator console and API."""
-
-    host: str = "127.0.0.1"  # the console always wants its token
-    port: int = Field(default=8701, ge=0, le=65535)  # 0 takes a free one
-    public_url: str = ""  # how operators reach the console, for links
-    allowed_hosts: list[str] = []  # other names under which the console is reached
-    gateway_url: str = ""  # "": the gateway on this host
-    drain_timeout: Duration = timedelta(seconds=25)  # for work under way, at the end
-    database_memory_mb: int = Field(default=128, gt=31)  # what DuckDB may use
-
-
-NotifyKind = Literal[
-    "approval",
-    "training_failed",
-    "rollback",
-    "agreement",
-    "budget",
-    "ingest_held",
-    "teacher_refused",
-    "unknown_outcomes",
-]
-
-
-class NotifySettings(Section):
-    """Where the learner says that an operator is needed. Without `url` it only shows it."""
-
-    url: SecretStr = SecretStr("")  # a webhook; https, or http on this host
-    format: Literal["slack", "json"] = "json"  # `slack`: what Slack, Mattermost and others read
-    kinds: list[NotifyKind] = list(get_args(NotifyKind))  # what is told
-    budget_share: Rate = 0.9  # of a day's budget: from here on it is nearly spent
-    when_over: bool = True  # also say, once, that nobody is needed any more
-
-    @field_validator("url")
-    @classmethod
-    def _https_or_this_host(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
-        sound = re.match(r"(https?)://([^/\s@?#]+)(/[^\s#]*)?$", url)
-        if url and (
-            not sound or (sound[1] == "http" and not is_loopback(urlsplit(url).hostname or ""))
-        ):
-            raise ValueError("must look like https://host/path; http is only for this host")
-        return value
-
-
-class EncoderSettings(Section):
-    """The frozen encoder: a folder with `model.onnx` and `tokenizer.json`."""
-
-    path: Path | None = None  # None: the all-MiniLM-L6-v2 that is installed with the program
-    name: str = "all-MiniLM-L6-v2"  # under which versions record it
-    max_tokens: int = Field(default=128, gt=2, le=512)  # longer texts are cut, and counted
-
-
-class RecipeSettings(Section):
-    """What a recipe does otherwise than by itself; none: as `flywheel recipes` says."""
-
-    # a Hugging Face folder with safetensors, or a GGUF file; none: what is installed
-    base_model: Path | None = None
-    epochs: float | None = Field(default=None, gt=0)  # how often it sees each example
-    learning_rate: float | None = Field(default=None, gt=0, lt=1)  # at its peak
-    batch_size: int | None = Field(default=None, gt=0)  # examples in one pass
-    accumulate: int | None = Field(default=None, gt=0)  # passes in one step
-    rank: int | None = Field(default=None, gt=0)  # of LoRA's matrices
-    max_tokens: int | None = Field(default=None, gt=2)  # of a text; longer ones are cut
-    int8: bool | None = None  # of an exported encoder, where its labels stay the same
-
-
-class TaskSettings(Section):
-    """One task: which requests it takes, its labels, and what is promised."""
-
-    kind: Literal["classify", "generate"] = "classify"  # only `classify` is there yet
-    models: list[str] = Field(min_length=1)  # the names that apps send in the field `model`
-    labels: list[str] = Field(min_length=2)  # all that may be answered
-    answer_pointer: str | None = None  # where the label is in a JSON answer; none: plain text
-    # which messages the student reads
-    reads: Literal["last_user", "all_user", "conversation"] = "last_user"
-    instructions: str = ""  # the system prompt of records that come without one
-    segment_by: str = "label"  # by what figures are broken down: `label`, or an attribute
-    recipe: RecipeName = "head"  # how its students are made: see `flywheel recipes`
-    challenger: RecipeName | None = None  # a second recipe on the same labels; the gate compares
-    challenger_time: Duration = timedelta(minutes=30)  # what it may take
-    target: float = Field(default=0.97, gt=0.5, lt=1)  # promised agreement where the student serves
-    when_unsure: Literal["student", "refuse"] = "student"  # and the teacher cannot be asked
-
-    @field_validator("kind")
-    @classmethod
-    def _only_classification(cls, value: str) -> str:
-        if value == "generate":
-            raise ValueError(
-                "open-ended tasks are not there yet; only kind = 'classify' with a closed label set"
-            )
-        return value
-
-    @field_validator("labels")
-    @classmethod
-    def _sound_labels(cls, value: list[str]) -> list[str]:
-        if any(not label.strip() or label != label.strip() for label in value):
-            raise ValueError("a label is empty or has spaces around it")
-        if len(set(map(str.casefold, value))) != len(value):
-            raise ValueError("two labels differ only in case, or a label is given twice")
-        return value
-
-    @field_validator("answer_pointer")
-    @classmethod
-    def _json_pointer(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("/"):
-            raise ValueError("a JSON pointer starts with '/', for example /intent")
-        return value
 
 
 class Settings(BaseSettings):
@@ -435,14 +169,6 @@ class Settings(BaseSettings):
     def gateway_url(self) -> str:
         """Where this host's processes reach the gateway."""
         return self.learner.gateway_url or f"http://127.0.0.1:{self.gateway.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine can reach `host`."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def load_settings(path: Path | None = None, **overrides: Any) -> Settings:

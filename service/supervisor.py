@@ -24,7 +24,8 @@ from pipelines.errors import ExitCode, SettingsError
 from service.logs import set_up_logs
 from service.notify_systemd import ServiceManager
 from service.probe import answers
-from service.settings import GatewaySettings, Settings
+from service.sections import GatewaySettings
+from service.settings import Settings
 from storage.failpoints import passing
 
 log = structlog.get_logger()

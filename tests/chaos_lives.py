@@ -42,7 +42,7 @@ from service.learner.evaluation import Evaluating
 from service.learner.trainer import Trainer
 from service.learner.training import Training
 from service.metrics import GatewayMetrics
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 from service.topics.embedded import EmbeddedTopicWriter, prune
 from storage import failpoints
 from storage.artifacts import Artifacts

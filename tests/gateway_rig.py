@@ -38,7 +38,8 @@ from service.gateway.app import run_gateway
 from service.keys import GATEWAY_PRODUCER, Keys, open_keys
 from service.learner.gateway_api import gateway_routes
 from service.learner.leases import LeaseBook
-from service.settings import BudgetSettings, Settings
+from service.sections import BudgetSettings
+from service.settings import Settings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.artifacts import Artifacts
 from storage.database import Database

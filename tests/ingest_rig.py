@@ -21,7 +21,7 @@ from service.learner.given import GivenPolicy
 from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
-from service.settings import IngestSettings
+from service.sections import IngestSettings
 from service.topics import Headers
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.ledger import Ledger

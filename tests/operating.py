@@ -30,7 +30,8 @@ from service.learner.status import (
     Progress,
     UnknownOutcome,
 )
-from service.settings import Settings, TaskSettings, TeacherSettings
+from service.sections import TaskSettings, TeacherSettings
+from service.settings import Settings
 from service.topics import Headers
 from storage.artifacts import Artifacts
 from storage.database import Database

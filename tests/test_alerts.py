@@ -13,7 +13,8 @@ from dashboard_file import unknown_labels, unknown_series
 from prometheus_server import DEPLOY, program
 
 from service.cli import app
-from service.settings import Settings, TaskSettings
+from service.sections import TaskSettings
+from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 RUNBOOKS = ROOT / "docs" / "runbooks"

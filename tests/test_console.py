@@ -20,7 +20,7 @@ from service.console.auth import Sessions, safe_path
 from service.console.charts import loss_chart
 from service.learner.operations import Operations
 from service.learner.status import Progress
-from service.settings import LearnerSettings
+from service.sections import LearnerSettings
 
 ORIGIN = "http://127.0.0.1"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -30,7 +30,7 @@ from pipelines.types import StudentVersion
 from service.keys import open_keys
 from service.learner.gateway_api import gateway_routes
 from service.learner.leases import LeaseBook
-from service.settings import BudgetSettings, TaskSettings
+from service.sections import BudgetSettings, TaskSettings
 from storage.durable import write_json
 from storage.reports import Golden
 

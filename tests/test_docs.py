@@ -18,7 +18,8 @@ from generator.settings_page import settings_without_meaning
 from pipelines.decode import DecodePolicy, decode
 from pipelines.types import SourceOffset
 from service.cli import app
-from service.settings import Settings, TaskSettings, load_settings
+from service.sections import TaskSettings
+from service.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -16,7 +16,7 @@ from pipelines.recipes import RECIPES
 from pipelines.students.classifier import load_head
 from service.export import export_version
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 
 CARD = "---\nlicense: other\n---\n# support-v1\n"
 SMALL = replace(RECIPES["causal-lora"], batch_size=4, rank=2, epochs=1.0)

@@ -13,7 +13,7 @@ from pipelines.trigger import Due, TriggerPolicy, TriggerState, is_retrain_due
 from service.gateway.lease import LeaseRequest
 from service.learner.leases import LeaseBook
 from service.learner.retention import ARTIFACTS_KEPT
-from service.settings import BudgetSettings
+from service.sections import BudgetSettings
 from storage.database import Database
 from storage.leases import bound_spend
 from storage.migrate import migrate

@@ -32,7 +32,7 @@ from gateway_rig import (
 
 from service.gateway.link import LearnerLink
 from service.keys import open_keys
-from service.settings import BudgetSettings
+from service.sections import BudgetSettings
 from storage.artifacts import Artifacts
 
 # More tokens than the installed encoder has positions for.

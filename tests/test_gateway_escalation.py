@@ -20,7 +20,7 @@ from gateway_rig import (
 )
 
 from service.keys import open_keys
-from service.settings import BudgetSettings
+from service.sections import BudgetSettings
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from gateway_rig import (
 from pipelines.encoder import Encoder
 from service.gateway.batcher import Batcher, Reply
 from service.keys import Keys, open_keys
-from service.settings import BudgetSettings
+from service.sections import BudgetSettings
 from storage.durable import write_durably
 from storage.live import Live, LiveTask, encode_live
 

@@ -18,7 +18,7 @@ from pipelines.errors import NotRunning
 from service.gateway.lease import Lease, LeaseReply, LeaseRequest
 from service.learner.leases import LeaseBook
 from service.metrics import GatewayMetrics
-from service.settings import BudgetSettings
+from service.sections import BudgetSettings
 from storage.database import Database
 from storage.leases import bound_spend
 from storage.migrate import migrate

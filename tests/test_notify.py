@@ -28,7 +28,8 @@ from service.learner.notify import FILE, SETTLED, Notifier
 from service.learner.occasions import Occasions, TeacherWord
 from service.learner.status import Figures, UnknownOutcome
 from service.metrics import LearnerMetrics
-from service.settings import NotifyKind, NotifySettings, load_settings
+from service.sections import NotifyKind, NotifySettings
+from service.settings import load_settings
 from storage.leases import Spend
 from storage.ledger import Amounts, Ledger
 from storage.students import end_run, start_run

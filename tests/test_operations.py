@@ -9,7 +9,7 @@ from operating import START, TASK, Desk, open_desk
 
 from pipelines.errors import ArtifactDamaged, BrokerUnavailable, Refused
 from service.learner.status import UnknownOutcome
-from service.settings import TeacherSettings
+from service.sections import TeacherSettings
 from storage.students import (
     add_version,
     fail_running_runs,

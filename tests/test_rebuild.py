@@ -27,7 +27,7 @@ from pipelines.errors import DataDamaged, DataLocked, ExitCode, Refused
 from pipelines.types import Message
 from service.process import lock_data_folder
 from service.rebuild import rebuild
-from service.settings import KafkaSettings
+from service.sections import KafkaSettings
 from service.topics.opening import open_writer
 from service.topics.topic_file import prune
 from storage.database import Database

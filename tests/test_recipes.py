@@ -25,7 +25,8 @@ from pipelines.recipes import (
 )
 from service.check import find_problems
 from service.recipe_needs import Needs, needs_lines, needs_of, recipe_needs, timed_needs
-from service.settings import RecipeSettings, Settings, TaskSettings, TrainerSettings
+from service.sections import RecipeSettings, TaskSettings, TrainerSettings
+from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 

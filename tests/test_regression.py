@@ -10,7 +10,7 @@ from learner_rig import Rig, open_rig
 from pipelines.types import DecisionAction, Draws, StudentAnswer
 from service.learner.assessor import Asked, Role
 from service.learner.regression import Regression
-from service.settings import RollbackSettings
+from service.sections import RollbackSettings
 from storage.decisions import record_decision
 from storage.live import LiveStudent, LiveTask
 

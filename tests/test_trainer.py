@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.errors import TrainingFailed
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 
 HEAD = """
 import json, os, subprocess, sys, time
@@ -107,7 +107,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 Trainer(TrainerSettings(threads=1)).run("work", {}, Path(sys.argv[1]))
 """
 

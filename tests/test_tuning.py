@@ -24,7 +24,7 @@ from pipelines.students.causal import Branch, label_trie, load_config, most_prob
 from pipelines.students.causal_tuning import passed
 from pipelines.train import loss_curve, plan_steps, schedule, split
 from service.learner.trainer import Trainer
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 from storage.artifacts import hash_file
 from storage.students import runs
 

@@ -15,7 +15,7 @@ from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 from storage.artifacts import Artifacts
 
 PHRASES = {

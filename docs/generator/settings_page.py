@@ -1,6 +1,7 @@
 """The reference of the settings, from the models that read them and the comments beside them."""
 
 import ast
+import inspect
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +11,10 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-import service.settings
 from generator.places import NOTE
 from service.durations import check_schedule, format_duration
-from service.settings import RecipeSettings, Section, Settings, TaskSettings
+from service.sections import RecipeSettings, Section, TaskSettings
+from service.settings import Settings
 
 # Tables of which there are several, by the name of the first part of their names.
 NAMED_TABLES: dict[str, type[BaseModel]] = {"recipes": RecipeSettings, "tasks": TaskSettings}
@@ -21,7 +22,7 @@ NAMED_TABLES: dict[str, type[BaseModel]] = {"recipes": RecipeSettings, "tasks": 
 
 def settings_page() -> Iterator[str]:
     yield from (
-        NOTE.format(source="service/settings.py"),
+        NOTE.format(source="service/settings.py and service/sections.py"),
         "",
         "# Settings",
         "",
@@ -92,7 +93,7 @@ def _setting_row(model: type[BaseModel], name: str, field: FieldInfo) -> str:
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
     """The comments beside the declarations of the settings, or above them."""
-    source = Path(service.settings.__file__).read_text()
+    source = Path(inspect.getfile(model)).read_text()
     lines = source.splitlines()
     (found,) = (
         node

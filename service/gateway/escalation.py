@@ -12,7 +12,7 @@ from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import ChatRequest, TeacherReply, read_reply, replace_fields
 from service.metrics import GatewayMetrics
-from service.settings import TeacherSettings
+from service.sections import TeacherSettings
 
 log = structlog.get_logger()
 

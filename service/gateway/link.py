@@ -14,7 +14,8 @@ import msgspec
 from pipelines.errors import ArtifactDamaged, NotRunning
 from service.gateway.lease import LeaseReply, LeaseRequest
 from service.process import RUN_FOLDER
-from service.settings import Settings, is_loopback
+from service.sections import is_loopback
+from service.settings import Settings
 from storage.artifacts import MANIFEST, Artifacts, Kind
 
 LEARNER_FILE = "learner.json"

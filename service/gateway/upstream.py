@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 
 from pipelines.errors import FlywheelError
 from service.metrics import GatewayMetrics
-from service.settings import TeacherSettings, is_loopback
+from service.sections import TeacherSettings, is_loopback
 
 # What travels on, either way. Everything else stays here, above all the app's own key.
 REQUEST_HEADERS = ("content-type", "accept", "openai-beta", "idempotency-key")

@@ -32,7 +32,7 @@ from pipelines.types import (
 )
 from service.learner.given import GivenPolicy, given_label
 from service.metrics import LearnerMetrics
-from service.settings import IngestSettings
+from service.sections import IngestSettings
 from service.topics import Batch, TopicReader
 from storage.database import Database
 from storage.failpoints import passing

@@ -21,7 +21,8 @@ import structlog
 from pipelines.errors import FlywheelError
 from service.learner.occasions import Occasion, Seen
 from service.metrics import LearnerMetrics
-from service.settings import NotifyKind, NotifySettings, Settings
+from service.sections import NotifyKind, NotifySettings
+from service.settings import Settings
 from storage.durable import write_json
 
 log = structlog.get_logger()

@@ -10,7 +10,8 @@ from service.learner.operations import AUTOMATIC, Operations
 from service.learner.overview import counted
 from service.learner.status import Status, TaskStatus
 from service.metrics import LearnerMetrics
-from service.settings import NotifyKind, Settings
+from service.sections import NotifyKind
+from service.settings import Settings
 from storage.database import Database
 from storage.leases import Spend
 from storage.ledger import Ledger

@@ -11,7 +11,7 @@ from pipelines.sequences import pair_e_value
 from pipelines.types import PairCounts, StudentAnswer
 from service.learner.assessor import Asked, Role
 from service.metrics import LearnerMetrics
-from service.settings import RollbackSettings
+from service.sections import RollbackSettings
 from storage.database import Database
 from storage.decisions import decisions
 from storage.labels import AuditedPrompt, audited_prompts

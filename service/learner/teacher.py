@@ -16,7 +16,7 @@ import structlog
 
 from pipelines.ask import Question, TeacherPolicy, cost
 from pipelines.errors import FlywheelError
-from service.settings import BudgetSettings, TeacherSettings
+from service.sections import BudgetSettings, TeacherSettings
 from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
 

@@ -23,7 +23,7 @@ import structlog
 from pipelines.errors import TrainingFailed, TrainingInterrupted
 from service.learner.status import Progress as RunningProgress
 from service.process import child_environment
-from service.settings import TrainerSettings
+from service.sections import TrainerSettings
 
 log = structlog.get_logger()
 
