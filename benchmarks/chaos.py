@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ from service.settings import Settings, load_settings
 
 CONCURRENCY = 4
 SECONDS_A_KILL = 8.0  # for the producer's rate: the events should last as long as the kills
-FIRST_EVENTS = 500
-FIRST_STUDENT_SECONDS = 900.0
+STUDENT_SECONDS = 900.0
+# From so many kills on, two students are approved first, so that there is always a swap to be hit.
+SWAPPING_KILLS = 40
+TWO_STUDENTS: Mapping[str, Any] = {"students": 2, "first_events": 3_000}
 CATCH_UP_SECONDS = 600.0
 STILL_LOOKS = 24  # the broker's ends are looked at every few seconds
 CUSTOMERS_TEXTS = 40_000
@@ -66,6 +69,8 @@ class Plan:
     minutes: float = 120.0
     bootstrap_servers: str = ""  # none: the embedded topic
     chosen: Sequence[tuple[Victim | None, str]] = ()  # what to kill; none: drawn by the seed
+    students: int = 1  # approved before the first kill
+    first_events: int = 500  # enough for these to learn from; the rest is for the kills
 
 
 @dataclass(slots=True)
@@ -125,7 +130,7 @@ def _campaign(
     plan: Plan, service: Service, settings: Settings, logs: Logs, key: bytes, tell: bool
 ) -> Killer:
     producer = Producer(settings, logs.sent, events=plan.events, key=key)
-    producer.hold_at = FIRST_EVENTS  # enough to learn from; the rest is for the kills
+    producer.hold_at = plan.first_events
     customers = Customers(service.gateway, logs.asked, seed=plan.seed)
     operator = Operator(service.client, logs.approved)
     killer = Killer(service, customers, operator, logs.kills, seed=plan.seed)
@@ -133,33 +138,31 @@ def _campaign(
     with ExitStack() as stack:
         for worker in (producer, customers, operator):
             stack.enter_context(worker)
-        _wait(lambda: operator.approved, FIRST_STUDENT_SECONDS, "a first student to approve")
+        for count in range(1, plan.students + 1):
+            if count > 1:
+                operator.train.set()
+            came = partial(_has_approved, operator, count)
+            _wait(came, STUDENT_SECONDS, f"student {count} to approve")
         producer.hold_at = None
         producer.rate = min(400.0, plan.events / max(1.0, plan.kills * SECONDS_A_KILL))
         wanted = list(plan.chosen or killer.plan(plan.kills))
         total = len(wanted)
-        for victim, point in _until(deadline, killer, wanted):
-            killer.kill(victim, point)
-            if tell:
-                sys.stdout.write(
-                    f"\r{len(killer.kills)} of {total} kills, {producer.sent:,} events "
-                )
-                sys.stdout.flush()
+        with suppress(KeyboardInterrupt):  # enough: what was done is judged
+            while wanted and time.monotonic() < deadline:
+                killer.kill(*killer.next(wanted))
+                if tell:
+                    sys.stdout.write(
+                        f"\r{len(killer.kills)} of {total} kills, {producer.sent:,} events "
+                    )
+                    sys.stdout.flush()
         producer.rate = 2_000.0  # what is left of them, as fast as it is taken
         _wait(lambda: producer.sent >= plan.events, CATCH_UP_SECONDS, "the events to be sent")
     _catch_up(service)
     return killer
 
 
-def _until(
-    deadline: float, killer: Killer, wanted: list[tuple[Victim | None, str]]
-) -> Iterator[tuple[Victim | None, str]]:
-    """What to kill next, until all was killed, the time is over, or somebody stops it."""
-    try:
-        while wanted and time.monotonic() < deadline:
-            yield killer.next(wanted)
-    except KeyboardInterrupt:
-        return
+def _has_approved(operator: Operator, count: int) -> bool:
+    return len(operator.approved) >= count
 
 
 def _wait(condition: Any, seconds: float, what: str) -> None:
@@ -278,6 +281,7 @@ def main() -> int:
             seed=chosen.seed,
             minutes=chosen.minutes,
             bootstrap_servers=servers,
+            **(TWO_STUDENTS if chosen.kills >= SWAPPING_KILLS else {}),
         )
         outcome = run(plan, folder)
         outcome.figures |= fuzz(folder, chosen.fuzz, seed=chosen.seed)

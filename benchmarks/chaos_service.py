@@ -61,7 +61,7 @@ learning_rate = 0.01
 learning_pi_min = 0.001
 
 [dataset]
-held_out_window = 300
+held_out_window = 1000
 
 [trigger]
 min_labels = 150

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class SyncedLog:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
-class Worker:
+class Worker(ABC):
     """A thread that goes on until its end; what broke it is raised there."""
 
     def __init__(self) -> None:
@@ -95,8 +96,8 @@ class Worker:
         except BaseException as problem:
             self._problem = problem
 
-    def _run(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self) -> None: ...
 
 
 class Producer(Worker):

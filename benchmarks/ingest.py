@@ -38,6 +38,7 @@ from service.learner.given import GivenPolicy
 from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
+from service.memory import collect_rarely
 from service.metrics import LearnerMetrics
 from service.settings import Settings
 from service.topics import Headers, TopicReader, TopicWriter
@@ -151,6 +152,7 @@ def ingest_all(
 ) -> float:
     """The learner's ingest into a fresh database, until all is durable."""
     with (
+        _collecting_rarely(),
         tempfile.TemporaryDirectory(dir=folder) as name,
         _ingest(open_reader, Path(name), policy) as (ingest, database),
     ):
@@ -278,6 +280,17 @@ def _ingest(
         reader.close()
         ledger.close()
         database.close()
+
+
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """As the learner's process is set up; a bare consumer's is left as Python makes it."""
+    before = gc.get_threshold()
+    collect_rarely()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class _NobodyAsks:

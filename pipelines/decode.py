@@ -354,6 +354,7 @@ def _plain_message(message: _PairMessage) -> Message:
     return Message(message.role, "\n".join(part.text for part in content))
 
 
+@lru_cache(maxsize=4096)  # users come back
 def user_key(user: str, salt: bytes) -> str:
     """The keyed hash that stands for a user everywhere behind this point."""
     if len(salt) > 64:  # the longest key that blake2b takes

@@ -1,6 +1,7 @@
 """Keeps a long-running process as small as what it uses, where the C library would hoard."""
 
 import ctypes
+import gc
 import sys
 
 # Of glibc's mallopt.
@@ -21,6 +22,15 @@ def hoard_less() -> None:
     mallopt(_ARENA_MAX, ARENAS)
     mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
     mallopt(_TRIM_THRESHOLD, FREE_BYTES)
+
+
+def collect_rarely() -> None:
+    """Have Python look for garbage in cycles after 20,000 new objects instead of after 700.
+
+    Thousands of records are alive between a poll and its commit, and none is part of a cycle:
+    looking at them again and again took a seventh of the time of ingest.
+    """
+    gc.set_threshold(20_000, 20, 50)
 
 
 def give_back() -> None:

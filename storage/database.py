@@ -155,6 +155,7 @@ def _connect(path: Path, memory_mb: int, *, read_only: bool = False) -> Cursor:
     config: dict[str, Any] = {
         "memory_limit": f"{memory_mb}MB",
         "threads": 2,
+        "allocator_background_threads": True,  # see storage/__init__.py
         "temp_directory": str(path.parent / "duckdb-temp"),
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,

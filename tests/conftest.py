@@ -18,7 +18,8 @@ SERVICES = ("kafka", "prometheus", "browser")
 MAY_BE_MISSING = "banking77"
 # Tests of one group run one after another. What is started for the whole session is then started
 # once, and two trainings never share the processor. The longest groups come first.
-GROUPS = ("training", "running_demo", "lived_in", "kafka_broker")
+TRAINING = "training"
+SHARED = ("running_demo", "lived_in", "kafka_broker")  # fixtures
 TRAINING_FILES = ("test_loop_recipes", "test_tuning", "test_engine", "test_gateway_causal")
 
 
@@ -39,9 +40,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def _group(path: Path) -> str:
     """Which files' tests may not run beside those of this one."""
     if path.stem in TRAINING_FILES:
-        return "training"
+        return TRAINING
     text = path.read_text()
-    return next((name for name in GROUPS if name in text), path.stem)
+    used = (name for name in SHARED if f"{name}:" in text or f'"{name}"' in text)
+    return next(used, path.stem)
 
 
 class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
@@ -60,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    groups = [*GROUPS]
+    groups = [TRAINING, *SHARED]
     items.sort(key=lambda item: (*groups, _group(item.path)).index(_group(item.path)))
 
 

@@ -173,7 +173,7 @@ def newest_waiting(running: Running) -> dict[str, Any] | None:
     return found[0] if found and found[0]["state"] == "waiting" else None
 
 
-class GateSaidNo(BaseException):
+class GateSaidNo(Exception):
     """Ends the waiting."""
 
 
@@ -210,6 +210,8 @@ def wait_for(what: str, found: Callable[[], Any], seconds: float = 480) -> Any:
         try:
             if result := found():
                 return result
+        except GateSaidNo:
+            raise
         except Exception as error:  # it may be starting
             last = repr(error)
         time.sleep(0.1)

@@ -65,7 +65,7 @@ class Assesses(Protocol):
     def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]: ...
 
 
-class _Judged(NamedTuple):
+class _Judged(msgspec.Struct, frozen=True, gc=False):
     event: PromptEvent
     assessment: Assessment
     teacher_label: str | None
@@ -346,26 +346,26 @@ class Ingest:
     def _samples(self, judged: Iterable[_Judged]) -> Iterable[Sample]:
         """Hash first; the text, the group and the side are worked out for the chosen only."""
         policies = {name: self._sampling.policy(name) for name in self._tasks}
+        versions = {name: policy.version for name, policy in policies.items()}
         may_use_teacher = self._given.terms is not None
         for item in judged:
-            event, assessment, teacher_label = item
+            event, assessment = item.event, item.assessment
             if event.task is None:
                 continue
-            policy = policies[event.task]
-            usable = may_use_teacher and teacher_label is not None
+            usable = may_use_teacher and item.teacher_label is not None
             choice = (
                 choose_feedback(assessment)
                 if FEEDBACK_ON in event.attributes
-                else choose(event, assessment, policy, has_teacher_label=usable)
+                else choose(event, assessment, policies[event.task], has_teacher_label=usable)
             )
             if choice is None:
                 continue
-            sample = self._sample(item, choice, self._tasks[event.task], policy)
+            sample = self._sample(item, choice, self._tasks[event.task], versions[event.task])
             if sample is not None:
                 yield sample
 
     def _sample(
-        self, item: _Judged, choice: Choice, task: Task, policy: SamplingPolicy
+        self, item: _Judged, choice: Choice, task: Task, policy_version: str
     ) -> Sample | None:
         text = classifier_text(item.event.messages, task)
         if not text.strip():
@@ -385,7 +385,7 @@ class Ingest:
             group_id=place.group_id,
             side=place.side,
             assessment=item.assessment,
-            policy_version=policy.version,
+            policy_version=policy_version,
         )
 
     def _labels(
