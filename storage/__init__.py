@@ -4,4 +4,4 @@ import os
 
 # DuckDB's own allocator reads this once, when it is loaded. By itself it keeps for ten seconds what
 # a query has freed: for a process that queries all the time that is for ever.
-os.environ.setdefault("DUCKDB_JE_MALLOC_CONF", "narenas:2,dirty_decay_ms:200,muzzy_decay_ms:0")
+os.putenv("DUCKDB_JE_MALLOC_CONF", "narenas:2,dirty_decay_ms:200,muzzy_decay_ms:0")
