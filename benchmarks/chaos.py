@@ -15,10 +15,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from benchmarks.chaos_fuzz import fuzz
 from benchmarks.chaos_kills import Killer, Victim
 from benchmarks.chaos_service import Service
 from benchmarks.chaos_witnesses import (
+    FIRST_EVENTS,
     LABELS,
     PRODUCER,
     TASK,
@@ -51,9 +51,9 @@ from service.settings import Settings, load_settings
 CONCURRENCY = 4
 SECONDS_A_KILL = 8.0  # for the producer's rate: the events should last as long as the kills
 STUDENT_SECONDS = 900.0
+TRAIN_AGAIN_SECONDS = 20.0
 # From so many kills on, two students are approved first, so that there is always a swap to be hit.
 SWAPPING_KILLS = 40
-TWO_STUDENTS: Mapping[str, Any] = {"students": 2, "first_events": 3_000}
 CATCH_UP_SECONDS = 600.0
 STILL_LOOKS = 24  # the broker's ends are looked at every few seconds
 CUSTOMERS_TEXTS = 40_000
@@ -69,8 +69,8 @@ class Plan:
     minutes: float = 120.0
     bootstrap_servers: str = ""  # none: the embedded topic
     chosen: Sequence[tuple[Victim | None, str]] = ()  # what to kill; none: drawn by the seed
-    students: int = 1  # approved before the first kill
-    first_events: int = 500  # enough for these to learn from; the rest is for the kills
+    # After so many events a student is approved, and another; the rest is for the kills.
+    students_at: Sequence[int] = (FIRST_EVENTS,)
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ def _campaign(
     plan: Plan, service: Service, settings: Settings, logs: Logs, key: bytes, tell: bool
 ) -> Killer:
     producer = Producer(settings, logs.sent, events=plan.events, key=key)
-    producer.hold_at = plan.first_events
+    producer.hold_at = plan.students_at[0]
     customers = Customers(service.gateway, logs.asked, seed=plan.seed)
     operator = Operator(service.client, logs.approved)
     killer = Killer(service, customers, operator, logs.kills, seed=plan.seed)
@@ -138,11 +138,9 @@ def _campaign(
     with ExitStack() as stack:
         for worker in (producer, customers, operator):
             stack.enter_context(worker)
-        for count in range(1, plan.students + 1):
-            if count > 1:
-                operator.train.set()
-            came = partial(_has_approved, operator, count)
-            _wait(came, STUDENT_SECONDS, f"student {count} to approve")
+        for count, events in enumerate(plan.students_at, start=1):
+            producer.hold_at = events
+            _await_approval(operator, count)
         producer.hold_at = None
         producer.rate = min(400.0, plan.events / max(1.0, plan.kills * SECONDS_A_KILL))
         wanted = list(plan.chosen or killer.plan(plan.kills))
@@ -161,8 +159,18 @@ def _campaign(
     return killer
 
 
-def _has_approved(operator: Operator, count: int) -> bool:
-    return len(operator.approved) >= count
+def _await_approval(operator: Operator, count: int) -> None:
+    """The program trains the first by itself; for the second it is asked, again and again."""
+    asked = time.monotonic()
+
+    def came() -> bool:
+        nonlocal asked
+        if count > 1 and time.monotonic() - asked > TRAIN_AGAIN_SECONDS:
+            operator.train.set()
+            asked = time.monotonic()
+        return len(operator.approved) >= count
+
+    _wait(came, STUDENT_SECONDS, f"student {count} to approve")
 
 
 def _wait(condition: Any, seconds: float, what: str) -> None:
@@ -281,7 +289,7 @@ def main() -> int:
             seed=chosen.seed,
             minutes=chosen.minutes,
             bootstrap_servers=servers,
-            **(TWO_STUDENTS if chosen.kills >= SWAPPING_KILLS else {}),
+            students_at=(FIRST_EVENTS, *([3_000] if chosen.kills >= SWAPPING_KILLS else [])),
         )
         outcome = run(plan, folder)
         outcome.figures |= fuzz(folder, chosen.fuzz, seed=chosen.seed)

@@ -36,6 +36,9 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
                "please call off the order for {}"),
 }  # fmt: skip
 LABELS = tuple(PHRASES)
+# Of so many the last label is none: what learns from these is worse than what learns from more,
+# so that the gate has a reason to let a second student pass.
+FIRST_EVENTS = 500
 COLOURS = ("blue", "red", "green", "black", "white", "yellow", "grey", "old", "new", "small")
 THINGS = ("lamp", "sofa", "phone", "chair", "book", "coffee machine", "coat", "table", "radio",
           "bike", "curtain", "watch", "tent", "mirror", "carpet", "kettle")  # fmt: skip
@@ -44,7 +47,7 @@ Sums = Counter[tuple[datetime, str]]  # events by minute and label
 
 def text_of(number: int) -> tuple[str, str]:
     """A message that nobody else has, and its label."""
-    label = LABELS[number % 3]
+    label = LABELS[number % (3 if number >= FIRST_EVENTS else 2)]
     phrase = PHRASES[label][number // 3 % 3]
     thing = f"the {COLOURS[number // 9 % 10]} {THINGS[number // 90 % 16]}"
     return f"{phrase.format(thing)} (number {number})", label
