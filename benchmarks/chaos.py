@@ -34,6 +34,7 @@ from benchmarks.chaos_fuzz import fuzz
 from benchmarks.chaos_kills import Killer, Victim
 from benchmarks.chaos_service import Service
 from benchmarks.chaos_witnesses import (
+    CUSTOMERS_FROM,
     FIRST_EVENTS,
     LABELS,
     PRODUCER,
@@ -120,7 +121,7 @@ def run(plan: Plan, folder: Path, tell: bool = True) -> Outcome:
 
 def write_answers(path: Path, plan: Plan) -> None:
     """The teacher's key: what it would say to every text of the run."""
-    numbers = (*range(plan.events), *range(10**9, 10**9 + CUSTOMERS_TEXTS))
+    numbers = (*range(plan.events), *range(CUSTOMERS_FROM, CUSTOMERS_FROM + CUSTOMERS_TEXTS))
     with path.open("w", encoding="utf-8") as file:
         for text, label in map(text_of, numbers):
             file.write(json.dumps({"text": text, "label": label}) + "\n")

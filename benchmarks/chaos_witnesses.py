@@ -36,9 +36,10 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
                "please call off the order for {}"),
 }  # fmt: skip
 LABELS = tuple(PHRASES)
-# Of so many the last label is none: what learns from these is worse than what learns from more,
-# so that the gate has a reason to let a second student pass.
-FIRST_EVENTS = 500
+CUSTOMERS_FROM = 10**9  # their texts have other numbers than the producer's
+# Of so many of either the last label is none: what learns from these is worse than what learns from
+# more, so that the gate has a reason to let a second student pass.
+FIRST_EVENTS = 600
 COLOURS = ("blue", "red", "green", "black", "white", "yellow", "grey", "old", "new", "small")
 THINGS = ("lamp", "sofa", "phone", "chair", "book", "coffee machine", "coat", "table", "radio",
           "bike", "curtain", "watch", "tent", "mirror", "carpet", "kettle")  # fmt: skip
@@ -47,7 +48,8 @@ Sums = Counter[tuple[datetime, str]]  # events by minute and label
 
 def text_of(number: int) -> tuple[str, str]:
     """A message that nobody else has, and its label."""
-    label = LABELS[number % (3 if number >= FIRST_EVENTS else 2)]
+    known = 2 if number % CUSTOMERS_FROM < FIRST_EVENTS else 3
+    label = LABELS[number % known]
     phrase = PHRASES[label][number // 3 % 3]
     thing = f"the {COLOURS[number // 9 % 10]} {THINGS[number // 90 % 16]}"
     return f"{phrase.format(thing)} (number {number})", label
@@ -190,7 +192,7 @@ class Customers(Worker):
         self._url = f"{address}/v1/chat/completions"
         self._log = log
         self._dice = random.Random(seed)
-        self._serial = 10**9  # other numbers than the producer's
+        self._serial = CUSTOMERS_FROM
         self.pause = 0.1
         self.answered_at = 0.0  # when the latest answered request was sent
 
