@@ -290,7 +290,7 @@ def main() -> int:
             seed=chosen.seed,
             minutes=chosen.minutes,
             bootstrap_servers=servers,
-            students_at=(FIRST_EVENTS, *([3_000] if chosen.kills >= SWAPPING_KILLS else [])),
+            students_at=(FIRST_EVENTS, *([4_000] if chosen.kills >= SWAPPING_KILLS else [])),
         )
         outcome = run(plan, folder)
         outcome.figures |= fuzz(folder, chosen.fuzz, seed=chosen.seed)

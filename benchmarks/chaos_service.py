@@ -64,7 +64,7 @@ learning_pi_min = 0.001
 held_out_window = 1000
 
 [trigger]
-min_labels = 150
+min_labels = 400
 min_interval = "0s"
 
 [gate]

@@ -39,7 +39,7 @@ LABELS = tuple(PHRASES)
 CUSTOMERS_FROM = 10**9  # their texts have other numbers than the producer's
 # Of so many of either the last label is none: what learns from these is worse than what learns from
 # more, so that the gate has a reason to let a second student pass.
-FIRST_EVENTS = 600
+FIRST_EVENTS = 1_000
 COLOURS = ("blue", "red", "green", "black", "white", "yellow", "grey", "old", "new", "small")
 THINGS = ("lamp", "sofa", "phone", "chair", "book", "coffee machine", "coat", "table", "radio",
           "bike", "curtain", "watch", "tent", "mirror", "carpet", "kettle")  # fmt: skip
