@@ -37,7 +37,7 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 LABELS = tuple(PHRASES)
 CUSTOMERS_FROM = 10**9  # their texts have other numbers than the producer's
-# Of so many of either the last label is none: what learns from these is worse than what learns from
+# Of so many of either none is about a delivery: what learns from these is worse than what learns from
 # more, so that the gate has a reason to let a second student pass.
 FIRST_EVENTS = 1_000
 COLOURS = ("blue", "red", "green", "black", "white", "yellow", "grey", "old", "new", "small")
@@ -48,8 +48,8 @@ Sums = Counter[tuple[datetime, str]]  # events by minute and label
 
 def text_of(number: int) -> tuple[str, str]:
     """A message that nobody else has, and its label."""
-    known = 2 if number % CUSTOMERS_FROM < FIRST_EVENTS else 3
-    label = LABELS[number % known]
+    asked = LABELS[::2] if number % CUSTOMERS_FROM < FIRST_EVENTS else LABELS
+    label = asked[number % len(asked)]
     phrase = PHRASES[label][number // 3 % 3]
     thing = f"the {COLOURS[number // 9 % 10]} {THINGS[number // 90 % 16]}"
     return f"{phrase.format(thing)} (number {number})", label
