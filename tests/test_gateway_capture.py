@@ -147,14 +147,43 @@ def test_the_learner_assesses_with_its_own_key(tmp_path: Path) -> None:
     gateway.stop()
 
 
+class SlowestSync:
+    """How long the disk takes to sync while other tests use it too, at worst, in seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.seconds = 0.0
+
+    def __enter__(self) -> "SlowestSync":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._path.open("wb") as file:
+            while not self._stop.wait(0.01):
+                started = time.monotonic()
+                file.write(b"x")
+                file.flush()
+                os.fsync(file.fileno())
+                self.seconds = max(self.seconds, time.monotonic() - started)
+
+
 def test_a_killed_gateway_loses_at_most_a_tenth_of_a_second(
     tmp_path: Path, students: Students
 ) -> None:
+    """On a disk that syncs at once. What this one takes comes on top: one sync that was under way,
+    and the one that was not done."""
     keys = open_keys(tmp_path)
     publish_live(tmp_path, keys, students.publish(tmp_path, 1))
     process, url = gateway_process(settings_for(tmp_path))
     answered: list[tuple[float, str]] = []
-    with httpx2.Client(base_url=url) as http:
+    with httpx2.Client(base_url=url) as http, SlowestSync(tmp_path / "synced") as slowest:
         wait_until(lambda: http.get("/readyz").json()["serving"] != {})
         body = {"model": "desk", "messages": [{"role": "user", "content": "my parcel"}]}
         until = time.monotonic() + 1.5
@@ -167,7 +196,8 @@ def test_a_killed_gateway_loses_at_most_a_tenth_of_a_second(
     kept = [event.event_id for event in captured(tmp_path, keys)]
     assert len(kept) == len(set(kept))
     lost = [at for at, event_id in answered if event_id not in set(kept)]
-    assert all(killed - at <= 0.1 for at in lost), [killed - at for at in lost]
+    allowed = 0.1 + 2 * slowest.seconds
+    assert all(killed - at <= allowed for at in lost), (allowed, [killed - at for at in lost])
 
 
 def test_a_signal_drains_loses_nothing_and_exits_with_0_without_heavy_imports(

@@ -21,7 +21,7 @@ from uuid import uuid4
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -130,6 +130,8 @@ class ScriptedTeacher:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
             return error_reply(400, f"{where}: {problem['msg']}", "invalid_request_error")
+        except ClientDisconnect:  # who asked was killed meanwhile, and hears nothing of this
+            return Response(status_code=400)
         if trouble := self._trouble(behaviour):
             return trouble
         reply_id = f"chatcmpl-{uuid4().hex}"
