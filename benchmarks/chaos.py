@@ -148,7 +148,8 @@ def _campaign(
         total = len(wanted)
         with suppress(KeyboardInterrupt):  # enough: what was done is judged
             while wanted and time.monotonic() < deadline:
-                killer.kill(*killer.next(wanted))
+                if killer.kill(*killer.next(wanted)) is None:
+                    wanted.append(killer.another())  # for the point that was not passed in time
                 if tell:
                     sys.stdout.write(
                         f"\r{len(killer.kills)} of {total} kills, {producer.sent:,} events "

@@ -19,6 +19,7 @@ Victim = Literal["learner", "gateway", "trainer", "supervisor"]
 SHARES: tuple[tuple[Victim, int], ...] = (
     ("learner", 4), ("gateway", 11), ("supervisor", 3), ("trainer", 1),
 )  # fmt: skip
+VICTIMS = [victim for victim, share in SHARES for _ in range(share)]
 PATIENCE_SECONDS = 120.0
 HEALTHY_SECONDS = START_SECONDS + 0.5
 POINT_SECONDS = 20.0
@@ -76,7 +77,7 @@ class Killer:
         rounds = max(0, kills // 2) // len(points)
         chosen: list[tuple[Victim | None, str]] = []
         chosen += [(None, point) for point in points * max(rounds, 1)]
-        victims = [victim for victim, share in SHARES for _ in range(share)]
+        victims = list(VICTIMS)
         self._dice.shuffle(victims)
         if kills < len(points):  # a short run: one of each process, then points
             ordered: Sequence[Victim] = ("learner", "gateway", "supervisor", "trainer")
@@ -86,6 +87,10 @@ class Killer:
             chosen.append((victims[len(chosen) % len(victims)], ""))
         self._dice.shuffle(chosen)
         return chosen
+
+    def another(self) -> tuple[Victim | None, str]:
+        """One more at random."""
+        return self._dice.choice(VICTIMS), ""
 
     def next(self, wanted: list[tuple[Victim | None, str]]) -> tuple[Victim | None, str]:
         """Take the first whose victim has lived long enough to be started again at once.

@@ -63,7 +63,7 @@ EVENTS_A_DAY = 100 * 86_400
 class Plan:
     """How much is read, and how often."""
 
-    records: int = 60_000
+    records: int = 200_000
     rounds: int = 5
     embedded_records: int = 30_000
     seed: int = 0
