@@ -26,8 +26,9 @@ POINT_SECONDS = 20.0
 RARE_POINT_SECONDS = 75.0
 # Passed only when a student is trained, judged or approved.
 RARE = ("training.", "evaluation.", "artifact.", "decision.", "live.", "swap.", "durable.")
-# Passed by what a run of minutes does not do: a torn decision file, retention. Tests kill there.
-ELSEWHERE = frozenset({"decision.cut", "artifact.half_removed"})
+# Passed by what such a run does not do: a torn decision file, retention, a first start. Tests kill
+# there.
+ELSEWHERE = frozenset({"decision.cut", "artifact.half_removed", "keys.linked", "keys.written"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

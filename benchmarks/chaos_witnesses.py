@@ -37,8 +37,8 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 LABELS = tuple(PHRASES)
 CUSTOMERS_FROM = 10**9  # their texts have other numbers than the producer's
-# Of so many of either none is about a delivery: what learns from these is worse than what learns from
-# more, so that the gate has a reason to let a second student pass.
+# Of so many of either none is about a delivery: what learns from these is worse than what learns
+# from more, so that the gate has a reason to let a second student pass.
 FIRST_EVENTS = 1_000
 COLOURS = ("blue", "red", "green", "black", "white", "yellow", "grey", "old", "new", "small")
 THINGS = ("lamp", "sofa", "phone", "chair", "book", "coffee machine", "coat", "table", "radio",
