@@ -11,6 +11,7 @@ import structlog
 from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
 from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
+from service.memory import give_back
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifacts, Kind, base_kind
 from storage.durable import write_durably
@@ -21,6 +22,7 @@ log = structlog.get_logger()
 LOOK_SECONDS = 0.1  # at the file; asking over the network has its own setting
 RETRY_SECONDS = 3.0  # doubled with each failure in a row: to load a chat model costs a lot
 LONGEST_RETRY_SECONDS = 60.0
+TIDY_SECONDS = 10.0  # what batches of texts have left behind in memory is given back
 EVERYTHING = "all"  # the task label of what concerns no single task
 
 
@@ -130,6 +132,7 @@ class Watcher:
         self._key = key
         self._serial = -1
         self._retry_at = float("inf")
+        self._tidy_at = 0.0
         self._refusals = 0  # of what is published now, in a row
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-watcher", daemon=True)
@@ -168,6 +171,9 @@ class Watcher:
             self._look()
             self._looked.set()
             self._generations.note_resident()
+            if time.monotonic() >= self._tidy_at:
+                self._tidy_at = time.monotonic() + TIDY_SECONDS
+                give_back()
             if self._stopping.wait(self._source.interval):
                 return
 

@@ -45,7 +45,7 @@ from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
 from service.learner.watch import Watch
 from service.logs import set_up_logs
-from service.memory import collect_rarely, give_back, hoard_less
+from service.memory import collect_rarely, hoard_less, tidy
 from service.metrics import LearnerMetrics
 from service.process import RUN_FOLDER, bind, drain_on_signals, lock_data_folder
 from service.settings import Settings
@@ -428,7 +428,7 @@ class Learner:
         self._metrics.escalation_spend.labels(kind="calls").set(spent.calls)
         self._metrics.escalation_spend.labels(kind="money").set(spent.money)
         self._operations.note_change()
-        give_back()
+        tidy()
         return result
 
     def _roll_back(self, task: str, reason: str | None) -> None:
