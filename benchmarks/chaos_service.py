@@ -64,7 +64,7 @@ learning_pi_min = 0.001
 held_out_window = 1000
 
 [trigger]
-min_labels = 400
+min_labels = {min_labels}
 min_interval = "0s"
 
 [gate]
@@ -82,6 +82,9 @@ target = 0.8
 labels = {labels}
 instructions = "Say which of the labels fits."
 """
+
+
+MIN_LABELS = 400  # what a first student needs to be told from its base model
 
 
 def free_port() -> int:
@@ -115,6 +118,7 @@ class Service:
             task=task,
             labels=json.dumps(list(labels)),
             concurrency=concurrency,
+            min_labels=MIN_LABELS,
         )
         self.config.write_text(filled)
         self._pids: dict[int, str] = {}

@@ -28,15 +28,14 @@ def collect_rarely() -> None:
     """Have Python look for garbage in cycles after 20,000 new objects instead of after 700.
 
     Thousands of records are alive between a poll and its commit, and none is part of a cycle:
-    looking at them again and again took a seventh of the time of ingest. What was imported stays
-    for ever, so it is never looked at; who calls this calls `tidy` now and then.
+    looking at them again and again took a seventh of the time of ingest. Who calls this calls
+    `tidy` now and then.
     """
-    gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 
 def tidy() -> None:
-    """Collect what cycles hold, and give back what is free; a few milliseconds."""
+    """Collect what cycles hold, and give back what is free; some fifty milliseconds."""
     gc.collect()
     give_back()
 

@@ -65,6 +65,7 @@ def test_a_signal_in_any_phase_drains_and_loses_nothing(tmp_path: Path) -> None:
                 task=TASK,
                 labels=json.dumps(LABELS),
                 concurrency=4,
+                min_labels=150,
             )
         )
         settings = load_settings(config)

@@ -197,8 +197,8 @@ def fault_figures() -> list[str]:
     ]
     if "load_average" in found:
         lines.append(
-            f"{found['minutes']:g} minutes over the {found['topic']} topic; the load average at its end was "
-            f"{found['load_average'][1]:g}."
+            f"{found['minutes']:g} minutes over the {found['topic']} topic; the load average at "
+            f"its end was {found['load_average'][1]:g}."
         )
     return lines
 
