@@ -49,7 +49,7 @@ bench-loop: core ## Measure the loop on Banking77 over a real broker, if the dat
 bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where it stopped (ARGS=--help)
 	$(BIN)/python -m benchmarks.recipes $(ARGS)
 
-chaos: setup ## Kill every process 200 times over a real broker, about an hour (ARGS=--planted: planted bugs)
+chaos: setup ## Kill every process 200 times over a real broker, half an hour (ARGS=--planted: planted bugs)
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 docs: setup ## Write the generated parts of the documentation again

@@ -55,6 +55,7 @@ STUDENT_SECONDS = 900.0
 TRAIN_AGAIN_SECONDS = 20.0
 # From so many kills on, two students are approved first, so that there is always a swap to be hit.
 SWAPPING_KILLS = 40
+SECOND_STUDENT_AT = 4_000
 CATCH_UP_SECONDS = 600.0
 STILL_LOOKS = 24  # the broker's ends are looked at every few seconds
 CUSTOMERS_TEXTS = 40_000
@@ -291,7 +292,10 @@ def main() -> int:
             seed=chosen.seed,
             minutes=chosen.minutes,
             bootstrap_servers=servers,
-            students_at=(FIRST_EVENTS, *([4_000] if chosen.kills >= SWAPPING_KILLS else [])),
+            students_at=(
+                FIRST_EVENTS,
+                *([SECOND_STUDENT_AT] if chosen.kills >= SWAPPING_KILLS else []),
+            ),
         )
         outcome = run(plan, folder)
         outcome.figures |= fuzz(folder, chosen.fuzz, seed=chosen.seed)
@@ -309,7 +313,8 @@ def keep(outcome: Outcome, plan: Plan) -> None:
     path = RESULTS / "chaos.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     planted = {k: v for k, v in before.get("figures", {}).items() if k.startswith("planted_")}
-    more = {**outcome.about, "planted": before.get("planted", {})}
+    kept = {name: before[name] for name in ("planted", "planted_commit") if name in before}
+    more = {**outcome.about, **kept}
     write_results("chaos", {**outcome.figures, **planted}, seed=plan.seed, **more)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import RESULTS, ROOT, write_results
+from benchmarks.results import RESULTS, ROOT, commit, write_results
 
 COPIED = ("pipelines", "storage", "service", "tests", "benchmarks", "deploy")
 POINTS = "tests/test_chaos_points.py::"
@@ -274,7 +274,7 @@ def plant_all() -> int:
 
 
 def keep(caught: dict[str, bool]) -> None:
-    """Beside the figures of the run."""
+    """Beside the figures of the run, whose commit stays theirs."""
     path = RESULTS / "chaos.json"
     before: dict[str, Any] = {"figures": {}, "seed": 0}
     if path.exists():
@@ -284,5 +284,5 @@ def keep(caught: dict[str, bool]) -> None:
         "planted_bugs_caught": sum(caught.values()),
     }
     tests = {bug.name: bug.test.removeprefix("tests/") for bug in BUGS}
-    more = {k: v for k, v in before.items() if k not in ("machine", "commit", "seed", "planted")}
-    write_results("chaos", figures, seed=before["seed"], **more, planted=tests)
+    more = before | {"planted": tests, "planted_commit": commit()}
+    write_results("chaos", figures, **more)

@@ -27,6 +27,7 @@ from gateway_rig import (
 )
 from prometheus_client import CollectorRegistry
 
+from benchmarks.chaos_witnesses import Worker
 from pipelines.decode import NativeRecord
 from pipelines.errors import BrokerUnavailable, ExitCode, PortInUse
 from pipelines.types import Message
@@ -147,22 +148,13 @@ def test_the_learner_assesses_with_its_own_key(tmp_path: Path) -> None:
     gateway.stop()
 
 
-class SlowestSync:
+class SlowestSync(Worker):
     """How long the disk takes to sync while other tests use it too, at worst, in seconds."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.seconds = 0.0
-
-    def __enter__(self) -> "SlowestSync":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _run(self) -> None:
         with self._path.open("wb") as file:
@@ -183,7 +175,8 @@ def test_a_killed_gateway_loses_at_most_a_tenth_of_a_second(
     publish_live(tmp_path, keys, students.publish(tmp_path, 1))
     process, url = gateway_process(settings_for(tmp_path))
     answered: list[tuple[float, str]] = []
-    with httpx2.Client(base_url=url) as http, SlowestSync(tmp_path / "synced") as slowest:
+    slowest = SlowestSync(tmp_path / "synced")
+    with httpx2.Client(base_url=url) as http, slowest:
         wait_until(lambda: http.get("/readyz").json()["serving"] != {})
         body = {"model": "desk", "messages": [{"role": "user", "content": "my parcel"}]}
         until = time.monotonic() + 1.5
