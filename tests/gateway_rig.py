@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -204,7 +204,11 @@ class Teacher:
     latency: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     finish_reason: str = "stop"
-    cut_after: int | None = None  # bytes of a stream after which the connection breaks
+    cut_after: int | None = None  # pieces of a stream after which the connection breaks
+    piece_seconds: float = 0.005  # between two pieces of a stream
+    ending: bytes = b"data: [DONE]\n\n"
+    lingers: float = 0.0  # seconds from a stream's last bytes to its end
+    streaming: int = 0  # streams that are open now
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     port: int = 0
 
@@ -244,22 +248,32 @@ class Teacher:
             headers=self.headers,
         )
 
-    async def _pieces(self, model: str) -> Any:
-        for index, letter in enumerate([*self.answer, None]):
-            delta = {"content": letter} if letter is not None else {}
-            finish = None if letter is not None else self.finish_reason
-            chunk = {
-                "id": "chatcmpl-teacher-2",
-                "object": "chat.completion.chunk",
-                "created": 1,
-                "model": model,
-                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-            }
-            if self.cut_after is not None and index >= self.cut_after:
-                raise RuntimeError("the teacher breaks off")
-            yield f"data: {json.dumps(chunk)}\n\n"
-            await asyncio.sleep(0.005)
-        yield "data: [DONE]\n\n"
+    async def _pieces(self, model: str) -> AsyncIterator[bytes]:
+        self.streaming += 1
+        pieces = [self._piece(model, letter) for letter in [*self.answer, None]]
+        try:
+            for index, piece in enumerate([*pieces, self.ending]):
+                if index == self.cut_after:
+                    raise RuntimeError("the teacher breaks off")
+                yield piece
+                await asyncio.sleep(self.piece_seconds)
+            if self.cut_after is not None:
+                raise RuntimeError("the teacher breaks off after all")
+            await asyncio.sleep(self.lingers)
+        finally:
+            self.streaming -= 1
+
+    def _piece(self, model: str, letter: str | None) -> bytes:
+        delta = {"content": letter} if letter is not None else {}
+        finish = None if letter is not None else self.finish_reason
+        chunk = {
+            "id": "chatcmpl-teacher-2",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        }
+        return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
 @contextmanager

@@ -4,12 +4,13 @@ Everything that the app can see of a swap, a dead learner or a broken teacher is
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Literal
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from pipelines.decode import NativeRecord, NativeStudent, NativeUsage
 from pipelines.label import write_answer
@@ -20,6 +21,7 @@ from service.gateway.capture import Capture
 from service.gateway.escalation import Escalated, Escalations
 from service.gateway.generations import Generation, Generations
 from service.gateway.recent import Answered, Recent
+from service.gateway.relay import Relay
 from service.gateway.router import MAX_CHARACTERS, unsupported, why_unsure
 from service.gateway.students import StudentFailed
 from service.gateway.turn import (
@@ -30,18 +32,16 @@ from service.gateway.turn import (
     read_body,
     rejection,
 )
-from service.gateway.upstream import Reply, Upstream, UpstreamError
+from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import (
     EVENT_STREAM,
     MALFORMED,
-    StreamReader,
     TeacherReply,
     WireUsage,
     chunks,
     completion,
     decode_chat,
     decode_envelope,
-    error_body,
     plain_messages,
     read_reply,
     replace_fields,
@@ -240,31 +240,12 @@ class Chat:
             reply = await stack.enter_async_context(self._upstream.open(body, request.headers))
             headers = {**reply.headers(), **turn.headers(served_by=TEACHER, version=TEACHER)}
             if reply.streams:
-                # The stream closes the reply, whenever it ends.
-                relay = self._relay(turn, reply, stack.pop_all())
-                return StreamingResponse(relay, reply.status, headers)
+                # The relay closes the reply, whenever it ends.
+                note = partial(self._note_passed, turn)
+                return Relay(reply, stack.pop_all(), headers, note)
             content = await reply.read()
         self._note_passed(turn, reply.ok, read_reply(content) if turn.captured else None)
         return Response(content, reply.status, headers)
-
-    async def _relay(self, turn: Turn, reply: Reply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-        """Hand a stream on as it comes, and listen."""
-        listener, whole = StreamReader(), False
-        async with stack:
-            try:
-                async for part in reply.stream():
-                    if turn.captured:
-                        listener.feed(part)
-                    yield part
-                whole = True
-            except UpstreamError as error:
-                # The status is sent; clients read an error in the stream itself.
-                kind = f"teacher_{error.kind}"
-                told = error_body(str(error), type="server_error", code=kind)
-                yield b"data: " + told + b"\n\n"
-            finally:
-                # Also when the app has gone away in the middle.
-                self._note_passed(turn, whole and reply.ok, listener.reply())
 
     def _note_passed(self, turn: Turn, ok: bool, reply: TeacherReply | None) -> None:
         self._finish(turn, TEACHER if ok else NOBODY, "passed_through" if ok else "failed")

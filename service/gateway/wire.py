@@ -265,6 +265,7 @@ class StreamReader:
     """Listens to a teacher's stream that is passed on, and puts its answer together."""
 
     def __init__(self) -> None:
+        self.ended = False  # the answer is whole, whatever still follows
         self._tail = b""
         self._content: list[str] = []
         self._finish: str | None = None
@@ -278,8 +279,13 @@ class StreamReader:
             if line.startswith(b"data:"):
                 self._take(line[5:].strip())
 
+    def close(self) -> None:
+        """The stream has come to its end, announced or not."""
+        self.ended = True
+
     def _take(self, data: bytes) -> None:
         if data == b"[DONE]":
+            self.ended = True
             return
         try:
             chunk = _decode_reply(data)
@@ -289,12 +295,14 @@ class StreamReader:
         for choice in chunk.choices[:1]:
             if choice.delta.content:
                 self._content.append(choice.delta.content)
-            self._finish = choice.finish_reason or self._finish
+            if choice.finish_reason:
+                self.ended, self._finish = True, choice.finish_reason
 
     def reply(self) -> TeacherReply:
-        """What was said. Without a proper end there is no answer."""
+        """What was said. Without an end there is no answer."""
+        self.feed(b"\n")  # the last line may lack it
         return TeacherReply(
-            content="".join(self._content),
+            content="".join(self._content) if self.ended else None,
             finish_reason=self._finish,
             id=self._last.id,
             model=self._last.model,
