@@ -1,10 +1,9 @@
 """What the teacher is asked, and under which key an answer is remembered."""
 
-import json
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
+from pipelines.identities import canonical, question_key
 from pipelines.render import teacher_messages
 from pipelines.types import Message, Task
 
@@ -47,12 +46,11 @@ def ask(
     }
     if policy.temperature is not None:
         parameters["temperature"] = policy.temperature
-    identity = {"prompt_version": prompt_version(task), "parameters": parameters}
     # A token has at least one byte in every tokenizer in use. Four are typical, but what the
     # budget reserves has to be a bound.
     content = sum(len(message["content"].encode()) for message in parameters["messages"])
     return Question(
-        key=sha256(canonical(identity)).hexdigest(),
+        key=question_key(task, parameters),
         event_id=event_id,
         task=task.name,
         parameters=parameters,
@@ -66,14 +64,3 @@ def cost(prompt_tokens: int, completion_tokens: int, policy: TeacherPolicy) -> f
         prompt_tokens * policy.price_per_million_in
         + completion_tokens * policy.price_per_million_out
     ) / 1e6
-
-
-def prompt_version(task: Task) -> str:
-    """Changes whenever what the teacher reads, or how it is read, changes."""
-    parts = [task.instructions, list(task.labels), task.answer_pointer]
-    return sha256(canonical(parts)).hexdigest()[:12]
-
-
-def canonical(value: Any) -> bytes:
-    """JSON bytes that are equal for equal values."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()

@@ -4,7 +4,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from rensa import RMinHash, RMinHashLSH
@@ -213,11 +212,3 @@ def _signature(normal: str) -> Any:
     padded = f" {normal} "
     signature.update([padded[at : at + SHINGLE] for at in range(max(1, len(padded) - SHINGLE + 1))])
     return signature
-
-
-def content_digest(parts: Iterable[str]) -> str:
-    """A hash of a sequence of texts, each with its end marked."""
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()

@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.calibration import calibration_error
 from pipelines.certify import certify_threshold, coverage_gain_p
+from pipelines.identities import snapshot_hash
 from pipelines.intervals import count_pairs, exact_share, paired_difference, wilson_share
 from pipelines.types import Answers, Estimate, Evaluation, Flip, HeldOutItem, PairCounts, Slice
 
@@ -33,22 +33,6 @@ class _Marked:
 
     answers: Answers
     correct: tuple[bool, ...]
-
-
-def snapshot_hash(items: Sequence[HeldOutItem]) -> str:
-    """Content hash of a snapshot, whatever the order of its items."""
-    rows = sorted(
-        (
-            item.event_id,
-            item.group_id,
-            item.text,
-            item.label,
-            item.segment,
-            item.inclusion_probability.hex(),
-        )
-        for item in items
-    )
-    return hashlib.blake2b(msgspec.json.encode(rows), digest_size=16).hexdigest()
 
 
 def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:

@@ -5,7 +5,7 @@ is decided first; only the chosen are looked at closer (near-duplicate group and
 See statistics.md, section 1.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
@@ -19,6 +19,17 @@ _SCALE = 2.0**-64
 _FOUR = Struct(">4Q").unpack
 _new = tuple.__new__
 LEARNING_SCALE_MAX = 50.0
+# What a policy's version is taken over.
+OF_A_POLICY = (
+    "audit_rate",
+    "cold_start",
+    "cold_start_rate",
+    "full",
+    "given_rate",
+    "held_out_rate",
+    "learning_pi_min",
+    "learning_scale",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +48,8 @@ class SamplingPolicy:
 
     @property
     def version(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if name != "salt"}
-        return blake2b(repr(sorted(values.items())).encode(), digest_size=4).hexdigest()
+        values = [(name, getattr(self, name)) for name in OF_A_POLICY]
+        return blake2b(repr(values).encode(), digest_size=4).hexdigest()
 
 
 class Uniforms(NamedTuple):

@@ -5,13 +5,8 @@ from random import Random
 
 from core_samples import labelled
 
-from pipelines.curate import (
-    CurationPolicy,
-    NearDuplicates,
-    content_digest,
-    curate,
-    uncontaminated,
-)
+from pipelines.curate import CurationPolicy, NearDuplicates, curate, uncontaminated
+from pipelines.identities import content_digest
 from pipelines.types import Side
 
 SALT = b"s" * 32

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from simulated_pairs import held_out_items
 
-from pipelines.evaluate import evaluate, majority_answers, snapshot_hash, thin
+from pipelines.evaluate import evaluate, majority_answers, thin
+from pipelines.identities import snapshot_hash
 from pipelines.types import Answers, HeldOutItem, PairCounts
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from pipelines.ask import TeacherPolicy, cost, prompt_version
+from pipelines.ask import TeacherPolicy, cost
+from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.types import Label, PromptEvent, Task
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import structlog
 
-from pipelines.ask import ask, prompt_version
+from pipelines.ask import ask
 from pipelines.errors import Refused, TeacherRefused
+from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.types import Label, Task
 from service.learner.status import UnknownOutcome

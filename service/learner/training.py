@@ -12,13 +12,14 @@ from uuid import uuid4
 
 import structlog
 
-from pipelines.curate import Curated, CurationPolicy, content_digest, curate
+from pipelines.curate import Curated, CurationPolicy, curate
 from pipelines.errors import (
     FlywheelError,
     TrainingFailed,
     TrainingInterrupted,
     TrainingRunFailed,
 )
+from pipelines.identities import dataset_content, settings_digest, training_fingerprint
 from pipelines.recipes import Recipe
 from pipelines.students.causal import load_config
 from pipelines.students.classifier import load_head
@@ -96,13 +97,12 @@ class Workshop:
     def settings_digest(self, recipe: Recipe) -> str:
         """Of all in the settings that decides what a recipe makes of a dataset."""
         base = self.settings.recipes.get(recipe.name)
-        parts = (
-            *map(repr, asdict(recipe).items()),
-            str(base and base.base_model),
-            self.encoder.digest if recipe.family == "head" else "",
-            str(self.settings.trainer.seed),
+        return settings_digest(
+            recipe,
+            base_model=str(base and base.base_model),
+            encoder=self.encoder.digest if recipe.family == "head" else "",
+            seed=self.settings.trainer.seed,
         )
-        return content_digest(parts)
 
     def curated(self, task: Task, cut_off: datetime) -> Curated:
         """Training examples and held-out items from everything labelled until the cut-off."""
@@ -133,15 +133,13 @@ class Order:
     @property
     def fingerprint(self) -> str:
         """Content hash of all that decides the weights, beside the dataset."""
-        parts = (
-            *map(repr, asdict(self.recipe).items()),
-            self.base.digest,
-            str(self.seed),
-            str(self.time_budget),
-            *self.task.labels,
-            self.task.instructions,
+        return training_fingerprint(
+            self.recipe,
+            self.task,
+            base=self.base.digest,
+            seed=self.seed,
+            time_budget=self.time_budget,
         )
-        return content_digest(parts)
 
 
 class Training:
@@ -270,7 +268,7 @@ class Training:
             )
         with self._shop.database.snapshot() as tx:
             stored = latest_dataset(tx, task.name)
-        content, parent = _content(curated), stored.digest if stored else None
+        content, parent = dataset_content(curated.training), stored.digest if stored else None
         if parent is not None and self._shop.artifacts.exists("dataset", parent):
             dataset = self._shop.artifacts.open("dataset", parent)
             if dataset.about["content"] == content:
@@ -422,13 +420,3 @@ class Training:
             return
         self._shop.metrics.training_runs.labels(task=task, outcome="failed").inc()
         log.error("training_failed", task=task, run_id=run_id, reason=reason)
-
-
-def _content(curated: Curated) -> str:
-    """What a student would learn, as a hash: texts, labels and weights in their order."""
-    parts = (
-        part
-        for example in curated.training
-        for part in (example.text, example.label, repr(example.weight))
-    )
-    return content_digest(parts)

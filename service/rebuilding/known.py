@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pipelines.ask import canonical, prompt_version
+from pipelines.identities import question_key
 from pipelines.types import Message, Side, Task
 from service.rebuilding.versions import written_at
 from storage.artifacts import Artifact
@@ -87,8 +86,7 @@ def asked_messages(
         return None
     parameters = json.loads(body)
     for task in tasks:
-        identity = {"prompt_version": prompt_version(task), "parameters": parameters}
-        if sha256(canonical(identity)).hexdigest() == call.key:
+        if question_key(task, parameters) == call.key:
             messages = msgspec.convert(parameters, Asked).messages
             first = messages[0] if messages else None
             ours = first == Message("system", task.instructions) and len(messages) > 1

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pipelines.ask import ask, prompt_version
+from pipelines.ask import ask
 from pipelines.errors import DataDamaged
+from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.render import classifier_text
 from pipelines.types import (

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from pipelines.ask import TeacherPolicy, ask, cost, prompt_version
+from pipelines.ask import TeacherPolicy, ask, cost
 from pipelines.assess import assess
 from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy, decode
 from pipelines.errors import InvalidMessage
+from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.render import classifier_text
 from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback, settle
