@@ -14,17 +14,13 @@ from generator.figures import (
     recipe_figures,
     speed_figures,
 )
-from generator.file_tree import file_tree
+from generator.files_page import files_page
 from generator.http_page import http_page
 from generator.places import ROOT
 from generator.program_pages import command_line_page, exit_codes_page
 from generator.record_page import record_page
 from generator.settings_page import settings_page
 from generator.watching_pages import alerts_page, log_page
-
-FILE_TREE = re.compile(
-    r"(<!-- file tree -->\n```text\n).*?(\n```\n<!-- end of file tree -->)", re.S
-)
 
 LOOP_FIGURES = re.compile(r"(<!-- loop figures -->\n).*?(\n<!-- end of loop figures -->)", re.S)
 RECIPE_FIGURES = re.compile(
@@ -47,8 +43,7 @@ def documents() -> Mapping[Path, str]:
         lambda found: f"{found[1]}{broken}\n{found[2]}", faults.read_text()
     )
     measured, timed = "\n".join(recipe_figures()), "\n".join(speed_figures())
-    tree, figures = "\n".join(file_tree()), "\n".join(loop_figures())
-    text = FILE_TREE.sub(lambda found: found[1] + tree + found[2], readme.read_text())
+    figures = "\n".join(loop_figures())
     return {
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
@@ -56,13 +51,14 @@ def documents() -> Mapping[Path, str]:
         ROOT / "docs" / "reference" / "alerts.md": "\n".join(alerts_page()) + "\n",
         ROOT / "docs" / "reference" / "log.md": "\n".join(log_page()) + "\n",
         ROOT / "docs" / "reference" / "http-api.md": "\n".join(http_page()) + "\n",
+        ROOT / "docs" / "reference" / "files.md": "\n".join(files_page()) + "\n",
         ROOT / "docs" / "reference" / "record.md": "\n".join(record_page()) + "\n",
         recipes: RECIPE_FIGURES.sub(
             lambda found: found[1] + measured + found[2], recipes.read_text()
         ),
         faults: PLANTED_BUGS.sub(lambda found: f"{found[1]}{planted}\n{found[2]}", found_faults),
         speed: SPEED_FIGURES.sub(lambda found: found[1] + timed + found[2], speed.read_text()),
-        readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], text),
+        readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], readme.read_text()),
     }
 
 

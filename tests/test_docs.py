@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 from generate import documents
-from generator.file_tree import file_tree
+from generator.files_page import file_tree
 from generator.settings_page import settings_without_meaning
 
 from pipelines.decode import DecodePolicy, decode

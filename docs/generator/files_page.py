@@ -1,4 +1,4 @@
-"""The README's map of the files: each says itself what it is."""
+"""The map of the files: each says itself what it is."""
 
 import ast
 import json
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from generator.places import ROOT, first_line
+from generator.places import NOTE, ROOT, first_line
 
 CODE_FOLDERS = ("pipelines", "storage", "service", "deploy", "docs", "benchmarks", "tests")
 # Many files of one kind: a line for the folder says enough.
@@ -35,6 +35,16 @@ OTHER_FILES = {
     "service/demo/messages.jsonl": "The hand-written messages of the demonstration's desk.",
     "deploy/kafka/server.properties": "The development broker's settings.",
 }
+
+
+def files_page() -> Iterator[str]:
+    yield NOTE.format(source="every file's first sentence")
+    yield ""
+    yield "# Every file, in its own words"
+    yield ""
+    yield "```text"
+    yield from file_tree()
+    yield "```"
 
 
 def file_tree() -> Iterator[str]:
