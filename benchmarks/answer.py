@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from benchmarks.load import Load, generate
 from benchmarks.results import write_results
 from benchmarks.serving import publish_student, running_gateway, task_settings
-from pipelines.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
-from pipelines.students.classifier import Head
+from pipelines.students.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
+from pipelines.students.head import Head
 from service.demo.corpus import Corpus, load_corpus
 
 CLIENTS = 16

@@ -29,8 +29,8 @@ import numpy as np
 
 from benchmarks.results import write_results
 from benchmarks.traffic import message, vocabulary
-from pipelines.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.sample import side_of
+from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.tally import Tally, TrafficKey
 from pipelines.types import (
     Assessment,

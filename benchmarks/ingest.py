@@ -33,12 +33,12 @@ from pipelines.decode import DecodePolicy
 from pipelines.errors import BrokerUnavailable
 from pipelines.sample import SamplingPolicy
 from pipelines.types import PromptEvent, StudentAnswer
+from service.host.memory import collect_rarely
 from service.keys import GATEWAY_PRODUCER
 from service.learner.given import GivenPolicy
 from service.learner.ingest import Ingest, Sampling
 from service.learner.rates import first_policy
 from service.learner.teacher import Teacher
-from service.memory import collect_rarely
 from service.metrics import LearnerMetrics
 from service.settings import Settings
 from service.topics import Headers, TopicReader, TopicWriter

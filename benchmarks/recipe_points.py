@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks.results import ROOT, commit
-from pipelines.encoder import Encoder, installed_encoder_files
 from pipelines.recipes import RECIPES, RecipeName, installed_base
-from pipelines.students.classifier import load_head
+from pipelines.students.encoder import Encoder, installed_encoder_files
+from pipelines.students.head import load_head
 from service.learner.trainer import Trainer
 from service.sections import TrainerSettings
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.recipe_points import BANKING77, Query, read_queries
 from benchmarks.results import write_results
-from pipelines.encoder import installed_encoder_files
 from pipelines.recipes import RECIPES
+from pipelines.students.encoder import installed_encoder_files
 from service.demo.traffic import Traffic
 from service.learner.trainer import Trainer
 from service.sections import TrainerSettings

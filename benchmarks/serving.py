@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import numpy as np
 
-from pipelines.encoder import Encoder, installed_encoder_files
-from pipelines.fit import Data, fit
-from pipelines.students.classifier import Head, save_head
+from pipelines.students.encoder import Encoder, installed_encoder_files
+from pipelines.students.fit import Data, fit
+from pipelines.students.head import Head, save_head
 from service.demo.corpus import Corpus
 from service.keys import open_keys
 from storage.artifacts import Artifacts

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.child import Channel, read_lines, run_child
-from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.render import label_text
-from pipelines.students.classifier import Classifier, LabelledAnswer, load_head
+from pipelines.students.encoder import Encoder, VectorCache, Vectors
+from pipelines.students.head import Classifier, LabelledAnswer, load_head
 
 CANDIDATE = "candidate"
 CHUNK = 32  # texts between two words of progress

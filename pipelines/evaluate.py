@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.calibration import calibration_error
-from pipelines.certify import certify_threshold, coverage_gain_p
 from pipelines.identities import snapshot_hash
-from pipelines.intervals import count_pairs, exact_share, paired_difference, wilson_share
+from pipelines.statistics.calibration import calibration_error
+from pipelines.statistics.certify import certify_threshold, coverage_gain_p
+from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
 from pipelines.types import Answers, Estimate, Evaluation, Flip, HeldOutItem, PairCounts, Slice
 
 CANDIDATE = "candidate"

@@ -23,7 +23,7 @@ from pipelines.checks import (
     policy_makes_sense,
 )
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, SIBLING
-from pipelines.intervals import (
+from pipelines.statistics.intervals import (
     exact_low,
     holm,
     normal_quantile,
@@ -31,7 +31,7 @@ from pipelines.intervals import (
     paired_low,
     sign_test,
 )
-from pipelines.sequences import pair_e_value
+from pipelines.statistics.sequences import pair_e_value
 from pipelines.types import Check, Evaluation, GateReport, PairCounts, Verdict
 
 __all__ = ["GateFacts", "GatePolicy", "attempt_alpha", "compared", "judge"]

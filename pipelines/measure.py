@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.child import Channel, run_child
-from pipelines.encoder import Encoder
-from pipelines.fit import CALIBRATION_FOLDS, Data, fit
 from pipelines.recipes import Recipe, require_training_stack
+from pipelines.students.encoder import Encoder
+from pipelines.students.fit import CALIBRATION_FOLDS, Data, fit
 from pipelines.train import CALIBRATION_SHARE, MAX_CALIBRATION_SHARE, MIN_CALIBRATION_ROWS, load
 
 MESSAGE = (

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from pipelines.coverage import CONFIDENCE_BINS, confidence_bins
+from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.types import PromptEvent
 
 TrafficKey = tuple[datetime, str, str, str]  # minute, task, version, segment

@@ -2,8 +2,8 @@
 
     python -m pipelines.train SPEC.json
 
-`head` needs no gradients and is fitted in `pipelines.fit`. Everything else is tuned here: load,
-announce, data, loop, save. What differs between an encoder and a chat model is in
+`head` needs no gradients and is fitted in `pipelines.students.fit`. Everything else is tuned here:
+load, announce, data, loop, save. What differs between an encoder and a chat model is in
 `pipelines.students`; the loop does not know which of them it trains.
 """
 
@@ -12,20 +12,17 @@ import time
 from collections.abc import Sequence
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pipelines.child import Channel, read_lines, run_child
 from pipelines.errors import TrainingFailed
-from pipelines.fit import describe, missing_labels, refuse_one_label, train_head
 from pipelines.recipes import Recipe, require_training_stack
-
-if TYPE_CHECKING:
-    import torch
+from pipelines.students.families import Batch, Tuning
+from pipelines.students.fit import describe, missing_labels, refuse_one_label, train_head
 
 Row = dict[str, Any]
-Batch = tuple[int, ...]  # numbers of rows
 
 CHECKPOINT_SECONDS = 20.0
 WARM_UP = 0.1  # of the steps
@@ -36,27 +33,6 @@ CALIBRATION_SHARE = 0.1
 MIN_CALIBRATION_ROWS = 40
 MAX_CALIBRATION_SHARE = 0.25
 CURVE_POINTS = 100
-
-
-class Tuning(Protocol):
-    """A base model while it is tuned."""
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each training row."""
-
-    @property
-    def description(self) -> str:
-        """What is tuned, for people."""
-
-    def parameters(self) -> "dict[str, torch.nn.Parameter]":
-        """What is tuned, by name."""
-
-    def loss(self, rows: Batch) -> "torch.Tensor":
-        """The loss of some training rows, weighted by their labels' weights: a scalar."""
-
-    def save(self, scratch: Path, channel: Channel) -> dict[str, Any]:
-        """Calibrate, write the student's files and return what the manifest should say."""
 
 
 def train(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:

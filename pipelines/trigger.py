@@ -30,7 +30,7 @@ class TriggerState:
     candidate_waits: bool = False  # a promotable candidate waits for the operator
     training_runs: bool = False
     certified_coverage: float | None = None  # of the champion
-    coverage_drop: float = 0.0  # sure drop, from `pipelines.coverage.coverage_drop`
+    coverage_drop: float = 0.0  # sure drop, from `pipelines.statistics.coverage.coverage_drop`
     drift_alarm: bool = False
     asked_by_operator: bool = False
     failures_in_a_row: int = 0

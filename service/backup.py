@@ -17,29 +17,22 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pipelines.errors import DataLocked, DiskFull, Refused
-from service.keys import INTERNAL_FILE
-from service.process import lock_data_folder
+from service.host.process import lock_data_folder
 from service.settings import Settings
-from service.topics.opening import EMBEDDED_FILE
 from storage.artifacts import KINDS, MANIFEST, Artifacts, Kind, hash_file
 from storage.bundle import BundleWriter, Manifest, copy_sqlite
 from storage.database import Cursor, Database
 from storage.decisions import champion
 from storage.dump import Dump, dump
+from storage.folder import ARTIFACTS, DATABASE, DECISIONS, INTERNAL_KEY, LEDGER, LIVE, TOPIC
 from storage.ledger import BODIES
 from storage.ledger import FILE as LEDGER_FILE
 from storage.students import tasks_with_versions, version_by_digest
 from storage.traffic import all_offsets
 
-DATABASE_FILE = "flywheel.duckdb"
-DECISIONS_FILE = "decisions.jsonl"
-LIVE_FILE = "live.json"
-LEDGER_FOLDER = "ledger"
 TABLES = "tables"
-KEY_FILE = f"secrets/{INTERNAL_FILE}"
 
 Say = Callable[[str], None]
 
@@ -61,20 +54,20 @@ def freeze(database: Database, settings: Settings) -> Frozen:
     Raises `DiskFull` where the copy would take what ingest must have free.
     """
     data = settings.data_dir
-    size = sum(path.stat().st_size for path in data.glob(f"{DATABASE_FILE}*"))
+    size = sum(path.stat().st_size for path in data.glob(f"{DATABASE}*"))
     left = shutil.disk_usage(data).free - size - settings.ingest.min_free_disk_mb * 2**20
     if left < 0:
         raise DiskFull(
             f"a copy of the database needs up to {size // 2**20} MB in {data}, and "
             f"{settings.ingest.min_free_disk_mb} MB must stay free: free {-left // 2**20 + 1} MB"
         )
-    folder = data / "scratch" / f"backup-{uuid4().hex}"
+    folder = settings.folder.new_frozen()
     folder.mkdir(parents=True, mode=0o700)
     beside: dict[str, Any] = {}
 
     def look() -> None:
         """While nothing writes: a decision is in the file if and only if it is in the tables."""
-        beside["decisions_bytes"] = _size(data / DECISIONS_FILE)
+        beside["decisions_bytes"] = _size(data / DECISIONS)
         with database.snapshot() as tx:
             beside["offsets"] = all_offsets(tx)
             beside["champions"] = _champions(tx)
@@ -91,14 +84,14 @@ def freeze_here_or_there(
     settings: Settings, ask_learner: Callable[[], Mapping[str, Any]]
 ) -> Frozen:
     """By the learner that holds the data folder; by us, under its lock, where none does."""
-    if not (settings.data_dir / DATABASE_FILE).is_file():
+    if not (settings.folder.database).is_file():
         raise Refused(f"there is no database in {settings.data_dir}: nothing to back up")
     try:
         lock = lock_data_folder(settings.data_dir)
     except DataLocked:
         return read_frozen(ask_learner())
     with lock:
-        database = Database(settings.data_dir / DATABASE_FILE)
+        database = Database(settings.folder.database)
         try:
             return freeze(database, settings)
         finally:
@@ -149,34 +142,32 @@ class _Backup:
         for name in self._frozen.dump.rows:
             self._add(f"{TABLES}/{name}.parquet", Path(self._frozen.folder) / f"{name}.parquet")
         if self._frozen.decisions_bytes:
-            self._add(
-                DECISIONS_FILE, self._data / DECISIONS_FILE, size=self._frozen.decisions_bytes
-            )
-        lines = self._data / LEDGER_FOLDER / LEDGER_FILE
+            self._add(DECISIONS, self._data / DECISIONS, size=self._frozen.decisions_bytes)
+        lines = self._data / LEDGER / LEDGER_FILE
         if lines.is_file():
             whole, self._calls = _whole_lines(lines)
-            self._add(f"{LEDGER_FOLDER}/{LEDGER_FILE}", lines, size=whole)
-        self._add_sqlite(f"{LEDGER_FOLDER}/{BODIES}", self._data / LEDGER_FOLDER / BODIES)
+            self._add(f"{LEDGER}/{LEDGER_FILE}", lines, size=whole)
+        self._add_sqlite(f"{LEDGER}/{BODIES}", self._data / LEDGER / BODIES)
 
     def topic(self) -> None:
         """The embedded topic has no other copy; a broker keeps its own."""
         if not self._settings.kafka.bootstrap_servers:
-            self._add_sqlite(EMBEDDED_FILE, self._data / EMBEDDED_FILE)
+            self._add_sqlite(TOPIC, self._data / TOPIC)
 
     def artifacts(self) -> None:
         """Every artifact that is what its name says; others are named and left out."""
-        artifacts = Artifacts(self._data / "artifacts")
+        artifacts = Artifacts(self._data / ARTIFACTS)
         for kind in KINDS:
             for digest in artifacts.digests(kind):
                 self._artifact(artifacts.path(kind, digest), kind, digest)
 
     def served(self, secrets: bool) -> None:
         """What gateways obey, and the key that signs it."""
-        live = self._data / LIVE_FILE
+        live = self._data / LIVE
         if live.is_file():
-            self._add(LIVE_FILE, live)
-        if secrets and (self._data / KEY_FILE).is_file():
-            self._add(KEY_FILE, self._data / KEY_FILE)
+            self._add(LIVE, live)
+        if secrets and (self._data / INTERNAL_KEY).is_file():
+            self._add(INTERNAL_KEY, self._data / INTERNAL_KEY)
 
     def about(self, secrets: bool) -> dict[str, Any]:
         return {
@@ -203,7 +194,7 @@ class _Backup:
             return
         with suppress(FileNotFoundError):  # pruned meanwhile: nothing refers to it any more
             for name in [*json.loads(content)["files"], MANIFEST]:
-                self._add(f"artifacts/{kind}/{digest}/{name}", folder / name)
+                self._add(f"{ARTIFACTS}/{kind}/{digest}/{name}", folder / name)
 
     def _damage(self, folder: Path, manifest: bytes, digest: str) -> str | None:
         try:
@@ -235,7 +226,7 @@ def fingerprint(data_dir: Path, settings: Settings) -> str:
     key = settings.gateway.learner_token.get_secret_value()
     if not key:
         with suppress(OSError):
-            key = (data_dir / KEY_FILE).read_text().strip()
+            key = (data_dir / INTERNAL_KEY).read_text().strip()
     return hmac.new(key.encode(), b"flywheel-backup", sha256).hexdigest()[:16] if key else ""
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from pipelines.errors import ExitCode, FlywheelError, NotRunning
+from storage.folder import DataFolder
 
-RUN_FILE = Path("run") / "learner.json"  # {"port", "pid"}: where the learner of a folder listens
 TIMEOUT_SECONDS = 30.0
 
 
@@ -84,7 +84,7 @@ class LearnerClient:
 def find_learner(data_dir: Path, configured_url: str) -> str:
     """Where the learner of this data folder listens: what it noted itself, else the settings."""
     try:
-        noted = json.loads((data_dir / RUN_FILE).read_text())
+        noted = json.loads(DataFolder(data_dir).note("learner").read_text())
         port, pid = int(noted["port"]), int(noted["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return configured_url

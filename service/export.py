@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.errors import ArtifactDamaged, Refused
 from pipelines.recipes import RECIPES
 from storage.artifacts import MANIFEST, Artifacts, base_kind
+from storage.folder import DataFolder
 from storage.reports import CARD_FILE
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -21,7 +22,7 @@ def export_version(version: Mapping[str, Any], card: str, data_dir: Path, folder
     """
     refuse_to_overwrite(folder)
     kind = base_kind(RECIPES[version["recipe"]].family)
-    root = data_dir / "artifacts"
+    root = DataFolder(data_dir).artifacts
     if not root.is_dir():
         raise Refused(
             f"the artifacts of {version['name']} are not in {data_dir}: export on the host of "

@@ -14,9 +14,8 @@ from pathlib import Path
 from pipelines.errors import SettingsError
 from storage.durable import sync_folder, write_durably
 from storage.failpoints import passing
+from storage.folder import DataFolder
 
-INTERNAL_FILE = "internal.key"
-OPERATOR_FILE = "operator.token"
 GATEWAY_PRODUCER = "gateway"
 
 
@@ -52,21 +51,22 @@ class Keys:
 
 def open_keys(data_dir: Path, token: str = "") -> Keys:
     """The installation's keys: from `token` where one is set, else from the data folder."""
-    return Keys(internal=token or _read_or_make(data_dir / "secrets" / INTERNAL_FILE))
+    return Keys(internal=token or _read_or_make(DataFolder(data_dir).internal_key))
 
 
 def operator_token(data_dir: Path) -> str:
     """What opens the console and the operator API."""
-    return _read_or_make(data_dir / "secrets" / OPERATOR_FILE)
+    return _read_or_make(DataFolder(data_dir).operator_token)
 
 
 def read_operator_token(data_dir: Path) -> str:
     """The token that a running learner made; `SettingsError` where there is none."""
+    path = DataFolder(data_dir).operator_token
     try:
-        return (data_dir / "secrets" / OPERATOR_FILE).read_text().strip()
+        return path.read_text().strip()
     except OSError as error:
         raise SettingsError(
-            f"no operator token in {data_dir / 'secrets'}: {error.strerror}; "
+            f"no operator token in {path.parent}: {error.strerror}; "
             "start the learner once, and use the same data folder as it does"
         ) from error
 

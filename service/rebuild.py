@@ -16,11 +16,10 @@ from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy
 from pipelines.errors import Refused
 from pipelines.types import Decision
-from service.backup import DATABASE_FILE, DECISIONS_FILE, LEDGER_FOLDER
-from service.keys import GATEWAY_PRODUCER, INTERNAL_FILE, Keys, open_keys
+from service.host.process import lock_data_folder
+from service.keys import GATEWAY_PRODUCER, Keys, open_keys
 from service.learner.rates import first_policy, wanted_in_cold_start
 from service.learner.teacher import Teacher
-from service.process import lock_data_folder
 from service.rebuilding.known import calls_by_event, known_items
 from service.rebuilding.labels import Answers
 from service.rebuilding.replay import Replay, Rules
@@ -32,12 +31,11 @@ from storage.artifacts import Artifacts
 from storage.database import Cursor, Database, noted_commits, row_counts, set_commits
 from storage.decisions import decisions, reconcile
 from storage.durable import sync_folder, write_durably
+from storage.folder import DATABASE, DataFolder
 from storage.leases import Lease, put_lease
 from storage.ledger import Ledger
 from storage.migrate import migrate
 
-FOLDER = ".rebuilding"
-KEPT = "database-before-"
 MEMORY_MB = 512
 # So far above the old file's count that the side file is right before and after the exchange.
 COMMITS_AHEAD = 1_000_000
@@ -60,15 +58,15 @@ def rebuild(settings: Settings, say: Say, *, now: Callable[[], datetime] | None 
     moment = (now or (lambda: datetime.now(UTC)))()
     _refuse_empty(settings)
     with lock_data_folder(data):
-        folder = data / FOLDER
+        folder = settings.folder.rebuilding
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        database = Database(folder / DATABASE_FILE, memory_mb=MEMORY_MB)
+        database = Database(folder / DATABASE, memory_mb=MEMORY_MB)
         try:
             migrate(database)
             counts, lost = _Rebuild(settings, database, moment, say).run()
             with database.transaction() as tx:
-                set_commits(tx, noted_commits(data / DATABASE_FILE) + COMMITS_AHEAD)
+                set_commits(tx, noted_commits(data / DATABASE) + COMMITS_AHEAD)
             database.checkpoint()
         finally:
             database.close()
@@ -88,14 +86,14 @@ class _Rebuild:
         self._tasks = {name: settings.task_of(name) for name in settings.tasks}
 
     def run(self) -> tuple[Mapping[str, int], list[str]]:
-        data = self._settings.data_dir
+        folder = self._settings.folder
         self._say("decisions and artifacts are read")
-        links = reconcile(self._database, data / DECISIONS_FILE)
-        found = look_at(Artifacts(data / "artifacts"))
+        links = reconcile(self._database, folder.decisions)
+        found = look_at(Artifacts(folder.artifacts))
         with self._database.transaction() as tx:
             stored = add_versions(tx, found, decisions(tx))
         with (
-            closing(Ledger(data / LEDGER_FOLDER)) as ledger,
+            closing(Ledger(folder.ledger)) as ledger,
             closing(open_reader(self._settings)) as reader,
         ):
             replay, first = self._replay(found, links, ledger, reader)
@@ -189,8 +187,7 @@ def _first_champions(links: Sequence[Decision]) -> dict[str, datetime]:
 
 def _refuse_empty(settings: Settings) -> None:
     """Without the key nothing on the topic is signed for us, and no draw comes out as it did."""
-    data = settings.data_dir
-    key = data / "secrets" / INTERNAL_FILE
+    key = settings.folder.internal_key
     if not settings.gateway.learner_token.get_secret_value() and not key.is_file():
         raise Refused(
             f"there is no {key}: without the installation's key the topic cannot be read as it "
@@ -204,13 +201,13 @@ def _exchange(data: Path, folder: Path, moment: datetime) -> Path | None:
     """The new file in the old one's place. Whatever dies when, the learner starts from the old
     one, from the new one, or says that the database was cut and names this verb."""
     kept: Path | None = None
-    new, old = folder / DATABASE_FILE, data / DATABASE_FILE
+    new, old = folder / DATABASE, data / DATABASE
     counter = old.with_suffix(".commits")
     if not counter.exists():  # it must tell an empty database from a lost one
         write_durably(counter, new.with_suffix(".commits").read_bytes())
     present = [path for path in (old.with_name(f"{old.name}.wal"), old) if path.exists()]
     if present:
-        kept = data / f"{KEPT}{moment:%Y%m%dT%H%M%S}"
+        kept = DataFolder(data).kept_database(f"{moment:%Y%m%dT%H%M%S}")
         kept.mkdir(mode=0o700)
         shutil.copyfile(counter, kept / counter.name)
         for path in present:  # the log first: it must never meet the new file

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import structlog
 
-from pipelines.encoder import installed_encoder_files
 from pipelines.errors import FlywheelError
 from pipelines.recipes import (
     INSTALLED_ENCODER,
@@ -27,6 +26,7 @@ from pipelines.recipes import (
     over_memory_limit,
     require_training_stack,
 )
+from pipelines.students.encoder import installed_encoder_files
 from service.learner.trainer import Trainer
 from service.settings import Settings
 from service.terminal import duration, table

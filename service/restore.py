@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, Refused
-from service.backup import (
-    DATABASE_FILE,
-    DECISIONS_FILE,
-    LEDGER_FOLDER,
-    LIVE_FILE,
-    TABLES,
-    fingerprint,
-)
+from service.backup import TABLES, fingerprint
+from service.host.process import lock_empty_folder
 from service.keys import open_keys
 from service.learner.publish import next_serial
-from service.process import RESTORING, RUN_FOLDER, lock_empty_folder
 from service.settings import Settings
 from storage.artifacts import KINDS, Artifacts
 from storage.bundle import BundleReader
@@ -26,12 +19,22 @@ from storage.database import Database
 from storage.decisions import read_file, verify_chain
 from storage.dump import Dump, load
 from storage.durable import sync_folder, write_durably
+from storage.folder import (
+    ARTIFACTS,
+    DATABASE,
+    DECISIONS,
+    LEDGER,
+    LIVE,
+    RESTORING,
+    RUN,
+    SECRETS,
+    STAGED,
+)
 from storage.ledger import Ledger
 from storage.live import Live, read_live, write_live
 
 # What may be in a folder that is as good as empty.
-NOTHING = frozenset({RUN_FOLDER, "lost+found"})
-STAGED = ".backup"
+NOTHING = frozenset({RUN, "lost+found"})
 MEMORY_MB = 512
 
 Say = Callable[[str], None]
@@ -75,7 +78,7 @@ def restore(settings: Settings, path: Path, say: Say) -> Restored:
         reader.extract(staged, lambda name, done: say(f"restored {done * 100 // total} %  {name}"))
         say("the database is made")
         dumped = Dump(**reader.manifest.about["dump"])
-        _make_database(data / DATABASE_FILE, staged / TABLES, dumped)
+        _make_database(data / DATABASE, staged / TABLES, dumped)
         _move(staged, data)
         restored = _verify(settings, reader, dumped, say)
         _sync_all(data)
@@ -128,7 +131,7 @@ def _move(staged: Path, data: Path) -> None:
     for path in sorted(staged.iterdir()):
         path.rename(data / path.name)
     staged.rmdir()
-    for folder in ("secrets", LEDGER_FOLDER):
+    for folder in (SECRETS, LEDGER):
         if (data / folder).is_dir():
             (data / folder).chmod(0o700)
 
@@ -136,13 +139,13 @@ def _move(staged: Path, data: Path) -> None:
 def _verify(settings: Settings, reader: BundleReader, dumped: Dump, say: Say) -> Restored:
     """Every chain, checksum and reply, as the learner will meet them."""
     data, about = settings.data_dir, reader.manifest.about
-    decisions = read_file(data / DECISIONS_FILE)
+    decisions = read_file(data / DECISIONS)
     verify_chain(decisions)
-    with closing(Ledger(data / LEDGER_FOLDER)) as ledger:
+    with closing(Ledger(data / LEDGER)) as ledger:
         ledger.verify()
         calls, unfinished = ledger.count(), len(ledger.unfinished())
     artifacts, damaged = 0, []
-    store = Artifacts(data / "artifacts")
+    store = Artifacts(data / ARTIFACTS)
     for kind in KINDS:
         for digest in store.digests(kind):
             say(f"verified {kind} {digest[:12]}")
@@ -171,7 +174,7 @@ def _verify(settings: Settings, reader: BundleReader, dumped: Dump, say: Say) ->
 
 def _publish_anew(settings: Settings, about: dict[str, Any], decided: int) -> Iterator[str]:
     """`live.json` under a serial that no gateway has seen: an older one it would refuse."""
-    path = settings.data_dir / LIVE_FILE
+    path = settings.data_dir / LIVE
     known = about.get("key", "")
     if known and fingerprint(settings.data_dir, settings) != known:
         path.unlink(missing_ok=True)

@@ -15,15 +15,15 @@ from typing import IO
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, NotRunning, Refused
 from pipelines.types import Decision, StudentVersion
-from service.backup import DECISIONS_FILE, LIVE_FILE
+from service.host.process import lock_data_folder
 from service.keys import open_keys
 from service.learner.operations import required_reason
 from service.learner.publish import approval_of, live_task, next_serial
-from service.process import lock_data_folder
 from service.rebuilding.versions import version_of
 from service.settings import Settings
 from storage.artifacts import Artifacts, base_kind
 from storage.decisions import read_file, record_in_file, verify_chain
+from storage.folder import DataFolder
 from storage.live import Live, read_live, write_live
 from storage.reports import read_report
 
@@ -63,14 +63,14 @@ class _Offline:
     """The files of one data folder, under its lock."""
 
     def __init__(self, settings: Settings) -> None:
-        data = settings.data_dir
+        folder = settings.folder
         self._settings = settings
-        self._file, self._live_path = data / DECISIONS_FILE, data / LIVE_FILE
-        self._artifacts = Artifacts(data / "artifacts")
+        self._file, self._live_path = folder.decisions, folder.live
+        self._artifacts = Artifacts(folder.artifacts)
         self._links = read_file(self._file)
         verify_chain(self._links)
         token = settings.gateway.learner_token.get_secret_value()
-        self._key = open_keys(data, token).live
+        self._key = open_keys(settings.data_dir, token).live
 
     def roll_back(
         self, wanted: str | None, to: int | None, reason: str, operator: str, now: datetime
@@ -177,7 +177,7 @@ class _Offline:
 
 
 def _lock(data: Path) -> IO[str]:
-    if not (data / DECISIONS_FILE).is_file():
+    if not DataFolder(data).decisions.is_file():
         raise NotRunning(
             f"no learner answers, and {data} holds no decisions: give the same --config and "
             "--data-dir here as to the learner"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from pipelines.recipes import RecipeName
-from service.durations import Duration, Schedule
+from service.host.durations import Duration, Schedule
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 

@@ -44,6 +44,7 @@ from service.sections import (
     TriggerSettings,
     is_loopback,
 )
+from storage.folder import DataFolder
 
 CONFIG_FILE = "flywheel.toml"
 PREFIX = "FLYWHEEL_"
@@ -159,6 +160,11 @@ class Settings(BaseSettings):
             instructions=task.instructions,
             segment_by=task.segment_by,
         )
+
+    @property
+    def folder(self) -> DataFolder:
+        """The paths in the data folder."""
+        return DataFolder(self.data_dir)
 
     @property
     def learner_url(self) -> str:

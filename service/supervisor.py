@@ -21,9 +21,9 @@ from types import FrameType
 import structlog
 
 from pipelines.errors import ExitCode, SettingsError
-from service.logs import set_up_logs
-from service.notify_systemd import ServiceManager
-from service.probe import answers
+from service.host.logs import set_up_logs
+from service.host.notify_systemd import ServiceManager
+from service.host.probe import answers
 from service.sections import GatewaySettings
 from service.settings import Settings
 from storage.failpoints import passing

@@ -31,8 +31,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipelines.decode import DecodePolicy, decode
-from pipelines.encoder import Encoder, installed_encoder_files
-from pipelines.students.classifier import Head, save_head
+from pipelines.students.encoder import Encoder, installed_encoder_files
+from pipelines.students.head import Head, save_head
 from pipelines.types import PromptEvent, SourceOffset
 from service.gateway.app import run_gateway
 from service.keys import GATEWAY_PRODUCER, Keys, open_keys

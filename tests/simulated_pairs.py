@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.calibration import calibration_error
-from pipelines.certify import certify_threshold, coverage_gain_p
 from pipelines.evaluate import CANDIDATE, CHAMPION
 from pipelines.gate import GateFacts, GatePolicy, judge
-from pipelines.intervals import count_pairs, wilson_share
+from pipelines.statistics.calibration import calibration_error
+from pipelines.statistics.certify import certify_threshold, coverage_gain_p
+from pipelines.statistics.intervals import count_pairs, wilson_share
 from pipelines.types import Answers, Estimate, Evaluation, HeldOutItem
 
 SHAPE = 0.6  # of the confidences: most of them near 1, as students' are

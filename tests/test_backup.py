@@ -17,12 +17,13 @@ from operating import Desk, open_desk
 from benchmarks.running import running_service
 from pipelines.errors import DataDamaged, DiskFull, Refused
 from service.backup import Frozen, freeze, write_backup
-from service.process import RESTORING, lock_data_folder
+from service.host.process import lock_data_folder
 from service.restore import check_backup, restore
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import read_file, reconcile
+from storage.folder import DataFolder
 from storage.ledger import Amounts, Ledger
 
 
@@ -133,7 +134,7 @@ def test_a_backup_never_replaces_anything(desk: Desk, tmp_path: Path) -> None:
         back_up(desk, target)
     assert target.read_bytes() == b"somebody's"
     assert not list(tmp_path.glob(".*partial")), "nothing half done stays"
-    assert not list((desk.folder / "scratch").glob("backup-*"))
+    assert not list(DataFolder(desk.folder).new_frozen().parent.glob("*"))
 
 
 def test_gateways_follow_a_restored_state_although_it_is_older(desk: Desk, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_restore_that_was_cut_short_starts_no_learner_and_can_be_repeated(
 
     with pytest.raises(KeyboardInterrupt):
         restore(settings, target, die)
-    assert (settings.data_dir / RESTORING).exists()
+    assert (settings.folder.restoring).exists()
     with pytest.raises(DataDamaged, match="flywheel restore"):
         lock_data_folder(settings.data_dir)
     assert restore(settings, target, quietly).decisions == 1

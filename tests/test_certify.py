@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.calibration import calibration_error
-from pipelines.certify import (
+from pipelines.statistics.calibration import calibration_error
+from pipelines.statistics.certify import (
     certify_threshold,
     coverage_gain_p,
     errors_allowed,
     first_step,
     items_needed,
 )
-from pipelines.coverage import CONFIDENCE_EDGES, confidence_bins
+from pipelines.statistics.coverage import CONFIDENCE_EDGES, confidence_bins
 
 
 @pytest.mark.parametrize(("target", "items"), [(0.98, 149), (0.97, 99), (0.90, 29)])

@@ -25,7 +25,7 @@ from gateway_rig import (
 )
 from operating import Desk, open_desk
 
-from pipelines.students.classifier import save_head
+from pipelines.students.head import save_head
 from pipelines.types import StudentVersion
 from service.keys import open_keys
 from service.learner.gateway_api import gateway_routes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.coverage import (
+from pipelines.statistics.coverage import (
     CONFIDENCE_BINS,
     CONFIDENCE_EDGES,
     confidence_bin,

@@ -13,7 +13,7 @@ from deploy_files import DEPLOY, ROOT, said, tools, tools_module
 
 from service.check import find_problems
 from service.cli import app
-from service.probe import main as probe
+from service.host.probe import main as probe
 from service.settings import Settings, load_settings
 
 CHART = DEPLOY / "helm" / "flywheel"
@@ -165,7 +165,7 @@ def test_a_gateway_in_trouble_does_not_take_the_pod_out_of_service(
     assert gateway["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": 8700}
     # The app waits for it, but not for ever: with nothing there at all, the probe lets pass.
     command = gateway["startupProbe"]["exec"]["command"]
-    assert command[:3] == ["python", "-m", "service.probe"]
+    assert command[:3] == ["python", "-m", "service.host.probe"]
     seconds = next(word for word in command if word.startswith("--within="))
     assert gateway["startupProbe"]["timeoutSeconds"] > int(seconds.removeprefix("--within="))
     at_once = ["--within=0" if word == seconds else word for word in command[3:]]

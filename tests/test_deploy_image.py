@@ -137,7 +137,7 @@ def test_it_runs_as_nobody_special_and_hears_its_signals(name: str) -> None:
     entries = [entry for stage in line for entry in stage.of("ENTRYPOINT")]
     assert entries == ['["tini", "--", "flywheel"]']  # not through a shell, which hears no signal
     (health,) = (check for stage in line for check in stage.of("HEALTHCHECK"))
-    assert "service.probe" in health
+    assert "service.host.probe" in health
 
 
 @pytest.fixture(scope="module")

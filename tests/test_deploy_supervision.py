@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from pipelines.errors import SettingsError
-from service.notify_systemd import ServiceManager
-from service.probe import answers
-from service.probe import main as probe
+from service.host.notify_systemd import ServiceManager
+from service.host.probe import answers
+from service.host.probe import main as probe
 from service.settings import load_settings
 
 SETTINGS = """
@@ -203,7 +203,7 @@ def test_a_probe_that_lets_pass_cannot_block_a_pod_for_ever(tmp_path: Path) -> N
 
 def test_a_probe_needs_neither_settings_nor_libraries(tmp_path: Path) -> None:
     """It runs every few seconds, in a container that may have no other client."""
-    code = "import sys, service.probe; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, service.host.probe; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"pydantic", "httpx2", "structlog", "typer", "openai"}
 

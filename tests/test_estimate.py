@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy.special import lambertw
 
-from pipelines.estimate import (
+from pipelines.statistics.estimate import (
     DrawnEvent,
     TrafficSums,
     bernstein_agreement,
     joint_probability,
     live_agreement,
 )
-from pipelines.sequences import (
+from pipelines.statistics.sequences import (
     Block,
     bernstein_high,
     bernstein_low,

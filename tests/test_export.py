@@ -10,10 +10,10 @@ import pytest
 from chat_model_rig import TinyChatModel, tiny_chat_model
 from training_rig import open_shop
 
-from pipelines.encoder import Encoder
 from pipelines.errors import Refused
 from pipelines.recipes import RECIPES
-from pipelines.students.classifier import load_head
+from pipelines.students.encoder import Encoder
+from pipelines.students.head import load_head
 from service.export import export_version
 from service.learner.trainer import Trainer
 from service.sections import TrainerSettings

@@ -25,7 +25,7 @@ from gateway_rig import (
     wait_until,
 )
 
-from pipelines.encoder import Encoder
+from pipelines.students.encoder import Encoder
 from service.gateway.batcher import Batcher, Reply
 from service.keys import Keys, open_keys
 from service.sections import BudgetSettings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from pipelines.intervals import (
+from pipelines.statistics.intervals import (
     binomial_at_least,
     binomial_at_most,
     count_pairs,

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "storage": {"service"} | OUTSIDE_WORLD - {"duckdb", "sqlite3"},
 }
 TRAINING_STACK = {"torch", "transformers", "peft", "accelerate"}
-TRAINING_MODULES = ("pipelines/students/", "pipelines/train.py", "pipelines/export.py")
+TRAINING_MODULES = ("pipelines/students/", "pipelines/train.py")
 # Everywhere else a library's types and errors are translated into ours.
 ONLY_IN = {
     "kafka": ("service/topics/",),
@@ -39,7 +39,7 @@ ONLY_IN = {
 READ_THE_ENVIRONMENT = {
     "service/settings.py",
     "service/supervisor.py",
-    "service/process.py",
+    "service/host/process.py",
     "service/demo/scripted_teacher.py",  # a program of its own
     "storage/failpoints.py",  # what only tests set
 }

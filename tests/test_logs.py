@@ -16,8 +16,8 @@ import pytest
 import structlog
 from lived_in import LivedIn
 
-from service.log_sentences import SENTENCES
-from service.logs import FIRST_PAUSE_SECONDS, REPEATING, Repeats
+from service.host.log_sentences import SENTENCES
+from service.host.logs import FIRST_PAUSE_SECONDS, REPEATING, Repeats
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"debug", "info", "warning", "error", "exception"}
@@ -27,7 +27,7 @@ SHORTEST_TEXT = 25  # characters of a prompt that cannot be in a log by chance
 
 SPEAKER = """
 import logging, structlog
-from service.logs import set_up_logs
+from service.host.logs import set_up_logs
 set_up_logs("learner")
 log = structlog.get_logger()
 log.error("training_failed", task="support", reason="out of memory")
@@ -67,7 +67,7 @@ def logged() -> Iterator[tuple[str, str, Path]]:
 def test_every_event_has_a_sentence_and_every_sentence_an_event() -> None:
     said = {event for level, event, _ in logged() if level != "debug"}
     assert set(SENTENCES) - said == set()
-    assert said - set(SENTENCES) == set(), "write it into service/log_sentences.py"
+    assert said - set(SENTENCES) == set(), "write it into service/host/log_sentences.py"
 
 
 @pytest.mark.parametrize("event", SENTENCES)

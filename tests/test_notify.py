@@ -24,12 +24,13 @@ from pipelines.types import Estimate
 from service.check import find_problems, lines
 from service.console.app import console_app
 from service.learner.ingest import HoldReason
-from service.learner.notify import FILE, SETTLED, Notifier
+from service.learner.notify import SETTLED, Notifier
 from service.learner.occasions import Occasions, TeacherWord
 from service.learner.status import Figures, UnknownOutcome
 from service.metrics import LearnerMetrics
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
+from storage.folder import DataFolder
 from storage.leases import Spend
 from storage.ledger import Amounts, Ledger
 from storage.students import end_run, start_run
@@ -387,7 +388,7 @@ def test_held_calls_are_told_once_however_many_follow(post: Post) -> None:
 
 
 def test_on_a_full_disk_it_is_told_all_the_same(post: Post, tmp_path: Path) -> None:
-    file = tmp_path / FILE
+    file = DataFolder(tmp_path).notifications
     file.unlink()
     file.mkdir()  # no write succeeds
     post.held = "disk"
@@ -400,7 +401,7 @@ def test_on_a_full_disk_it_is_told_all_the_same(post: Post, tmp_path: Path) -> N
 def test_a_damaged_record_is_begun_anew(post: Post) -> None:
     post.desk.candidate()
     post.tick()
-    (post.desk.folder / FILE).write_text("{")
+    DataFolder(post.desk.folder).notifications.write_text("{")
     with capture_logs() as said:
         post.restarted()
     assert [line["event"] for line in said] == ["notifications_unreadable"]
@@ -428,11 +429,13 @@ def test_the_address_is_in_no_log_no_file_and_no_output(post: Post) -> None:
         update={"notify": NotifySettings(url=SecretStr(post.hook.url))}
     )
     everything = (
-        json.dumps(said) + (post.desk.folder / FILE).read_text() + "\n".join(lines(settings))
+        json.dumps(said)
+        + DataFolder(post.desk.folder).notifications.read_text()
+        + "\n".join(lines(settings))
     )
     assert "notification_failed" in everything
     assert "/hook/secret" not in everything
-    assert (post.desk.folder / FILE).stat().st_mode & 0o077 == 0
+    assert DataFolder(post.desk.folder).notifications.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from operating import LABELS, TASK, Clock, open_desk
 from benchmarks.running import running_service
 from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, Refused
 from service import rollback
+from service.host.process import lock_data_folder
 from service.keys import open_keys
-from service.process import lock_data_folder
 from service.rollback import roll_back_offline
 from service.settings import Settings
 from storage.decisions import read_file, verify_chain

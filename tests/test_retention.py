@@ -11,8 +11,8 @@ from operating import Desk, open_desk
 
 from service.learner.retention import Retention
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
-from service.topics.opening import EMBEDDED_FILE
 from storage.artifacts import Artifacts
+from storage.folder import DataFolder
 from storage.traffic import store_offsets
 
 NOW = datetime.now(UTC)
@@ -21,7 +21,7 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     with open_rig(tmp_path) as opened:
-        EmbeddedTopicWriter(tmp_path / EMBEDDED_FILE).close()
+        EmbeddedTopicWriter(DataFolder(tmp_path).topic).close()
         yield opened
 
 
@@ -67,12 +67,12 @@ def test_vectors_of_texts_that_nothing_used_for_a_month_are_forgotten(rig: Rig) 
 
 
 def test_of_the_embedded_topic_only_what_was_read_is_removed(rig: Rig) -> None:
-    writer = EmbeddedTopicWriter(rig.folder / EMBEDDED_FILE)
+    writer = EmbeddedTopicWriter(DataFolder(rig.folder).topic)
     for number in range(10):
         writer.send(b"%d" % number)
     writer.flush(10)
     writer.close()
-    reader = EmbeddedTopicReader(rig.folder / EMBEDDED_FILE)
+    reader = EmbeddedTopicReader(DataFolder(rig.folder).topic)
     with rig.database.transaction() as tx:
         store_offsets(tx, reader.name, reader.identity(), {0: 6}, NOW)
 

@@ -17,10 +17,10 @@ from core_samples import labelled
 from training_rig import PHRASES, Shop, open_shop, read_json_lines
 
 from pipelines.curate import CurationPolicy, curate
-from pipelines.encoder import Encoder, VectorCache
 from pipelines.errors import ArtifactDamaged, TrainingFailed
 from pipelines.recipes import RECIPES
-from pipelines.students.classifier import CONFIG_FILE, Classifier, Head, load_head, save_head
+from pipelines.students.encoder import Encoder, VectorCache
+from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head, save_head
 from pipelines.types import StudentVersion
 from storage.datasets import read_training_texts, write_dataset
 from storage.reports import read_report

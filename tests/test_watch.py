@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from learner_rig import Rig, open_rig
 
-from pipelines.coverage import CONFIDENCE_BINS, confidence_bin
+from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bin
 from pipelines.tally import Tally
 from pipelines.types import Draws, Side, StudentAnswer
 from service.learner.ingest import Sampling

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from generator.places import NOTE
-from service.durations import check_schedule, format_duration
+from service.host.durations import check_schedule, format_duration
 from service.sections import RecipeSettings, Section, TaskSettings
 from service.settings import Settings
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from generator.places import NOTE, ROOT
-from service.log_sentences import SENTENCES
-from service.logs import REPEATING
+from service.host.log_sentences import SENTENCES
+from service.host.logs import REPEATING
 
 FOLDER = ROOT / "deploy" / "prometheus"
 MEANS = {
@@ -71,7 +71,7 @@ def _names(matchers: list[str]) -> str:
 def log_page() -> Iterator[str]:
     """Every event of the log with its sentence."""
     yield from (
-        NOTE.format(source="service/log_sentences.py"),
+        NOTE.format(source="service/host/log_sentences.py"),
         "",
         "# The log",
         "",

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import ArtifactDamaged
 from pipelines.render import chat_messages
-from pipelines.students.classifier import CONFIG_FILE, LabelledAnswer
+from pipelines.students.head import CONFIG_FILE, LabelledAnswer
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"

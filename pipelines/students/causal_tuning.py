@@ -9,7 +9,6 @@ import numpy as np
 
 from pipelines.child import Channel
 from pipelines.errors import TrainingFailed
-from pipelines.fit import best_temperature
 from pipelines.recipes import Recipe
 from pipelines.students.causal import (
     ADAPTER_CONFIG_FILE,
@@ -20,6 +19,7 @@ from pipelines.students.causal import (
     check_adapter,
     save_config,
 )
+from pipelines.students.fit import best_temperature
 
 if TYPE_CHECKING:
     import torch

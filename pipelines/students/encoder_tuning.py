@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pipelines.child import Channel
-from pipelines.encoder import TOKENIZER_FILE, Encoder, Vectors
 from pipelines.errors import TrainingFailed
-from pipelines.export import export_encoder
-from pipelines.fit import Data, best_temperature, finished_head, fit
 from pipelines.recipes import Recipe
 from pipelines.students.causal import best_device
-from pipelines.students.classifier import Head, save_head
+from pipelines.students.encoder import TOKENIZER_FILE, Encoder, Vectors
+from pipelines.students.export import export_encoder
+from pipelines.students.fit import Data, best_temperature, finished_head, fit
+from pipelines.students.head import Head, save_head
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +148,7 @@ class EncoderTuning:
         return list(self._tokenizer.encode_batch([row["text"] for row in rows]))
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> "torch.Tensor":
-        """Unit vectors, shape (texts, dimension), as `pipelines.encoder` makes them."""
+        """Unit vectors, shape (texts, dimension), as `pipelines.students.encoder` makes them."""
         import torch
 
         width = max(map(len, ids))

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from pipelines.recipes import Recipe
 from pipelines.students.causal import best_device
-
-if TYPE_CHECKING:
-    from pipelines.train import Tuning
+from pipelines.students.families import Tuning
 
 Name = Literal["float32", "bfloat16"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -51,7 +49,7 @@ class Precision:
         return _autocast(self.device, self.name)
 
     @classmethod
-    def choose(cls, tuning: "Tuning", recipe: Recipe, file: Path) -> "Precision":
+    def choose(cls, tuning: Tuning, recipe: Recipe, file: Path) -> "Precision":
         """As remembered in `file`, or by timing a batch of usual length."""
         import torch
 
@@ -75,7 +73,7 @@ class Precision:
         return cls(**known[key])
 
 
-def _time(tuning: "Tuning", recipe: Recipe, device: str) -> dict[Name, float]:
+def _time(tuning: Tuning, recipe: Recipe, device: str) -> dict[Name, float]:
     """Seconds of one batch in each, taken by turns: other work on the host slows both alike."""
     import torch
 

@@ -56,7 +56,7 @@ def gateway(
     if keep_running:
         raise typer.Exit(keep_gateway(chosen.settings, chosen.arguments()))
     from service.gateway.app import run_gateway
-    from service.logs import set_up_logs
+    from service.host.logs import set_up_logs
     from service.topics.opening import open_writer
 
     set_up_logs("gateway")

@@ -9,11 +9,11 @@ from typing import Any
 import httpx2
 
 from pipelines.errors import BrokerUnavailable, DataDamaged, NotRunning, SettingsError
-from service.backup import DATABASE_FILE
 from service.doctor.finding import Finding, ok, problem, warning
 from service.doctor.places import noted_process
 from service.settings import Settings
-from service.topics.inspect import TopicView, inspect_topic
+from service.topics import TopicView
+from service.topics.inspect import inspect_topic
 from storage.database import look_inside
 
 TEACHER_SECONDS = 10.0
@@ -76,7 +76,7 @@ def _stored(settings: Settings, ask: Ask) -> Mapping[str, Mapping[str, int]]:
         except NotRunning:
             return {}
         return found
-    path = settings.data_dir / DATABASE_FILE
+    path = settings.folder.database
     try:
         return look_inside(path).offsets if path.is_file() else {}
     except DataDamaged:

@@ -16,13 +16,13 @@ import psutil
 from pipelines.recipes import RECIPES
 from service.check import find_problems
 from service.doctor.finding import Finding, ok, problem, warning
-from service.process import LOCK_FILE, RESTORING, RUN_FOLDER
 from service.recipe_needs import needs_of
 from service.settings import Settings
+from storage.folder import PRIVATE, DataFolder, Plane
 
 HEALTH_SECONDS = 5.0
 TRIAL = ".doctor-trial"
-NAMES = ("learner", "gateway")
+NAMES: tuple[Plane, ...] = ("learner", "gateway")
 
 
 class Noted(NamedTuple):
@@ -50,7 +50,7 @@ def look_at_folders(settings: Settings, ask: Callable[..., Any]) -> Iterator[Fin
             "start the learner once, or give the --data-dir that it has",
         )
         return
-    if (data / RESTORING).exists():
+    if DataFolder(data).restoring.exists():
         yield problem(
             "folders", f"a restore into {data} did not finish", "run `flywheel restore` again"
         )
@@ -110,7 +110,7 @@ def _rights(data: Path) -> Iterator[Finding]:
             f"{data} belongs to another user than the one who asks",
             "run the verbs that write as the user that the learner runs as",
         )
-    for name in ("secrets", "ledger", "decisions.jsonl", "topic.sqlite"):
+    for name in PRIVATE:
         path = data / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield warning("folders", f"others may read {path}", f"chmod go= {path}")
@@ -195,10 +195,10 @@ def look_at_stack(settings: Settings, ask: Callable[..., Any]) -> Iterator[Findi
             yield ok("training stack", f"{recipe} can be trained here: {stack}")
 
 
-def noted_process(data: Path, name: str) -> Noted | None:
+def noted_process(data: Path, name: Plane) -> Noted | None:
     """Of the learner or the gateway of this folder, where it lives."""
     try:
-        told = json.loads((data / RUN_FOLDER / f"{name}.json").read_text())
+        told = json.loads(DataFolder(data).note(name).read_text())
         noted = Noted(int(told["port"]), int(told["pid"]))
         alive = psutil.Process(noted.pid).status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
@@ -211,7 +211,7 @@ def _holder(data: Path) -> bool:
     import fcntl
 
     try:
-        with (data / RUN_FOLDER / LOCK_FILE).open("r") as file:
+        with DataFolder(data).lock.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

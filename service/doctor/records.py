@@ -7,10 +7,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import DataDamaged, NotRunning
-from service.backup import DATABASE_FILE, DECISIONS_FILE, LEDGER_FOLDER, LIVE_FILE
 from service.doctor.finding import Finding, ok, problem, warning
 from service.doctor.places import noted_process
-from service.keys import INTERNAL_FILE, open_keys
+from service.keys import open_keys
 from service.settings import Settings
 from storage.artifacts import KINDS, Artifacts
 from storage.database import look_inside
@@ -27,7 +26,7 @@ Ask = Callable[..., Any]
 
 
 def look_at_database(settings: Settings, ask: Ask) -> Iterator[Finding]:
-    path = settings.data_dir / DATABASE_FILE
+    path = settings.folder.database
     if noted_process(settings.data_dir, "learner") is not None:
         try:
             ask("ticks", limit=1)
@@ -62,7 +61,7 @@ def look_at_database(settings: Settings, ask: Ask) -> Iterator[Finding]:
 
 def look_at_decisions(settings: Settings, ask: Ask) -> Iterator[Finding]:
     try:
-        links = read_file(settings.data_dir / DECISIONS_FILE)
+        links = read_file(settings.folder.decisions)
         verify_chain(links)
     except DataDamaged as error:
         yield problem("decisions", str(error), RESTORE)
@@ -72,7 +71,7 @@ def look_at_decisions(settings: Settings, ask: Ask) -> Iterator[Finding]:
 
 def look_at_ledger(settings: Settings, ask: Ask) -> Iterator[Finding]:
     try:
-        found = check_ledger(settings.data_dir / LEDGER_FOLDER)
+        found = check_ledger(settings.folder.ledger)
     except DataDamaged as error:
         yield problem("ledger", str(error), RESTORE)
         return
@@ -100,7 +99,7 @@ def look_at_ledger(settings: Settings, ask: Ask) -> Iterator[Finding]:
 
 
 def look_at_artifacts(settings: Settings, ask: Ask) -> Iterator[Finding]:
-    artifacts = Artifacts(settings.data_dir / "artifacts", create=False)
+    artifacts = Artifacts(settings.folder.artifacts, create=False)
     whole, damaged = 0, []
     for kind in KINDS:
         for digest in artifacts.digests(kind):
@@ -116,9 +115,9 @@ def look_at_artifacts(settings: Settings, ask: Ask) -> Iterator[Finding]:
 
 
 def _served(settings: Settings, artifacts: Artifacts) -> Iterator[Finding]:
-    path = settings.data_dir / LIVE_FILE
+    path = settings.folder.live
     token = settings.gateway.learner_token.get_secret_value()
-    if not token and not (settings.data_dir / "secrets" / INTERNAL_FILE).is_file():
+    if not token and not settings.folder.internal_key.is_file():
         yield problem(
             "artifacts",
             "the internal key is not there: nothing that it signed can be served",
@@ -172,10 +171,10 @@ def _champion(name: str, student: LiveStudent, asked: bool, failure: str | None)
 
 def look_at_clock(settings: Settings, ask: Ask) -> Iterator[Finding]:
     now = datetime.now(UTC)
-    written = [
-        link.decided_at for link in read_file(settings.data_dir / DECISIONS_FILE)
-    ] + check_ledger(settings.data_dir / LEDGER_FOLDER).last
-    counter = (settings.data_dir / DATABASE_FILE).with_suffix(".commits")
+    written = [link.decided_at for link in read_file(settings.folder.decisions)] + check_ledger(
+        settings.folder.ledger
+    ).last
+    counter = settings.folder.database.with_suffix(".commits")
     if counter.exists():
         written.append(datetime.fromtimestamp(counter.stat().st_mtime, UTC))
     latest = max(written, default=now)

@@ -32,17 +32,17 @@ from service.gateway.escalation import Escalations
 from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
 from service.gateway.lease import Lease, LeaseReply, LeaseRequest
-from service.gateway.link import GATEWAY_FILE, LearnerLink, learner_address
+from service.gateway.link import LearnerLink, learner_address
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
 from service.gateway.turn import Rejected, json_response, rejection
 from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
+from service.host.memory import hoard_less
+from service.host.process import bind
 from service.keys import Keys, open_keys
-from service.memory import hoard_less
 from service.metrics import GatewayMetrics
-from service.process import RUN_FOLDER, bind
 from service.settings import Settings
 from service.topics import TopicWriter
 from storage.artifacts import Artifacts
@@ -50,7 +50,6 @@ from storage.durable import write_json
 
 log = structlog.get_logger()
 
-LIVE_FILE = "live.json"
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 5.0
 CAPTURE_STOP_SECONDS = 5.0
@@ -73,7 +72,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         metrics = GatewayMetrics(registry)
         tasks = {name: settings.task_of(name) for name in settings.tasks}
-        artifacts = Artifacts(settings.data_dir / "artifacts")
+        artifacts = Artifacts(settings.folder.artifacts)
         threads = settings.gateway.threads or os.cpu_count() or 1
         self._generations = Generations(tasks, artifacts, metrics, threads=threads)
         self._link = LearnerLink(lambda: learner_address(settings), keys.internal)
@@ -117,9 +116,9 @@ class Gateway:
     def _live_source(self, artifacts: Artifacts) -> LiveFile | LiveOverHttp:
         settings = self._settings
         if not settings.gateway.learner_url:
-            return LiveFile(settings.data_dir / LIVE_FILE)
+            return LiveFile(settings.folder.live)
         interval = settings.gateway.poll_interval.total_seconds()
-        return LiveOverHttp(self._link, artifacts, settings.data_dir, interval=interval)
+        return LiveOverHttp(self._link, artifacts, settings.folder, interval=interval)
 
     async def _ask_lease(self, request: LeaseRequest) -> LeaseReply:
         return await asyncio.to_thread(self._link.ask_lease, request)
@@ -249,7 +248,7 @@ async def _serve(
     port = listener.getsockname()[1]
     await gateway.start()
     watch = asyncio.create_task(server.stop_with(stop))
-    note = settings.data_dir / RUN_FOLDER / GATEWAY_FILE
+    note = settings.folder.note("gateway")
     try:
         note.parent.mkdir(exist_ok=True)
         write_json(note, {"host": settings.gateway.host, "port": port, "pid": os.getpid()})

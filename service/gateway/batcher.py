@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pipelines.encoder import Encoder
-from pipelines.students.classifier import Head
+from pipelines.students.encoder import Encoder
+from pipelines.students.head import Head
 
 MAX_BATCH = 32
 # Assessments wait for requests, so their batches are small: a request may have to wait for one.

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, Literal
 
 from pipelines.errors import FlywheelError
-from service.process import child_environment
+from service.host.process import child_environment
 
 MODULE = "pipelines.students.engine"
 GRACE_SECONDS = 3.0

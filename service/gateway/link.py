@@ -13,13 +13,10 @@ import msgspec
 
 from pipelines.errors import ArtifactDamaged, NotRunning
 from service.gateway.lease import LeaseReply, LeaseRequest
-from service.process import RUN_FOLDER
 from service.sections import is_loopback
 from service.settings import Settings
 from storage.artifacts import MANIFEST, Artifacts, Kind
 
-LEARNER_FILE = "learner.json"
-GATEWAY_FILE = "gateway.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -28,7 +25,7 @@ def learner_address(settings: Settings) -> str:
     if settings.gateway.learner_url:
         return settings.gateway.learner_url.rstrip("/")
     try:
-        noted = json.loads((settings.data_dir / RUN_FOLDER / LEARNER_FILE).read_text())
+        noted = json.loads(settings.folder.note("learner").read_text())
         return f"http://127.0.0.1:{int(noted['port'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return settings.learner_url

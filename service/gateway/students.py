@@ -14,11 +14,11 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from pipelines.encoder import Encoder
 from pipelines.errors import ArtifactDamaged, FlywheelError
 from pipelines.recipes import require_training_stack
 from pipelines.students.causal import CausalConfig, load_config
-from pipelines.students.classifier import (
+from pipelines.students.encoder import Encoder
+from pipelines.students.head import (
     CONFIG_FILE,
     Classifier,
     Head,
@@ -27,7 +27,7 @@ from pipelines.students.classifier import (
 )
 from service.gateway.batcher import Batcher, Reply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed
-from service.memory import give_back
+from service.host.memory import give_back
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.live import LiveStudent

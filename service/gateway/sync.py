@@ -11,10 +11,11 @@ import structlog
 from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
 from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
-from service.memory import give_back
+from service.host.memory import give_back
 from service.metrics import GatewayMetrics
 from storage.artifacts import Artifacts, Kind, base_kind
 from storage.durable import write_durably
+from storage.folder import DataFolder
 from storage.live import Live, LiveStudent, decode_live
 
 log = structlog.get_logger()
@@ -62,14 +63,14 @@ class LiveOverHttp:
     """`live.json` and artifacts from a learner elsewhere, kept here for the next start."""
 
     def __init__(
-        self, link: LearnerLink, artifacts: Artifacts, data_dir: Path, *, interval: float
+        self, link: LearnerLink, artifacts: Artifacts, folder: DataFolder, *, interval: float
     ) -> None:
         self.interval = interval
         self._link = link
         self._artifacts = artifacts
         # Not live.json: that is the learner's, should it share this folder.
-        self._kept = data_dir / "live.fetched.json"
-        self._scratch = data_dir / "scratch" / "fetched"
+        self._kept = folder.fetched_live
+        self._scratch = folder.fetched
         self._started = False
 
     def read(self) -> bytes | None:

@@ -10,7 +10,6 @@ import msgspec
 import structlog
 
 from pipelines.types import Message, StudentAnswer
-from service.process import RUN_FOLDER
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -125,7 +124,7 @@ def _gateway_url(settings: Settings) -> str:
     if settings.learner.gateway_url or settings.gateway.port:
         return settings.gateway_url
     try:
-        told = json.loads((settings.data_dir / RUN_FOLDER / "gateway.json").read_text())
+        told = json.loads(settings.folder.note("gateway").read_text())
     except (OSError, ValueError):
         return settings.gateway_url
     return f"http://127.0.0.1:{told['port']}"

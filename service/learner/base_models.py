@@ -17,7 +17,7 @@ from pipelines.recipes import (
     over_memory_limit,
     require_training_stack,
 )
-from pipelines.students.classifier import name_encoder
+from pipelines.students.head import name_encoder
 from service.learner.trainer import Trainer
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts, hash_file
@@ -109,8 +109,7 @@ class BaseModels:
 
     def _adopt(self, source: Path, name: str, digest: str) -> Artifact:
         log.info("base_model_adopted", name=name, source=str(source))
-        scratch = self._settings.data_dir / "scratch" / f"adopt-{digest[:16]}"
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = self._settings.folder.new_scratch()
         scratch.mkdir(parents=True)
         try:
             spec = {"source": str(source.resolve()), "scratch": str(scratch.resolve())}

@@ -21,6 +21,9 @@ from pipelines.errors import (
 )
 from pipelines.types import Decision, StudentVersion
 from service.console.app import console_app
+from service.host.logs import set_up_logs
+from service.host.memory import collect_rarely, hoard_less, tidy
+from service.host.process import bind, drain_on_signals, lock_data_folder
 from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
 from service.learner.assessor import Assessor, open_assessor
 from service.learner.base_models import BaseModels
@@ -44,10 +47,7 @@ from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
 from service.learner.watch import Watch
-from service.logs import set_up_logs
-from service.memory import collect_rarely, hoard_less, tidy
 from service.metrics import LearnerMetrics
-from service.process import RUN_FOLDER, bind, drain_on_signals, lock_data_folder
 from service.settings import Settings
 from service.topics import TopicWriter
 from service.topics.opening import open_reader, open_writer
@@ -61,9 +61,6 @@ from storage.traffic import forget_offsets
 
 log = structlog.get_logger()
 
-DATABASE_FILE = "flywheel.duckdb"
-LIVE_FILE = "live.json"
-LEARNER_FILE = "learner.json"
 INGEST_JOB = "ingest"
 
 
@@ -116,14 +113,14 @@ class Learner:
     def _build(self) -> None:
         settings = self._settings
         self._database = Database(
-            settings.data_dir / DATABASE_FILE, memory_mb=settings.learner.database_memory_mb
+            settings.folder.database, memory_mb=settings.learner.database_memory_mb
         )
         self._closing.append(self._database.close)
         for name in migrate(self._database):
             log.info("migration_applied", name=name)
-        self._ledger = Ledger(settings.data_dir / "ledger")
+        self._ledger = Ledger(settings.folder.ledger)
         self._closing.append(self._ledger.close)
-        self._artifacts = Artifacts(settings.data_dir / "artifacts")
+        self._artifacts = Artifacts(settings.folder.artifacts)
         self._sampling = Sampling(
             {name: first_policy(settings, self._keys.sampling) for name in self._tasks}
         )
@@ -198,7 +195,7 @@ class Learner:
 
     def _build_console(self) -> None:
         settings = self._settings
-        live_path = settings.data_dir / LIVE_FILE
+        live_path = settings.folder.live
         self._gateways = Gateways(self._database, self._now)
         self._operations = Operations(
             database=self._database,
@@ -335,10 +332,10 @@ class Learner:
     def _serve_console(self) -> None:
         self._port = self._listener.getsockname()[1]
         self._thread("console", lambda: self._server.run(sockets=[self._listener]))
-        folder = self._settings.data_dir / RUN_FOLDER
-        folder.mkdir(exist_ok=True)
+        note = self._settings.folder.note("learner")
+        note.parent.mkdir(exist_ok=True)
         write_json(
-            folder / LEARNER_FILE,
+            note,
             {"host": self._settings.learner.host, "port": self._port, "pid": os.getpid()},
         )
 
@@ -439,7 +436,7 @@ class Learner:
     # What the parts tell each other.
 
     def _load_live(self) -> None:
-        self._published(read_live(self._settings.data_dir / LIVE_FILE, self._keys.live))
+        self._published(read_live(self._settings.folder.live, self._keys.live))
 
     def _published(self, live: Live) -> None:
         self._live = live.tasks

@@ -2,8 +2,8 @@
 
 import shutil
 
-from pipelines.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
 from pipelines.errors import ArtifactDamaged, SettingsError
+from pipelines.students.encoder import MODEL_FILE, TOKENIZER_FILE, installed_encoder_files
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts, hash_file
 
@@ -15,7 +15,7 @@ def publish_encoder(settings: Settings, artifacts: Artifacts) -> Artifact:
         files = installed_encoder_files()
     else:
         files = {name: (encoder.path / name, "") for name in (MODEL_FILE, TOKENIZER_FILE)}
-    scratch = settings.data_dir / "scratch-encoder"
+    scratch = settings.folder.encoder_scratch
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

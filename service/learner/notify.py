@@ -27,7 +27,6 @@ from storage.durable import write_json
 
 log = structlog.get_logger()
 
-FILE = "notifications.json"
 LOOK_SECONDS = 5.0
 TIMEOUT_SECONDS = 5.0
 # What goes and comes back within this is still the same occasion.
@@ -91,7 +90,7 @@ class Notifier:
     ) -> None:
         self._settings = settings.notify
         self._look = look
-        self._file = settings.data_dir / FILE
+        self._file = settings.folder.notifications
         self._metrics = metrics
         self._console = console.rstrip("/")
         self._now = now

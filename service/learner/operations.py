@@ -36,7 +36,6 @@ from storage.traffic import all_offsets
 
 log = structlog.get_logger()
 
-DECISIONS_FILE = "decisions.jsonl"
 AUTOMATIC = "flywheel"  # the operator's name in decisions that nobody took
 REPLAY_TIMEOUT_SECONDS = 10.0
 
@@ -66,7 +65,7 @@ class Operations:
         self._live_path = live_path
         self._now = now
         self._callbacks = callbacks
-        self._file = settings.data_dir / DECISIONS_FILE
+        self._file = settings.folder.decisions
         self._overview = Overview(database, artifacts, settings, now, callbacks)
 
     def recover(self) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from pipelines.sequences import pair_e_value
+from pipelines.statistics.sequences import pair_e_value
 from pipelines.types import PairCounts, StudentAnswer
 from service.learner.assessor import Asked, Role
 from service.metrics import LearnerMetrics
@@ -60,7 +60,7 @@ class Regression:
 
     Those are uniform over the traffic as it is, and newer than what either trained on. The
     pairing takes drift out: a harder mix of prompts is harder for both. The evidence is an
-    e-process (`pipelines.sequences.pair_e_value`), so that looking at it at every tick costs
+    e-process (`pipelines.statistics.sequences`), so that looking at it at every tick costs
     nothing; it starts anew with each approval, and from the stored audits after a restart.
     """
 

@@ -6,9 +6,7 @@ from datetime import datetime, timedelta
 from shutil import rmtree
 
 from service.learner.relabel import JobResult
-from service.learner.training import VECTOR_FILES, vector_cache
 from service.settings import Settings
-from service.topics.opening import EMBEDDED_FILE
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.decisions import decisions
@@ -79,14 +77,14 @@ class Retention:
             offsets, _ = stored_offsets(tx, self._settings.kafka.topic)
         oldest = now - self._settings.retention.embedded_topic
         return prune(
-            self._settings.data_dir / EMBEDDED_FILE,
+            self._settings.folder.topic,
             before_offset=min(offsets.values(), default=0),
             older_than_ms=int(oldest.timestamp() * 1000),
         )
 
     def _prune_vectors(self, before: datetime) -> None:
         """Cached vectors of texts that no training has read for long: those may be forgotten."""
-        for file in self._settings.data_dir.glob(VECTOR_FILES):
+        for file in self._settings.folder.vector_files():
             with suppress(FileNotFoundError):
                 if file.stat().st_mtime < before.timestamp():
                     file.unlink()
@@ -108,7 +106,7 @@ class Retention:
         shared = {one for one in encoders if "recipe" not in self._artifacts.about("encoder", one)}
         gone = self._artifacts.prune("encoder", bases | shared, oldest)
         for digest in gone:
-            rmtree(vector_cache(self._settings, digest), ignore_errors=True)
+            rmtree(self._settings.folder.vectors(digest), ignore_errors=True)
         return len(gone)
 
     def _kept(self, tx: Cursor) -> tuple[set[str], set[str], set[str], set[str]]:

@@ -14,7 +14,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from pipelines.errors import FlywheelError, TrainingRunFailed
-from service.durations import parse_schedule
+from service.host.durations import parse_schedule
 from service.learner.relabel import JobResult
 from service.metrics import LearnerMetrics
 from storage.database import Database

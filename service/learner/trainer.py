@@ -21,8 +21,8 @@ import psutil
 import structlog
 
 from pipelines.errors import TrainingFailed, TrainingInterrupted
+from service.host.process import child_environment
 from service.learner.status import Progress as RunningProgress
-from service.process import child_environment
 from service.sections import TrainerSettings
 
 log = structlog.get_logger()

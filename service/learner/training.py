@@ -22,7 +22,7 @@ from pipelines.errors import (
 from pipelines.identities import dataset_content, settings_digest, training_fingerprint
 from pipelines.recipes import Recipe
 from pipelines.students.causal import load_config
-from pipelines.students.classifier import load_head
+from pipelines.students.head import load_head
 from pipelines.types import StudentVersion, Task
 from service.learner.base_models import BaseModel, BaseModels
 from service.learner.relabel import JobResult
@@ -50,17 +50,8 @@ log = structlog.get_logger()
 
 MIN_EXAMPLES = 2
 MAX_RESUMES = 2  # of a training whose trainer was killed
-CHECKPOINTS = "checkpoints"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 DATASET_FILE = "dataset"
-
-
-VECTOR_FILES = "cache/vectors-*/*"  # in the data folder
-
-
-def vector_cache(settings: Settings, encoder: str) -> Path:
-    """Where the vectors of one encoder are kept, by the content of their texts."""
-    return settings.data_dir / "cache" / f"vectors-{encoder[:16]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +70,13 @@ class Workshop:
 
     def scratch(self) -> Path:
         """A new folder for a child to write to; on the artifacts' disk, so that it can be moved."""
-        path = self.settings.data_dir / "scratch" / uuid4().hex
+        path = self.settings.folder.new_scratch()
         path.mkdir(parents=True)
         return path
 
     def child_spec(self, encoder: Artifact) -> dict[str, object]:
         """What every child is told about the encoder and its limits."""
-        cache = vector_cache(self.settings, encoder.digest)
+        cache = self.settings.folder.vectors(encoder.digest)
         return {
             "encoder": str(encoder.path.resolve()),
             "encoder_digest": encoder.digest,
@@ -157,7 +148,7 @@ class Training:
             failed = fail_running_runs(tx, self._shop.now())
         for run_id in failed:
             log.warning("training_run_failed", run_id=run_id, reason="the learner ended")
-        shutil.rmtree(self._shop.settings.data_dir / "scratch", ignore_errors=True)
+        shutil.rmtree(self._shop.settings.folder.scratch, ignore_errors=True)
         return [task for task in self._shop.tasks if self._interrupted(task)]
 
     def run(self, task_name: str, reason: str) -> tuple[JobResult, StudentVersion | None]:
@@ -327,7 +318,7 @@ class Training:
             "dataset": str(order.dataset.path.resolve()),
             "scratch": str(scratch.resolve()),
             "checkpoint": str(checkpoint.resolve()),
-            "precision": str((shop.settings.data_dir / "cache" / "precision.json").resolve()),
+            "precision": str(shop.settings.folder.precision.resolve()),
             "labels": list(task.labels),
             "task": task.name,
             "instructions": task.instructions,
@@ -391,7 +382,7 @@ class Training:
 
     def _checkpoint(self, order: Order) -> Path:
         """The folder of this order's checkpoint; those of other orders of the task go."""
-        folder = self._shop.settings.data_dir / CHECKPOINTS / order.task.name
+        folder = self._shop.settings.folder.checkpoints(order.task.name)
         name = f"{order.recipe.name}-{order.dataset.digest[:24]}-{order.fingerprint[:24]}"
         if folder.is_dir():
             for other in folder.iterdir():
@@ -404,7 +395,7 @@ class Training:
     def _interrupted(self, task: str) -> Artifact | None:
         """The dataset of a training of this task that stands at a checkpoint."""
         recipe = self._shop.settings.tasks[task].recipe
-        folder = self._shop.settings.data_dir / CHECKPOINTS / task
+        folder = self._shop.settings.folder.checkpoints(task)
         for found in sorted(folder.glob(f"{recipe}-*/{CHECKPOINT_FILE}")):
             digest = (found.parent / DATASET_FILE).read_text()
             if self._shop.artifacts.exists("dataset", digest):

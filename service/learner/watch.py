@@ -10,8 +10,8 @@ from threading import Lock
 import structlog
 from prometheus_client import Gauge
 
-from pipelines.coverage import coverage_drop, trusted_coverage
-from pipelines.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
+from pipelines.statistics.coverage import coverage_drop, trusted_coverage
+from pipelines.statistics.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
 from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
 from pipelines.types import Estimate, StudentVersion, Task
 from service.learner.ingest import Sampling

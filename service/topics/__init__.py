@@ -1,6 +1,7 @@
 """Topics: where prompt events come from and go to. Kafka, or an embedded one for hosts without."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -107,3 +108,16 @@ class TopicWriter(Protocol):
     def close(self) -> None:
         """Flush for a few seconds, then let go. Whoever has to know flushes first."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicView:
+    """What the broker (or the file) says of the topic. `codec` empty: each producer's own."""
+
+    where: str
+    identity: str
+    firsts: Mapping[int, int]
+    ends: Mapping[int, int]
+    codec: str = ""
+    retention_ms: int | None = None
+    from_the_future: int = 0  # partitions that hold a record with a time still to come

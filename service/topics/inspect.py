@@ -1,27 +1,13 @@
 """A look at the topic from outside, for whoever looks for trouble: nothing is made or changed."""
 
 import time
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 
 from service.settings import Settings
-from service.topics.opening import EMBEDDED_FILE, kafka_options
+from service.topics import TopicView
+from service.topics.opening import kafka_options
 
 AHEAD_SECONDS = 300  # a record that claims to be from later than this is from another clock
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicView:
-    """What the broker (or the file) says of the topic. `codec` empty: each producer's own."""
-
-    where: str
-    identity: str
-    firsts: Mapping[int, int]
-    ends: Mapping[int, int]
-    codec: str = ""
-    retention_ms: int | None = None
-    from_the_future: int = 0  # partitions that hold a record with a time still to come
 
 
 def inspect_topic(settings: Settings) -> TopicView | None:
@@ -33,7 +19,7 @@ def inspect_topic(settings: Settings) -> TopicView | None:
         return inspect_kafka(kafka_options(settings), ahead_ms)
     from service.topics.topic_file import open_file, read_head
 
-    path = settings.data_dir / EMBEDDED_FILE
+    path = settings.folder.topic
     if not path.is_file():
         return None
     with closing(open_file(path)) as connection:

@@ -7,7 +7,7 @@ from typing import Any
 from kafka import KafkaAdminClient, OffsetSpec, TopicPartition, errors
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from service.topics.inspect import TopicView
+from service.topics import TopicView
 from service.topics.kafka_connection import (
     ADMIN_SETTINGS,
     KafkaOptions,

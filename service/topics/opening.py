@@ -8,8 +8,6 @@ from service.topics import TopicReader, TopicWriter
 if TYPE_CHECKING:
     from service.topics.kafka import KafkaOptions
 
-EMBEDDED_FILE = "topic.sqlite"
-
 
 def open_reader(settings: Settings) -> TopicReader:
     """Raises `BrokerUnavailable` or `DataDamaged` with what to do about it."""
@@ -20,7 +18,7 @@ def open_reader(settings: Settings) -> TopicReader:
     from service.topics.embedded import EmbeddedTopicReader
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return EmbeddedTopicReader(settings.data_dir / EMBEDDED_FILE, name=settings.kafka.topic)
+    return EmbeddedTopicReader(settings.folder.topic, name=settings.kafka.topic)
 
 
 def open_writer(settings: Settings) -> TopicWriter:
@@ -32,7 +30,7 @@ def open_writer(settings: Settings) -> TopicWriter:
     from service.topics.embedded import EmbeddedTopicWriter
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return EmbeddedTopicWriter(settings.data_dir / EMBEDDED_FILE)
+    return EmbeddedTopicWriter(settings.folder.topic)
 
 
 def kafka_options(settings: Settings) -> "KafkaOptions":

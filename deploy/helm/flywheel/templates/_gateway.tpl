@@ -47,7 +47,7 @@ checksum/flywheel: {{ include "flywheel.settings" . | sha256sum }}
       command:
         - python
         - -m
-        - service.probe
+        - service.host.probe
         - gateway
         - --data-dir=/var/lib/flywheel
         - --within={{ .Values.gateway.startupSeconds }}

@@ -12,10 +12,8 @@ from types import FrameType
 from typing import IO
 
 from pipelines.errors import DataDamaged, DataLocked, PortInUse, SettingsError
+from storage.folder import DataFolder
 
-RUN_FOLDER = "run"
-LOCK_FILE = "learner.lock"
-RESTORING = ".restoring"  # in a data folder that a restore has not finished
 BACKLOG = 2048
 # All that a child may know of our environment. No secret is in it.
 PASSED_ON = (
@@ -55,7 +53,7 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 
 def lock_data_folder(data_dir: Path) -> IO[str]:
     """One learner a data folder. The lock goes with the process, however it ends."""
-    if (data_dir / RESTORING).exists():
+    if DataFolder(data_dir).restoring.exists():
         raise DataDamaged(
             f"a restore into {data_dir} did not finish: run `flywheel restore` again, with the "
             "same backup or another"
@@ -65,10 +63,10 @@ def lock_data_folder(data_dir: Path) -> IO[str]:
 
 def lock_empty_folder(data_dir: Path) -> IO[str]:
     """As `lock_data_folder`, for who is about to fill it."""
-    folder = data_dir / RUN_FOLDER
+    lock = DataFolder(data_dir).lock
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a+")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
     except OSError as error:
         raise SettingsError(
             f"{data_dir} cannot be written: {error.strerror}. Look whether its disk is full or "
@@ -111,5 +109,5 @@ def child_environment(threads: int) -> dict[str, str]:
         # tuning took 30 to 40 s instead of 6 on two cores.
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }

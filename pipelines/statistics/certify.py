@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.coverage import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
-from pipelines.intervals import binomial_at_most, exact_high, exact_low
+from pipelines.statistics.coverage import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
+from pipelines.statistics.intervals import binomial_at_most, exact_high, exact_low
 from pipelines.types import Estimate, Threshold
 
 # The sequence starts where a third of the items lie above, if that is more than the bare

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.child import Channel, read_lines
-from pipelines.encoder import Encoder, VectorCache, Vectors
 from pipelines.errors import TrainingFailed
-from pipelines.students.classifier import Head, save_head
+from pipelines.students.encoder import Encoder, VectorCache, Vectors
+from pipelines.students.head import Head, save_head
 
 # Regularisation of the head. Chosen once on Banking77's training queries; a wide optimum.
 INVERSE_PENALTY = 10.0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from pipelines.encoder import Encoder, Vectors
 from pipelines.errors import ArtifactDamaged
+from pipelines.students.encoder import Encoder, Vectors
 
 WEIGHTS_FILE = "head.safetensors"
 CONFIG_FILE = "student.json"

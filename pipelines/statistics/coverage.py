@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.intervals import wilson_share
+from pipelines.statistics.intervals import wilson_share
 from pipelines.types import Estimate
 
 # Lower edges of the bins; the last bin ends at 1, which it includes. Finer near 1, where

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from service.log_sentences import SENTENCES
+from service.host.log_sentences import SENTENCES
 
 Line = MutableMapping[str, Any]
 Processor = Callable[[Any, str, Line], Line]

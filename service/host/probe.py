@@ -2,7 +2,7 @@
 
 It finds the planes by the notes in the data folder, and needs no settings:
 
-    python -m service.probe --data-dir FOLDER
+    python -m service.host.probe --data-dir FOLDER
 """
 
 import argparse
@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-PLANES = ("gateway", "learner")
+from storage.folder import DataFolder, Plane
+
+PLANES: tuple[Plane, ...] = ("gateway", "learner")
 TIMEOUT_SECONDS = 5.0
 AGAIN_SECONDS = 0.2
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -22,10 +24,10 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def answers(data_dir: Path, plane: str, *, pid: int | None = None) -> bool:
+def answers(data_dir: Path, plane: Plane, *, pid: int | None = None) -> bool:
     """Whether the plane that left its note there says that it is alive; only `pid`, if given."""
     try:
-        noted = json.loads((data_dir / "run" / f"{plane}.json").read_text())
+        noted = json.loads(DataFolder(data_dir).note(plane).read_text())
         if pid is not None and noted["pid"] != pid:
             return False
         host = ANY_ADDRESS.get(noted["host"], noted["host"])
@@ -37,15 +39,15 @@ def answers(data_dir: Path, plane: str, *, pid: int | None = None) -> bool:
         return False
 
 
-def silent(data_dir: Path, planes: list[str]) -> list[str]:
+def silent(data_dir: Path, planes: list[Plane]) -> list[Plane]:
     """Which of these planes do not answer; of all that left a note, when none is named."""
-    noted = [name for name in PLANES if (data_dir / "run" / f"{name}.json").exists()]
+    noted = [name for name in PLANES if DataFolder(data_dir).note(name).exists()]
     wanted = planes or noted or list(PLANES)
     return [name for name in wanted if not answers(data_dir, name)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m service.probe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m service.host.probe", description=__doc__)
     parser.add_argument("planes", nargs="*", help="gateway, learner; none: those that started")
     parser.add_argument("--data-dir", type=Path, required=True, help="where they keep their data")
     parser.add_argument("--within", type=float, default=0.0, help="seconds to keep asking (0)")

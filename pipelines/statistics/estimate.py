@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.sequences import Block, bernstein_sequence, sequence_half_width
+from pipelines.statistics.sequences import Block, bernstein_sequence, sequence_half_width
 from pipelines.types import Estimate
 
 # Below this many labels a normal approximation says nothing, and neither do we.

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipelines.encoder import MODEL_FILE, TOKENIZER_FILE
+from pipelines.students.encoder import MODEL_FILE, TOKENIZER_FILE
 
 INT8_FOLDER = "int8"
 MIN_WEIGHTS = 4096  # of a matrix; smaller ones are not worth it

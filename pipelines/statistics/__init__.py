@@ -1,0 +1,1 @@
+"""How we know what we claim: intervals, sequences, calibration, certificates, estimates."""
