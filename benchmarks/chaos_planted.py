@@ -174,7 +174,7 @@ BUGS: Sequence[Bug] = (
     ),
     Bug(
         name="decision not bound to the hash",
-        file="service/learner/operations.py",
+        file="service/operator/operations.py",
         old="        if evaluation.report != report:\n",
         new="        if False:\n",
         test="tests/test_operations.py::test_only_the_report_that_was_looked_at_can_be_approved",

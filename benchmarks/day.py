@@ -48,10 +48,12 @@ from service.demo.corpus import Corpus, load_corpus
 from service.keys import operator_token, read_operator_token
 from service.supervisor import with_life_line
 from storage.database import Cursor, Database
+from storage.dead_letters import DeadLetter, add_dead_letters
 from storage.estimates import StoredEstimate, add_estimate
+from storage.groups import Group, add_groups
 from storage.labels import add_labels
 from storage.migrate import migrate
-from storage.samples import DeadLetter, Group, add_dead_letters, add_groups, add_samples
+from storage.samples import add_samples
 from storage.ticks import record_tick
 from storage.traffic import add_traffic, store_offsets
 

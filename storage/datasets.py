@@ -1,7 +1,9 @@
-"""A curated dataset as files: JSONL for the trainer, chat format and Parquet for everybody else."""
+"""Datasets: as files for the trainer and for everybody else, and as rows. All SQL about them."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import duckdb
 from pipelines.curate import Curated
 from pipelines.label import write_answer
 from pipelines.types import HeldOutItem, Task
+from storage.database import Cursor, first_row, from_db_time, to_db_time
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"
@@ -23,6 +26,36 @@ COPY (
         unnest($label) AS label, unnest($group_id) AS group_id, unnest($weight) AS weight
 ) TO {path} (FORMAT parquet)
 """
+
+INSERT_DATASET = """
+INSERT INTO datasets (digest, task, parent, labels, examples, held_out, cut_off, created_at)
+VALUES ($digest, $task, $parent, $labels, $examples, $held_out, $cut_off, $now)
+ON CONFLICT DO NOTHING
+"""
+
+SELECT_LATEST_DATASET = """
+SELECT digest, task, parent, labels, examples, held_out, cut_off, created_at
+FROM datasets WHERE task = $task ORDER BY created_at DESC, digest LIMIT 1
+"""
+
+SELECT_DATASET = """
+SELECT digest, task, parent, labels, examples, held_out, cut_off, created_at
+FROM datasets WHERE digest = $digest
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDataset:
+    """What the database knows of a dataset; the rest is in the artifact."""
+
+    digest: str
+    task: str
+    parent: str | None
+    labels: int
+    examples: int
+    held_out: int
+    cut_off: datetime
+    created_at: datetime
 
 
 def write_dataset(scratch: Path, curated: Curated, task: Task) -> None:
@@ -100,3 +133,55 @@ def _write_parquet(path: Path, curated: Curated) -> None:
     quoted = "'" + str(path).replace("'", "''") + "'"
     with duckdb.connect(":memory:", config={"threads": 1}) as connection:
         connection.execute(WRITE_PARQUET.format(path=quoted), columns)
+
+
+def add_dataset(
+    tx: Cursor,
+    *,
+    digest: str,
+    task: str,
+    parent: str | None,
+    labels: int,
+    examples: int,
+    held_out: int,
+    cut_off: datetime,
+    now: datetime,
+) -> None:
+    """Note a published dataset; the same content a second time changes nothing."""
+    tx.execute(
+        INSERT_DATASET,
+        {
+            "digest": digest,
+            "task": task,
+            "parent": parent,
+            "labels": labels,
+            "examples": examples,
+            "held_out": held_out,
+            "cut_off": to_db_time(cut_off),
+            "now": to_db_time(now),
+        },
+    )
+
+
+def latest_dataset(tx: Cursor, task: str) -> StoredDataset | None:
+    return _dataset(first_row(tx.execute(SELECT_LATEST_DATASET, {"task": task})))
+
+
+def dataset_by_digest(tx: Cursor, digest: str) -> StoredDataset | None:
+    return _dataset(first_row(tx.execute(SELECT_DATASET, {"digest": digest})))
+
+
+def _dataset(row: tuple[Any, ...] | None) -> StoredDataset | None:
+    if row is None:
+        return None
+    digest, task, parent, labels, examples, held_out, cut_off, created_at = row
+    return StoredDataset(
+        digest=digest,
+        task=task,
+        parent=parent,
+        labels=labels,
+        examples=examples,
+        held_out=held_out,
+        cut_off=from_db_time(cut_off),
+        created_at=from_db_time(created_at),
+    )

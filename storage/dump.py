@@ -1,12 +1,19 @@
 """The database as Parquet files, and back: one consistent state, whatever is written meanwhile."""
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipelines.errors import DataDamaged
+from pipelines.errors import DataDamaged, DiskFull
 from storage.database import Cursor, Database, sql_text
+from storage.decisions import champion
+from storage.folder import DataFolder
 from storage.migrate import MIGRATIONS, applied, migrate
+from storage.traffic import all_offsets
+from storage.versions import tasks_with_versions, version_by_digest
 
 # Tables are known by their migrations, so a dump may be older than the program.
 SELECT_TABLES = """
@@ -31,6 +38,17 @@ class Dump:
     rows: Mapping[str, int]
     migrations: Sequence[str]
     commits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """One state of the database in a folder of its own, and what belongs to that state."""
+
+    folder: str
+    dump: Dump
+    decisions_bytes: int
+    offsets: Mapping[str, Mapping[str, int]]  # topic -> partition -> next offset
+    champions: Mapping[str, str]
 
 
 def dump(database: Database, folder: Path, *, note: Callable[[], None] = lambda: None) -> Dump:
@@ -73,6 +91,43 @@ def load(database: Database, folder: Path, dumped: Dump) -> None:
         _refuse_missing(tx, dumped.rows)
 
 
+def freeze(database: Database, folder: DataFolder, min_free_mb: int) -> Frozen:
+    """Copy the database as Parquet into a scratch folder; whoever asked for it removes that.
+
+    Raises `DiskFull` where the copy would take what ingest must have free.
+    """
+    data = folder.root
+    size = sum(path.stat().st_size for path in data.glob(f"{folder.database.name}*"))
+    left = shutil.disk_usage(data).free - size - min_free_mb * 2**20
+    if left < 0:
+        raise DiskFull(
+            f"a copy of the database needs up to {size // 2**20} MB in {data}, and "
+            f"{min_free_mb} MB must stay free: free {-left // 2**20 + 1} MB"
+        )
+    made = folder.new_frozen()
+    made.mkdir(parents=True, mode=0o700)
+    beside: dict[str, Any] = {}
+
+    def look() -> None:
+        """While nothing writes: a decision is in the file if and only if it is in the tables."""
+        beside["decisions_bytes"] = _size(folder.decisions)
+        with database.snapshot() as tx:
+            beside["offsets"] = all_offsets(tx)
+            beside["champions"] = _champions(tx)
+
+    try:
+        found = dump(database, made, note=look)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return Frozen(folder=str(made.resolve()), dump=found, **beside)
+
+
+def read_frozen(told: Mapping[str, Any]) -> Frozen:
+    """As the learner's API says it."""
+    return Frozen(**{**told, "dump": Dump(**told["dump"])})
+
+
 def _refuse_missing(tx: Cursor, rows: Mapping[str, int]) -> None:
     for name, wanted in rows.items():
         found = int(tx.execute(COUNT.format(table=_name(name))).fetchall()[0][0])
@@ -83,3 +138,20 @@ def _refuse_missing(tx: Cursor, rows: Mapping[str, int]) -> None:
 def _name(table: str) -> str:
     quoted = table.replace('"', '""')
     return f'"{quoted}"'
+
+
+def _champions(tx: Cursor) -> dict[str, str]:
+    found = {}
+    for task in tasks_with_versions(tx):
+        digest = champion(tx, task)
+        known = version_by_digest(tx, task, digest) if digest else None
+        if known is not None:
+            found[task] = known.name
+    return found
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

@@ -1,15 +1,14 @@
-"""Samples, their near-duplicate groups, and dead letters. All SQL about them is in this file."""
+"""Samples: the events that were chosen, and what became of them. All SQL about them."""
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from pipelines.types import Message, Sample, Side
-from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
+from pipelines.types import Message, Sample
+from storage.database import Cursor, first_row, from_db_time_or_none, to_db_time
 
 # One statement per batch: unnest is tens of times faster than executemany.
 INSERT_SAMPLES = """
@@ -25,14 +24,6 @@ ON CONFLICT DO NOTHING
 RETURNING event_id
 """
 
-INSERT_GROUPS = """
-INSERT INTO groups
-SELECT unnest($group_id), unnest($task), unnest($side), unnest($text), $now
-ON CONFLICT DO NOTHING
-"""
-SELECT_GROUPS = """
-SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at, group_id
-"""
 
 # Oldest first within a reason; held-out and audit first, because evidence must not wait
 # behind training data.
@@ -68,62 +59,6 @@ UPDATE samples SET status = 'expired', messages = '[]', text = ''
 WHERE status IN ('pending', 'failed') AND sampled_at < ?
 """
 DELETE_OLD_LABELLED = "DELETE FROM samples WHERE status = 'labelled' AND sampled_at < ?"
-
-INSERT_DEAD_LETTER = """
-INSERT INTO dead_letters
-SELECT $topic, unnest($partition), unnest($source_offset), unnest($payload), unnest($headers),
-    unnest($reason), $now, NULL
-ON CONFLICT DO NOTHING
-RETURNING partition
-"""
-SELECT_DEAD_LETTERS = """
-SELECT topic, partition, source_offset, payload, headers, reason, received_at, replayed_at
-FROM dead_letters
-WHERE ($pending_only = false OR replayed_at IS NULL)
-ORDER BY received_at DESC, partition, source_offset DESC
-LIMIT $limit
-"""
-SELECT_DEAD_LETTER = """
-SELECT topic, partition, source_offset, payload, headers, reason, received_at, replayed_at
-FROM dead_letters
-WHERE topic = $topic AND partition = $partition AND source_offset = $source_offset
-"""
-MARK_REPLAYED = """
-UPDATE dead_letters SET replayed_at = $now
-WHERE topic = $topic AND partition = $partition AND source_offset = $source_offset
-"""
-# Many records that cannot be read come together; they are one thing that happened.
-SELECT_DEAD_LETTER_BURSTS = """
-SELECT max(received_at) AS happened, count(*) FROM dead_letters
-GROUP BY time_bucket(INTERVAL 5 minutes, received_at)
-HAVING $before IS NULL OR max(received_at) < $before
-ORDER BY happened DESC LIMIT $limit
-"""
-COUNT_DEAD_LETTERS = "SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL"
-DELETE_OLD_DEAD_LETTERS = "DELETE FROM dead_letters WHERE received_at < ?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """A record that could not be decoded, kept so that it can be looked at and replayed."""
-
-    topic: str
-    partition: int
-    offset: int
-    payload: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    reason: str
-    received_at: datetime | None = None
-    replayed_at: datetime | None = None
-
-
-class Group(NamedTuple):
-    """A near-duplicate group with the text of its first member."""
-
-    group_id: str
-    task: str
-    side: Side
-    text: str
 
 
 class PendingSample(NamedTuple):
@@ -169,27 +104,6 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
     }
     rows = tx.execute(INSERT_SAMPLES, {**columns, "now": to_db_time(now)}).fetchall()
     return {event_id for (event_id,) in rows}
-
-
-def add_groups(tx: Cursor, groups: Sequence[Group], now: datetime) -> None:
-    if not groups:
-        return
-    tx.execute(
-        INSERT_GROUPS,
-        {
-            "group_id": [group.group_id for group in groups],
-            "task": [group.task for group in groups],
-            "side": [group.side.value for group in groups],
-            "text": [group.text for group in groups],
-            "now": to_db_time(now),
-        },
-    )
-
-
-def stored_groups(tx: Cursor, task: str) -> list[Group]:
-    """All groups of a task, oldest first."""
-    rows = tx.execute(SELECT_GROUPS, [task]).fetchall()
-    return [Group(row[0], task, Side(row[1]), row[2]) for row in rows]
 
 
 def pending_samples(tx: Cursor, tasks: Collection[str], limit: int) -> list[PendingSample]:
@@ -240,81 +154,6 @@ def delete_labelled(tx: Cursor, before: datetime) -> None:
     tx.execute(DELETE_OLD_LABELLED, [to_db_time(before)])
 
 
-def add_dead_letters(tx: Cursor, letters: Sequence[DeadLetter], now: datetime) -> int:
-    """Store dead letters of one topic and return how many were new."""
-    if not letters:
-        return 0
-    rows = tx.execute(
-        INSERT_DEAD_LETTER,
-        {
-            "topic": letters[0].topic,
-            "partition": [letter.partition for letter in letters],
-            "source_offset": [letter.offset for letter in letters],
-            "payload": [letter.payload for letter in letters],
-            "headers": [_encode_headers(letter.headers) for letter in letters],
-            "reason": [letter.reason for letter in letters],
-            "now": to_db_time(now),
-        },
-    ).fetchall()
-    return len(rows)
-
-
-def dead_letters(tx: Cursor, *, limit: int, pending_only: bool = False) -> list[DeadLetter]:
-    """Newest first."""
-    rows = tx.execute(SELECT_DEAD_LETTERS, {"limit": limit, "pending_only": pending_only})
-    return [_dead_letter(row) for row in rows.fetchall()]
-
-
-def dead_letter(tx: Cursor, topic: str, partition: int, offset: int) -> DeadLetter | None:
-    """The one at this place of the topic."""
-    at = {"topic": topic, "partition": partition, "source_offset": offset}
-    row = first_row(tx.execute(SELECT_DEAD_LETTER, at))
-    return None if row is None else _dead_letter(row)
-
-
-def mark_replayed(tx: Cursor, letter: DeadLetter, now: datetime) -> None:
-    tx.execute(
-        MARK_REPLAYED,
-        {
-            "topic": letter.topic,
-            "partition": letter.partition,
-            "source_offset": letter.offset,
-            "now": to_db_time(now),
-        },
-    )
-
-
-def count_dead_letters(tx: Cursor) -> int:
-    """Dead letters that were not replayed."""
-    row = first_row(tx.execute(COUNT_DEAD_LETTERS))
-    return int(row[0]) if row else 0
-
-
-def delete_dead_letters(tx: Cursor, before: datetime) -> None:
-    tx.execute(DELETE_OLD_DEAD_LETTERS, [to_db_time(before)])
-
-
-def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
-    return DeadLetter(
-        topic=row[0],
-        partition=row[1],
-        offset=row[2],
-        payload=row[3],
-        headers=_decode_headers(row[4]),
-        reason=row[5],
-        received_at=from_db_time(row[6]),
-        replayed_at=None if row[7] is None else from_db_time(row[7]),
-    )
-
-
-def _encode_headers(headers: tuple[tuple[str, bytes], ...]) -> str:
-    return json.dumps([[name, value.hex()] for name, value in headers])
-
-
-def _decode_headers(text: str) -> tuple[tuple[str, bytes], ...]:
-    return tuple((name, bytes.fromhex(value)) for name, value in json.loads(text))
-
-
 def drawn_since(tx: Cursor, task: str, since: datetime) -> dict[str, int]:
     """How many samples each reason chose, most first."""
     values = {"task": task, "since": to_db_time(since)}
@@ -325,12 +164,3 @@ def last_drawn(tx: Cursor, task: str) -> datetime | None:
     """When the newest sample of a task was stored."""
     row = first_row(tx.execute(SELECT_LAST_DRAWN, {"task": task}))
     return from_db_time_or_none(row[0]) if row else None
-
-
-def dead_letter_bursts(
-    tx: Cursor, limit: int, before: datetime | None = None
-) -> list[tuple[datetime, int]]:
-    """When how many records could not be read, newest first, by five minutes."""
-    values = {"limit": limit, "before": None if before is None else to_db_time(before)}
-    rows = tx.execute(SELECT_DEAD_LETTER_BURSTS, values).fetchall()
-    return [(from_db_time(at), int(count)) for at, count in rows]

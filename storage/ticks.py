@@ -8,6 +8,7 @@ from storage.database import Cursor, first_row, from_db_time, from_db_time_or_no
 
 TickOutcome = Literal["running", "done", "nothing", "failed", "paused", "missed"]
 ALL_JOBS = "all"  # pauses the whole learner's schedule
+BY_ITSELF = "flywheel"  # who paused, when nobody did
 
 INSERT_TICK = """
 INSERT INTO ticks (job, scheduled_at, started_at, ended_at, outcome, detail)
@@ -65,6 +66,13 @@ RESUME = "DELETE FROM pauses WHERE job = $job RETURNING job"
 RESUME_ALL = "DELETE FROM pauses RETURNING job"
 SELECT_PAUSES = "SELECT job, paused_by, paused_at FROM pauses ORDER BY job"
 IS_PAUSED = "SELECT count(*) FROM pauses WHERE job = $job OR job = $all"
+
+
+class JobResult(NamedTuple):
+    """What a tick did, or why it did nothing: one sentence for log, metric and page."""
+
+    outcome: TickOutcome
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ from service.topics.embedded import EmbeddedTopicWriter, prune
 from storage import failpoints
 from storage.artifacts import Artifacts
 from storage.live import LiveStudent, read_live
-from storage.students import versions
+from storage.versions import versions
 
 CONCURRENCY = 4
 CALM = Path("failpoints")  # beside the data: what is armed, and what was passed

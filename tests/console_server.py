@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 
 from pipelines.types import Estimate
 from service.console.app import console_app
-from service.learner.status import Figures, Progress, UnknownOutcome
+from service.operator.status import Figures, Progress, UnknownOutcome
 from storage.ticks import record_tick
 
 TOKEN = "test-token-of-the-operator"

@@ -21,8 +21,8 @@ from pipelines.types import (
 )
 from service.keys import open_keys
 from service.learner.gateways import Gateways
-from service.learner.operations import Operations
-from service.learner.status import (
+from service.operator.operations import Operations
+from service.operator.status import (
     Callbacks,
     Figures,
     HistoryPoint,
@@ -35,22 +35,15 @@ from service.settings import Settings
 from service.topics import Headers
 from storage.artifacts import Artifacts
 from storage.database import Database
+from storage.datasets import add_dataset
+from storage.dead_letters import DeadLetter, add_dead_letters
 from storage.decisions import champion
+from storage.evaluations import StoredEvaluation, add_evaluation, gate_turn
 from storage.live import Live, read_live
 from storage.migrate import migrate
 from storage.reports import Golden, Report, write_card, write_report
-from storage.samples import DeadLetter, add_dead_letters
-from storage.students import (
-    StoredEvaluation,
-    add_dataset,
-    add_evaluation,
-    add_version,
-    end_run,
-    gate_turn,
-    next_number,
-    start_run,
-    version_by_digest,
-)
+from storage.runs import end_run, start_run
+from storage.versions import add_version, next_number, version_by_digest
 
 TASK = "support"
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

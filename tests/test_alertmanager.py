@@ -45,9 +45,9 @@ from service.learner.watch import Watch
 from service.metrics import GatewayMetrics
 from service.topics.kafka import KafkaOptions, KafkaTopicReader
 from storage.decisions import record_decision
+from storage.evaluations import StoredEvaluation, add_evaluation
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask
-from storage.students import StoredEvaluation, add_evaluation
 
 SHIPPED = DEPLOY / "alertmanager.yml"
 CONFIG = yaml.safe_load(SHIPPED.read_text())

@@ -16,13 +16,14 @@ from operating import Desk, open_desk
 
 from benchmarks.running import running_service
 from pipelines.errors import DataDamaged, DiskFull, Refused
-from service.backup import Frozen, freeze, write_backup
+from service.care.backup import write_backup
+from service.care.restore import check_backup, restore
 from service.host.process import lock_data_folder
-from service.restore import check_backup, restore
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import read_file, reconcile
+from storage.dump import Frozen, freeze
 from storage.folder import DataFolder
 from storage.ledger import Amounts, Ledger
 
@@ -83,7 +84,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 def back_up(desk: Desk, target: Path, *, secrets: bool = True) -> Path:
-    frozen = freeze(desk.database, desk.settings)
+    frozen = freeze(desk.database, desk.settings.folder, 0)
     write_backup(desk.settings, target, frozen, secrets=secrets, say=quietly)
     return target
 
@@ -249,7 +250,7 @@ def test_decisions_and_tables_are_of_one_moment(desk: Desk) -> None:
     thread = Thread(target=decide)
     thread.start()
     try:
-        frozen: list[Frozen] = [freeze(desk.database, desk.settings) for _ in range(6)]
+        frozen: list[Frozen] = [freeze(desk.database, desk.settings.folder, 0) for _ in range(6)]
     finally:
         stop.set()
         thread.join()
@@ -261,6 +262,5 @@ def test_decisions_and_tables_are_of_one_moment(desk: Desk) -> None:
 
 
 def test_a_copy_of_the_database_leaves_what_ingest_needs(desk: Desk) -> None:
-    ingest = desk.settings.ingest.model_copy(update={"min_free_disk_mb": 10**9})
     with pytest.raises(DiskFull, match="must stay free"):
-        freeze(desk.database, desk.settings.model_copy(update={"ingest": ingest}))
+        freeze(desk.database, desk.settings.folder, min_free_mb=10**9)

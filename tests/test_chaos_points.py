@@ -36,7 +36,8 @@ from operating import open_desk
 from training_rig import open_shop
 
 from service.keys import open_keys
-from storage.students import latest_evaluation, runs
+from storage.evaluations import latest_evaluation
+from storage.runs import runs
 
 ROOT = Path(__file__).parent.parent
 SENT = 24
@@ -139,11 +140,16 @@ UNMARKED = {
     "storage/ledger.py:_open_bodies": "at the start; an empty side store is made again",
     "service/topics/topic_file.py:_sync_folder": "at the start; an empty topic is made again",
     "service/learner/base_models.py:take_in": "in a scratch folder, which a restart empties",
-    "service/doctor/places.py:_real_write": "writes to see whether one can",
+    "service/care/doctor/places.py:_real_write": "writes to see whether one can",
     "service/demo/scripted_teacher.py:charge": "a witness, and no part of the program",
 }
 # The operator's own commands, run while nothing else does; tests of theirs break them off.
-OFFLINE = ("storage/bundle.py", "service/rebuild.py", "service/restore.py", "service/rollback.py")
+OFFLINE = (
+    "storage/bundle.py",
+    "service/care/rebuild/run.py",
+    "service/care/restore.py",
+    "service/care/rollback.py",
+)
 LASTING = {"os.fsync", "os.fdatasync", "os.replace", "os.rename", "os.link"}
 
 

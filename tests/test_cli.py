@@ -18,7 +18,7 @@ from operating import TASK, Desk, open_desk
 from pipelines.errors import ExitCode
 from service import cli
 from service.cli.help import EXIT_CODES, SECTIONS
-from service.learner.status import Progress
+from service.operator.status import Progress
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("duckdb", "fastapi", "onnxruntime", "numpy", "pydantic", "rich", "kafka", "openai")

@@ -18,8 +18,8 @@ from service.console import auth
 from service.console.app import console_app
 from service.console.auth import Sessions, safe_path
 from service.console.charts import loss_chart
-from service.learner.operations import Operations
-from service.learner.status import Progress
+from service.operator.operations import Operations
+from service.operator.status import Progress
 from service.sections import LearnerSettings
 
 ORIGIN = "http://127.0.0.1"
@@ -280,7 +280,7 @@ def test_the_page_posts_the_report_that_it_shows(browser: TestClient, desk: Desk
     version = next(v for v in desk.operations.versions(TASK) if v.number == 5)
     assert shown[1] == version.report
     with desk.database.snapshot() as tx:
-        from storage.students import version_by_number
+        from storage.versions import version_by_number
 
         stored = version_by_number(tx, TASK, 5)
     assert stored is not None

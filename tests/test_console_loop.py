@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from service.console.app import console_app
 from service.console.charts import agreement_chart, coverage_chart, reign_bars, spend_chart
-from service.learner.status import Figures, HistoryPoint, IngestState, Progress, Step
+from service.operator.status import Figures, HistoryPoint, IngestState, Progress, Step
 from storage.ticks import TickOutcome, record_tick
 from storage.traffic import add_gaps, store_offsets
 
@@ -136,7 +136,7 @@ def test_the_gate_says_what_it_refused(desk: Desk) -> None:
 
 def test_a_running_training_shows_step_loss_and_time_left(seeded: Desk) -> None:
     with seeded.database.transaction() as tx:
-        from storage.students import start_run
+        from storage.runs import start_run
 
         start_run(
             tx,

@@ -12,7 +12,7 @@ import pytest
 from pipelines.errors import DataDamaged, DataLocked, DiskFull
 from storage.database import Database
 from storage.migrate import MIGRATIONS, migrate
-from storage.students import versions
+from storage.versions import versions
 
 HOLD = """
 import sys

@@ -20,7 +20,7 @@ import yaml
 from deploy_files import DEPLOY, ROOT, program, said
 
 from pipelines.errors import FlywheelError
-from service.check import find_problems
+from service.care.check import find_problems
 from service.client import LearnerClient
 from service.demo.corpus import load_corpus
 from service.demo.run import TEACHER_MODEL

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from deploy_files import DEPLOY, ROOT, said, tools, tools_module
 
-from service.check import find_problems
+from service.care.check import find_problems
 from service.cli import app
 from service.host.probe import main as probe
 from service.settings import Settings, load_settings

@@ -19,14 +19,15 @@ from operating import TASK, Clock, Desk, open_desk
 
 from benchmarks.running import running_service
 from pipelines.errors import DataDamaged, DiskFull
-from service.backup import freeze, write_backup
+from service.care.backup import write_backup
+from service.care.rebuild.run import rebuild
+from service.care.restore import restore
+from service.care.rollback import roll_back_offline
 from service.keys import open_keys
-from service.rebuild import rebuild
-from service.restore import restore
-from service.rollback import roll_back_offline
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import read_file, verify_chain
+from storage.dump import freeze
 from storage.ledger import Amounts, Ledger
 from storage.live import read_live
 
@@ -235,14 +236,14 @@ def test_a_backup_without_space_leaves_nothing(disk: Disk, tmp_path: Path) -> No
     with open_desk(tmp_path / "data") as desk:
         desk.approved()
         target = disk.folder / "backup.tar"
-        frozen = freeze(desk.database, desk.settings)
+        frozen = freeze(desk.database, desk.settings.folder, desk.settings.ingest.min_free_disk_mb)
         disk.fill()
         with pytest.raises(DiskFull, match="no space left"):
             write_backup(desk.settings, target, frozen, secrets=True, say=quietly)
         assert sorted(path.name for path in disk.folder.iterdir()) == ["ballast"]
         assert not list((desk.folder / "scratch").glob("backup-*"))
         disk.free()
-        frozen = freeze(desk.database, desk.settings)
+        frozen = freeze(desk.database, desk.settings.folder, desk.settings.ingest.min_free_disk_mb)
         write_backup(desk.settings, target, frozen, secrets=True, say=quietly)
         there = desk.settings.model_copy(update={"data_dir": tmp_path / "restored"})
         assert restore(there, target, quietly).decisions == 1
@@ -252,7 +253,7 @@ def test_a_restore_without_space_can_be_repeated(disk: Disk, tmp_path: Path) -> 
     with open_desk(tmp_path / "data") as desk:
         desk.approved()
         target = tmp_path / "backup.tar"
-        frozen = freeze(desk.database, desk.settings)
+        frozen = freeze(desk.database, desk.settings.folder, desk.settings.ingest.min_free_disk_mb)
         write_backup(desk.settings, target, frozen, secrets=True, say=quietly)
         settings = desk.settings.model_copy(update={"data_dir": disk.folder / "data"})
     (disk.folder / "data").mkdir()

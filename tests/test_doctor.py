@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from benchmarks.running import running_service
 from pipelines.errors import ExitCode, NotRunning
-from service.doctor import Finding, examine
+from service.care.doctor import Finding, examine
 from service.settings import Settings, load_settings
 from service.topics.embedded import EmbeddedTopicWriter
 from service.topics.topic_file import prune

@@ -14,7 +14,7 @@ from pipelines.errors import Refused
 from pipelines.recipes import RECIPES
 from pipelines.students.encoder import Encoder
 from pipelines.students.head import load_head
-from service.export import export_version
+from service.care.export import export_version
 from service.learner.trainer import Trainer
 from service.sections import TrainerSettings
 

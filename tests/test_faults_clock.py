@@ -10,9 +10,9 @@ from ingest_rig import Producer, drain, make_ingest, record
 from learner_rig import open_rig
 
 from pipelines.trigger import Due, TriggerPolicy, TriggerState, is_retrain_due
-from service.gateway.lease import LeaseRequest
 from service.learner.leases import LeaseBook
 from service.learner.retention import ARTIFACTS_KEPT
+from service.planes import LeaseRequest
 from service.sections import BudgetSettings
 from storage.database import Database
 from storage.leases import bound_spend

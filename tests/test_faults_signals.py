@@ -26,11 +26,11 @@ from benchmarks.chaos_witnesses import (
     SyncedLog,
     text_of,
 )
-from service.learner.relabel import JobResult
 from service.learner.schedule import Schedule
 from service.settings import load_settings
 from storage import failpoints
 from storage.database import Database
+from storage.ticks import JobResult
 
 EVENTS = 400
 KEY = "a key of sixteen"

@@ -13,7 +13,7 @@ import pytest
 from pipelines.decode import SCHEMA, DecodePolicy, decode
 from pipelines.errors import SettingsError
 from pipelines.types import Message, PromptEvent, SourceOffset
-from service.import_log import Columns, ImportCounts, ImportPolicy, import_file
+from service.care.import_log import Columns, ImportCounts, ImportPolicy, import_file
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 
 KEY = b"importer's key"

@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,27 @@ TRAINING_MODULES = ("pipelines/students/", "pipelines/train.py")
 ONLY_IN = {
     "kafka": ("service/topics/",),
     "apscheduler": ("service/learner/schedule.py",),
-    "duckdb": ("storage/", "service/import_log.py"),  # the latter reads Parquet with it
+    "duckdb": ("storage/", "service/care/import_log.py"),  # the latter reads Parquet with it
+}
+# The wings of `service/`, each with those that it may import of the others.
+WINGS: dict[str, tuple[str, ...]] = {
+    "host": (),
+    "topics": (),
+    "gateway": ("host", "topics/__init__.py"),
+    "operator": ("topics/__init__.py",),
+    "console": ("operator", "host"),
+    "learner": ("console", "operator", "host", "topics"),
+    "care": (
+        "operator",
+        "host",
+        "topics",
+        "gateway/generations.py",
+        "learner/trainer.py",
+        "learner/teacher.py",
+        "learner/ingest.py",
+        "learner/rates.py",
+        "learner/relabel.py",
+    ),
 }
 # The settings, and those who hand an environment to a child.
 READ_THE_ENVIRONMENT = {
@@ -65,6 +86,69 @@ def imported_packages(tree: ast.AST) -> set[str]:
 
 def calls(tree: ast.AST) -> set[str]:
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def own_imports(tree: ast.AST) -> Iterator[str]:
+    """Every module of ours that is imported, also inside a function or under TYPE_CHECKING."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (found for alias in node.names if (found := module_file(alias.name)))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                found = module_file(f"{node.module}.{alias.name}") or module_file(node.module)
+                if found:
+                    yield found
+
+
+def module_file(name: str) -> str | None:
+    path = name.replace(".", "/")
+    found = (one for one in (f"{path}.py", f"{path}/__init__.py") if (ROOT / one).is_file())
+    return next(found, None) if name.split(".")[0] in PACKAGES else None
+
+
+def file_graph() -> dict[str, set[str]]:
+    return {name: set(own_imports(tree)) - {name} for name, tree in modules(*PACKAGES)}
+
+
+def room(file: str) -> str:
+    """The folder that a file lies in; what lies directly in a package is a room of its own."""
+    parts = file.split("/")
+    return file if len(parts) == 2 else "/".join(parts[:-1])
+
+
+def room_graph() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for file, imported in file_graph().items():
+        graph.setdefault(room(file), set()).update(map(room, imported))
+    return {name: imported - {name} for name, imported in graph.items()}
+
+
+@pytest.mark.parametrize("graph", [file_graph, room_graph])
+def test_no_import_goes_round_in_a_circle(graph: Callable[[], dict[str, set[str]]]) -> None:
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def wing(file: str) -> str:
+    return file.split("/")[1]
+
+
+@pytest.mark.parametrize("name", WINGS)
+def test_wings_of_the_house_stand_in_order(name: str) -> None:
+    """A wing imports those that stand below it, as the list says, and no other."""
+    others = {
+        file: {one for one in imported if wing(one) in WINGS and wing(one) != name}
+        for file, imported in file_graph().items()
+        if file.startswith(f"service/{name}/")
+    }
+    allowed = tuple(f"service/{one}" for one in WINGS[name])
+    wrong = {
+        file: [one for one in imported if not one.startswith(allowed)]
+        for file, imported in others.items()
+    }
+    assert not {file: found for file, found in wrong.items() if found}
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import NotRunning
-from service.gateway.lease import Lease, LeaseReply, LeaseRequest
+from service.gateway.lease import Lease
 from service.learner.leases import LeaseBook
 from service.metrics import GatewayMetrics
+from service.planes import LeaseReply, LeaseRequest
 from service.sections import BudgetSettings
 from storage.database import Database
 from storage.leases import bound_spend

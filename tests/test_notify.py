@@ -21,19 +21,18 @@ from webhook import Webhook, running_webhook
 
 from pipelines.errors import SettingsError
 from pipelines.types import Estimate
-from service.check import find_problems, lines
+from service.care.check import find_problems, lines
 from service.console.app import console_app
-from service.learner.ingest import HoldReason
-from service.learner.notify import SETTLED, Notifier
-from service.learner.occasions import Occasions, TeacherWord
-from service.learner.status import Figures, UnknownOutcome
 from service.metrics import LearnerMetrics
+from service.operator.notify import SETTLED, Notifier
+from service.operator.occasions import Occasions, TeacherWord
+from service.operator.status import Figures, HoldReason, UnknownOutcome
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
 from storage.folder import DataFolder
 from storage.leases import Spend
 from storage.ledger import Amounts, Ledger
-from storage.students import end_run, start_run
+from storage.runs import end_run, start_run
 
 CONSOLE = "https://flywheel.example"
 

@@ -15,10 +15,10 @@ from operating import LABELS, TASK, Clock, open_desk
 
 from benchmarks.running import running_service
 from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, Refused
-from service import rollback
+from service.care import rollback
+from service.care.rollback import roll_back_offline
 from service.host.process import lock_data_folder
 from service.keys import open_keys
-from service.rollback import roll_back_offline
 from service.settings import Settings
 from storage.decisions import read_file, verify_chain
 from storage.live import read_live
@@ -156,7 +156,7 @@ def test_rollbacks_and_starts_at_the_same_time_lose_and_double_nothing(
     """Two operators at once, and a learner that starts: one after the other, by the lock."""
     script = (
         "import sys; from pathlib import Path; from service.settings import Settings\n"
-        "from service.rollback import roll_back_offline\n"
+        "from service.care.rollback import roll_back_offline\n"
         f"tasks = {{'{TASK}': {{'models': ['m'], 'labels': {list(LABELS)!r}}}}}\n"
         f"settings = Settings(data_dir=Path({str(folder)!r}), tasks=tasks)\n"
         "done = roll_back_offline(settings, None, 1, reason='r', operator=sys.argv[1])\n"

@@ -8,15 +8,10 @@ import pytest
 from operating import START, TASK, Desk, open_desk
 
 from pipelines.errors import ArtifactDamaged, BrokerUnavailable, Refused
-from service.learner.status import UnknownOutcome
+from service.operator.status import UnknownOutcome
 from service.sections import TeacherSettings
-from storage.students import (
-    add_version,
-    fail_running_runs,
-    gate_turn,
-    runs,
-    start_run,
-)
+from storage.evaluations import gate_turn
+from storage.runs import fail_running_runs, runs, start_run
 from storage.ticks import (
     end_tick,
     fail_running_ticks,
@@ -25,6 +20,7 @@ from storage.ticks import (
     record_tick,
     start_tick,
 )
+from storage.versions import add_version
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from benchmarks.running import running_service
 from pipelines.decode import NativeRecord, encode_native
 from pipelines.errors import DataDamaged, DataLocked, ExitCode, Refused
 from pipelines.types import Message
+from service.care.rebuild.run import rebuild
 from service.host.process import lock_data_folder
-from service.rebuild import rebuild
 from service.sections import KafkaSettings
 from service.topics.opening import open_writer
 from service.topics.topic_file import prune

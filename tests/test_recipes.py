@@ -23,8 +23,8 @@ from pipelines.recipes import (
     count_weights,
     require_training_stack,
 )
-from service.check import find_problems
-from service.recipe_needs import Needs, needs_lines, needs_of, recipe_needs, timed_needs
+from service.care.check import find_problems
+from service.care.recipe_needs import Needs, needs_lines, needs_of, recipe_needs, timed_needs
 from service.sections import RecipeSettings, TaskSettings, TrainerSettings
 from service.settings import Settings
 

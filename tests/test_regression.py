@@ -8,8 +8,9 @@ import pytest
 from learner_rig import Rig, open_rig
 
 from pipelines.types import DecisionAction, Draws, StudentAnswer
-from service.learner.assessor import Asked, Role
+from service.learner.assessor import Asked
 from service.learner.regression import Regression
+from service.planes import Role
 from service.sections import RollbackSettings
 from storage.decisions import record_decision
 from storage.live import LiveStudent, LiveTask

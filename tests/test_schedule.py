@@ -10,9 +10,8 @@ import pytest
 from learner_rig import Rig, open_rig
 
 from pipelines.errors import TeacherRefused
-from service.learner.relabel import JobResult
 from service.learner.schedule import Schedule
-from storage.ticks import pause, resume
+from storage.ticks import JobResult, pause, resume
 
 NEVER = "every 10h"
 

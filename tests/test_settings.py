@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.errors import ExitCode, SettingsError
 from pipelines.recipes import RECIPES
-from service.check import find_problems, lines
+from service.care.check import find_problems, lines
 from service.settings import Settings, load_settings
 
 SUPPORT = """

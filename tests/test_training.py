@@ -22,9 +22,11 @@ from pipelines.recipes import RECIPES
 from pipelines.students.encoder import Encoder, VectorCache
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head, save_head
 from pipelines.types import StudentVersion
-from storage.datasets import read_training_texts, write_dataset
+from storage.datasets import latest_dataset, read_training_texts, write_dataset
+from storage.evaluations import latest_evaluation
 from storage.reports import read_report
-from storage.students import latest_dataset, latest_evaluation, runs, start_run, versions
+from storage.runs import runs, start_run
+from storage.versions import versions
 
 
 @pytest.fixture(scope="module")

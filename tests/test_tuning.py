@@ -26,7 +26,7 @@ from pipelines.train import loss_curve, plan_steps, schedule, split
 from service.learner.trainer import Trainer
 from service.sections import TrainerSettings
 from storage.artifacts import hash_file
-from storage.students import runs
+from storage.runs import runs
 
 SMALL = replace(
     RECIPES["causal-lora"], batch_size=4, accumulate=1, rank=2, epochs=100.0, learning_rate=1e-3

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from generator.places import NOTE, ROOT, first_line
 from service.console.app import console_app
-from service.gateway.assess import AssessRequest
 from service.gateway.feedback import FeedbackRequest
-from service.learner.operations import Operations
+from service.operator.operations import Operations
+from service.planes import AssessRequest
 from service.settings import Settings
 
 BODIES: dict[str, type[msgspec.Struct]] = {"feedback": FeedbackRequest, "assess": AssessRequest}

@@ -12,7 +12,7 @@ from service.cli.help import examples
 from service.cli.root import AsJson, app, chosen, print_json, tell
 
 if TYPE_CHECKING:
-    from service.restore import Restored
+    from service.care.restore import Restored
 
 FREEZE_SECONDS = 3600.0
 Backup = Annotated[Path, typer.Argument(metavar="BACKUP", help="A .tar file, or a folder.")]
@@ -30,7 +30,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from service.doctor import examine
+    from service.care.doctor import examine
 
     def ask(*path: str, **query: object) -> Any:
         return chosen.client().get(*path, **query)
@@ -73,7 +73,7 @@ def backup(
     """
     from dataclasses import asdict
 
-    from service.backup import freeze_here_or_there, write_backup
+    from service.care.backup import freeze_here_or_there, write_backup
     from storage.bundle import refuse_target
 
     settings = chosen.settings()
@@ -120,7 +120,7 @@ def restore(
     """Fill the empty data folder from a backup. The learner then goes on from there."""
     from dataclasses import asdict
 
-    from service.restore import check_backup, restore
+    from service.care.restore import check_backup, restore
 
     if check:
         reader = check_backup(source, tell)
@@ -152,7 +152,7 @@ def rebuild(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from service.rebuild import rebuild
+    from service.care.rebuild.run import rebuild
 
     found = rebuild(chosen.settings(), tell)
     tell("")

@@ -117,7 +117,7 @@ def check(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from service.check import find_problems, lines, masked
+    from service.care.check import find_problems, lines, masked
 
     settings = chosen.settings()
     problems = find_problems(settings)
@@ -149,7 +149,7 @@ def recipes(
     """
     from dataclasses import asdict
 
-    from service.recipe_needs import needs_lines, recipe_needs, timed_needs
+    from service.care.recipe_needs import needs_lines, recipe_needs, timed_needs
 
     settings = chosen.settings()
     found = recipe_needs(settings) if quick else list(timed_needs(settings, labels, tell))
@@ -174,7 +174,7 @@ def import_log(
     from contextlib import closing
     from dataclasses import asdict
 
-    from service.import_log import ImportPolicy, import_file
+    from service.care.import_log import ImportPolicy, import_file
     from service.topics.opening import open_writer
 
     settings = chosen.settings()

@@ -59,7 +59,7 @@ def export(
     task: TaskName = None,
 ) -> None:
     """Write a version's files and model card into a folder, in Hugging Face's layout."""
-    from service.export import export_version, refuse_to_overwrite
+    from service.care.export import export_version, refuse_to_overwrite
 
     refuse_to_overwrite(folder)
     client = chosen.client()
@@ -137,8 +137,8 @@ def _running_learner() -> "LearnerClient | None":
 
 
 def _roll_back_offline(task: str | None, number: int | None, reason: str) -> None:
+    from service.care.rollback import roll_back_offline
     from service.cli.root import operator_name
-    from service.rollback import roll_back_offline
 
     done = roll_back_offline(
         chosen.settings(), task, number, reason=reason, operator=operator_name()

@@ -17,7 +17,7 @@ from service.console.api import api_routes
 from service.console.auth import Sessions, SlowFailures, allowed_hosts
 from service.console.guard import Guard, error_response
 from service.console.pages import error_page, page_routes
-from service.learner.operations import Operations
+from service.operator.operations import Operations
 from service.settings import Settings
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.types import Estimate
 from service.console.formats import money, percent
 from service.console.plot import WIDTH, Axis, LineChart, Mark, Moment, join, over_time, some
-from service.learner.status import Figures, Reign
+from service.operator.status import Figures, Reign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,9 @@ from service.console.auth import (
     safe_path,
 )
 from service.console.formats import FILTERS
-from service.learner.activity import KINDS
-from service.learner.operations import Operations
-from service.learner.overview import teacher_status
+from service.operator.activity import KINDS
+from service.operator.operations import Operations
+from service.operator.overview import teacher_status
 from service.settings import Settings
 
 DONE = {

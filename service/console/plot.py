@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
-from service.learner.status import Reign
+from service.operator.status import Reign
 
 # Lines are drawn in a box of this size that stretches to the page; text is not stretched.
 WIDTH, HEIGHT = 1000.0, 100.0

@@ -31,8 +31,8 @@ from service.gateway.chat import Chat
 from service.gateway.escalation import Escalations
 from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
-from service.gateway.lease import Lease, LeaseReply, LeaseRequest
-from service.gateway.link import LearnerLink, learner_address
+from service.gateway.lease import Lease
+from service.gateway.link import LearnerLink
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
@@ -43,6 +43,7 @@ from service.host.memory import hoard_less
 from service.host.process import bind
 from service.keys import Keys, open_keys
 from service.metrics import GatewayMetrics
+from service.planes import GatewayReport, LeaseReply, LeaseRequest, learner_address
 from service.settings import Settings
 from service.topics import TopicWriter
 from storage.artifacts import Artifacts
@@ -125,14 +126,14 @@ class Gateway:
 
     async def _report(self) -> None:
         """Tell the learner what is served, on every change and now and then. It may be away."""
-        told: Mapping[str, Any] = {}
+        told: GatewayReport | None = None
         told_at = float("-inf")
         while True:
-            status = {"gateway": self.name, **self._watcher.status()}
-            if status != told or time.monotonic() - told_at > REPORT_SECONDS:
-                told, told_at = status, time.monotonic()
+            report = GatewayReport(gateway=self.name, **self._watcher.status())
+            if report != told or time.monotonic() - told_at > REPORT_SECONDS:
+                told, told_at = report, time.monotonic()
                 with suppress(FlywheelError):
-                    await asyncio.to_thread(self._link.report, status)
+                    await asyncio.to_thread(self._link.report, report)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _build_app(

@@ -2,49 +2,23 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.render import classifier_text
-from pipelines.types import Message, Task
+from pipelines.types import Task
 from service.gateway.generations import Generation, Generations
 from service.gateway.router import MAX_CHARACTERS
 from service.gateway.turn import Rejected, json_response, read_body
 from service.gateway.wire import MALFORMED, encode
+from service.planes import AssessAnswer, AssessReply, AssessRequest
 
 MOST_EVENTS = 256
 MAX_BODY_BYTES = 32 << 20
 # The learner waits for ten. What a slow student has not read by then goes unassessed.
 MOST_SECONDS = 8.0
-
-
-class AssessEvent(msgspec.Struct, frozen=True):
-    event_id: str
-    messages: tuple[Message, ...]
-
-
-class AssessRequest(msgspec.Struct, frozen=True):
-    """Events of one task, at most 256. `role` previous: the version approved before."""
-
-    task: str
-    events: list[AssessEvent]
-    role: Literal["champion", "previous"] = "champion"
-
-
-class AssessAnswer(msgspec.Struct, frozen=True):
-    event_id: str
-    label: str
-    confidence: float
-
-
-class AssessReply(msgspec.Struct, frozen=True):
-    """The answers of one version, in the order of the events; some may have none."""
-
-    version: str
-    answers: list[AssessAnswer]
 
 
 class Assess:

@@ -5,11 +5,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import msgspec
 import structlog
 
 from pipelines.errors import FlywheelError
 from service.metrics import GatewayMetrics
+from service.planes import LeaseReply, LeaseRequest
 
 log = structlog.get_logger()
 
@@ -18,25 +18,6 @@ RENEW_SECONDS = 1.0
 PATIENCE_SECONDS = 0.5
 # A lease that nobody has wanted for so long goes back.
 IDLE_SECONDS = 20.0
-
-
-class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway tells the learner. Spent is counted from the lease's start."""
-
-    gateway: str
-    lease_id: str | None = None
-    spent_calls: int = 0
-    spent_money: float = 0.0
-    release: bool = False  # the rest is not needed any more
-
-
-class LeaseReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be spent under the lease in all, from its start, and for how long."""
-
-    lease_id: str | None = None
-    calls: int = 0
-    money: float = 0.0
-    seconds: float = 0.0
 
 
 Ask = Callable[[LeaseRequest], Awaitable[LeaseReply]]

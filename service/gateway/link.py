@@ -1,7 +1,7 @@
 """The gateway's side of the learner's routes: leases, what is live, artifacts, status."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from shutil import rmtree
@@ -12,23 +12,11 @@ import httpx2
 import msgspec
 
 from pipelines.errors import ArtifactDamaged, NotRunning
-from service.gateway.lease import LeaseReply, LeaseRequest
+from service.planes import GatewayReport, LeaseReply, LeaseRequest
 from service.sections import is_loopback
-from service.settings import Settings
 from storage.artifacts import MANIFEST, Artifacts, Kind
 
 MAX_MANIFEST_BYTES = 4 << 20
-
-
-def learner_address(settings: Settings) -> str:
-    """Where the learner listens: as set, or as the one on this host wrote down."""
-    if settings.gateway.learner_url:
-        return settings.gateway.learner_url.rstrip("/")
-    try:
-        noted = json.loads(settings.folder.note("learner").read_text())
-        return f"http://127.0.0.1:{int(noted['port'])}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return settings.learner_url
 
 
 class LearnerLink:
@@ -51,8 +39,8 @@ class LearnerLink:
         except msgspec.MsgspecError as error:
             raise NotRunning(f"the learner's lease cannot be read: {error}") from error
 
-    def report(self, status: Mapping[str, Any]) -> None:
-        self._call("POST", "/gateway/status", content=msgspec.json.encode(status))
+    def report(self, report: GatewayReport) -> None:
+        self._call("POST", "/gateway/status", content=msgspec.json.encode(report))
 
     def live(self) -> bytes | None:
         """What is published now, or None when it is what the last call returned."""

@@ -13,6 +13,7 @@ from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
 from service.host.memory import give_back
 from service.metrics import GatewayMetrics
+from service.planes import EVERYTHING
 from storage.artifacts import Artifacts, Kind, base_kind
 from storage.durable import write_durably
 from storage.folder import DataFolder
@@ -24,7 +25,6 @@ LOOK_SECONDS = 0.1  # at the file; asking over the network has its own setting
 RETRY_SECONDS = 3.0  # doubled with each failure in a row: to load a chat model costs a lot
 LONGEST_RETRY_SECONDS = 60.0
 TIDY_SECONDS = 10.0  # what batches of texts have left behind in memory is given back
-EVERYTHING = "all"  # the task label of what concerns no single task
 
 
 class LiveFile:

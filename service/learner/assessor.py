@@ -1,21 +1,20 @@
 """Asks the gateway what the student would have said to events that came without its answer."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import httpx2
 import msgspec
 import structlog
 
 from pipelines.types import Message, StudentAnswer
+from service.planes import AssessEvent, AssessReply, AssessRequest, Role, gateway_address
 from service.settings import Settings
 
 log = structlog.get_logger()
 
 BATCH = 128
-Role = Literal["champion", "previous"]
 TIMEOUT_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 
@@ -28,25 +27,6 @@ class Asked(Protocol):
 
     @property
     def messages(self) -> Sequence[Message]: ...
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    event_id: str
-    label: str
-    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)]  # a NaN would stay in the sums
-
-
-class _Assessment(msgspec.Struct, frozen=True):
-    version: str
-    answers: list[_Answer]
-
-    def by_event(self) -> dict[str, StudentAnswer]:
-        return {
-            answer.event_id: StudentAnswer(
-                version=self.version, label=answer.label, confidence=answer.confidence
-            )
-            for answer in self.answers
-        }
 
 
 class Assessor:
@@ -77,32 +57,29 @@ class Assessor:
     def _ask(
         self, task: str, events: Sequence[Asked], role: Role
     ) -> dict[str, StudentAnswer] | None:
-        body = {
-            "task": task,
-            "role": role,
-            "events": [
-                {
-                    "event_id": event.event_id,
-                    "messages": [
-                        {"role": message.role, "content": message.content}
-                        for message in event.messages
-                    ],
-                }
-                for event in events
-            ],
-        }
+        wanted = AssessRequest(
+            task, [AssessEvent(event.event_id, tuple(event.messages)) for event in events], role
+        )
         try:
-            response = self._client.post(f"{self._url()}/v1/assess", json=body)
+            response = self._client.post(
+                f"{self._url()}/v1/assess",
+                content=msgspec.json.encode(wanted),
+                headers={"content-type": "application/json"},
+            )
             response.raise_for_status()
-            found = response.json()
-            answers = msgspec.convert(found, _Assessment).by_event()
+            found = msgspec.json.decode(response.content, type=AssessReply)
         except (httpx2.HTTPError, ValueError) as error:
             self._note_failure(task, error)
             return None
         if self._said:
             log.info("assessment_resumed")
         self._down_since, self._said = None, False
-        return answers
+        return {
+            answer.event_id: StudentAnswer(
+                version=found.version, label=answer.label, confidence=answer.confidence
+            )
+            for answer in found.answers
+        }
 
     def _note_failure(self, task: str, error: Exception) -> None:
         """A gateway that is just loading a first student is nobody's business."""
@@ -116,15 +93,4 @@ class Assessor:
 def open_assessor(settings: Settings) -> Assessor:
     """With the first of the gateway's keys, if it wants one."""
     key = settings.gateway.keys[0].get_secret_value() if settings.gateway.keys else ""
-    return Assessor(lambda: _gateway_url(settings), key)
-
-
-def _gateway_url(settings: Settings) -> str:
-    """A gateway on port 0 says in the data folder where it listens."""
-    if settings.learner.gateway_url or settings.gateway.port:
-        return settings.gateway_url
-    try:
-        told = json.loads(settings.folder.note("gateway").read_text())
-    except (OSError, ValueError):
-        return settings.gateway_url
-    return f"http://127.0.0.1:{told['port']}"
+    return Assessor(lambda: gateway_address(settings), key)

@@ -34,20 +34,20 @@ from service.learner.gateways import Gateways
 from service.learner.given import GivenPolicy
 from service.learner.ingest import Ingest, Sampling
 from service.learner.leases import LeaseBook
-from service.learner.notify import Notifier
-from service.learner.occasions import Occasions, TeacherWord
-from service.learner.operations import Operations
 from service.learner.rates import first_policy
 from service.learner.regression import Regression
-from service.learner.relabel import HeldCalls, JobResult, Relabel
+from service.learner.relabel import HeldCalls, Relabel
 from service.learner.retention import Retention
 from service.learner.schedule import Schedule
-from service.learner.status import Callbacks, IngestState
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
 from service.learner.training import Training, Workshop
 from service.learner.watch import Watch
 from service.metrics import LearnerMetrics
+from service.operator.notify import Notifier
+from service.operator.occasions import Occasions, TeacherWord
+from service.operator.operations import Operations
+from service.operator.status import Callbacks, IngestState
 from service.settings import Settings
 from service.topics import TopicWriter
 from service.topics.opening import open_reader, open_writer
@@ -57,6 +57,7 @@ from storage.durable import write_json
 from storage.ledger import Ledger
 from storage.live import Live, LiveTask, read_live
 from storage.migrate import migrate
+from storage.ticks import JobResult
 from storage.traffic import forget_offsets
 
 log = structlog.get_logger()

@@ -16,25 +16,23 @@ from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
-from service.learner.relabel import JobResult
 from service.learner.training import Workshop
 from storage.artifacts import Artifact, base_kind
 from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items
 from storage.decisions import champion as champion_of
 from storage.decisions import decisions
-from storage.failpoints import passing
-from storage.reports import Golden, Report, write_card, write_report
-from storage.students import (
+from storage.evaluations import (
     GateTurn,
     StoredEvaluation,
     add_evaluation,
     gate_turn,
     latest_evaluation,
-    version_by_digest,
-    versions,
-    versions_by_content,
 )
+from storage.failpoints import passing
+from storage.reports import Golden, Report, write_card, write_report
+from storage.ticks import JobResult
+from storage.versions import version_by_digest, versions, versions_by_content
 
 log = structlog.get_logger()
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from service.gateway.lease import LeaseRequest
 from service.keys import Keys
 from service.learner.leases import LeaseBook
+from service.planes import LeaseRequest
 from storage.artifacts import MANIFEST, Artifacts, Kind
 
 # What a gateway needs to serve. Datasets hold people's prompts and stay here.

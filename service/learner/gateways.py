@@ -8,15 +8,14 @@ from typing import Any
 import structlog
 
 from pipelines.errors import FlywheelError
-from service.learner.status import GatewaySeen
+from service.operator.status import GatewaySeen
+from service.planes import EVERYTHING
 from storage.database import Database
 from storage.swaps import add_swap, last_reported
 
 log = structlog.get_logger()
 
-SILENT = timedelta(seconds=30)  # a gateway reports every few seconds
 FORGOTTEN = timedelta(minutes=10)
-EVERYTHING = "all"  # what a gateway's failure is filed under when it concerns no single task
 
 
 class Gateways:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Lock
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol, get_args
 
 import msgspec
 import structlog
@@ -32,20 +32,16 @@ from pipelines.types import (
 )
 from service.learner.given import GivenPolicy, given_label
 from service.metrics import LearnerMetrics
+from service.operator.status import HoldReason
 from service.sections import IngestSettings
 from service.topics import Batch, TopicReader
 from storage.database import Database
+from storage.dead_letters import DeadLetter, add_dead_letters
 from storage.failpoints import passing
+from storage.groups import Group, add_groups, stored_groups
 from storage.labels import add_labels
-from storage.samples import (
-    DeadLetter,
-    Group,
-    add_dead_letters,
-    add_groups,
-    add_samples,
-    stored_groups,
-)
-from storage.ticks import ALL_JOBS, pause, pauses
+from storage.samples import add_samples
+from storage.ticks import ALL_JOBS, BY_ITSELF, pause, pauses
 from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
 
 log = structlog.get_logger()
@@ -55,8 +51,6 @@ FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is 
 RETRY_SECONDS = 2.0
 # From so many records on, the next batch is read while this one is on its way to the disk.
 OVERLAP_RECORDS = 1_000
-BY_ITSELF = "flywheel"  # who paused, when nobody did
-HoldReason = Literal["operator", "poison", "disk"]
 
 
 class Assesses(Protocol):

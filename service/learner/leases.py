@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import structlog
 
-from service.gateway.lease import LeaseReply, LeaseRequest
+from service.planes import LeaseReply, LeaseRequest
 from service.sections import BudgetSettings
 from storage.database import Cursor, Database
 from storage.leases import Lease, Spend, bound_spend, get_lease, put_lease, reported_spend

@@ -7,7 +7,7 @@ from datetime import datetime
 from pipelines.sample import SamplingPolicy, next_learning_scale
 from pipelines.types import Task
 from service.learner.ingest import Sampling
-from service.learner.status import Figures
+from service.operator.status import Figures
 from service.settings import Settings
 from storage.database import Database
 from storage.labels import LabelCounts, bought_for_learning

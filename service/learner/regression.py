@@ -9,8 +9,9 @@ import structlog
 
 from pipelines.statistics.sequences import pair_e_value
 from pipelines.types import PairCounts, StudentAnswer
-from service.learner.assessor import Asked, Role
+from service.learner.assessor import Asked
 from service.metrics import LearnerMetrics
+from service.planes import Role
 from service.sections import RollbackSettings
 from storage.database import Database
 from storage.decisions import decisions

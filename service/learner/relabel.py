@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from threading import Event
-from typing import NamedTuple
 
 import structlog
 
@@ -13,34 +12,21 @@ from pipelines.errors import Refused, TeacherRefused
 from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.types import Label, Task
-from service.learner.status import UnknownOutcome
 from service.learner.teacher import Reply, Teacher
 from service.metrics import LearnerMetrics
+from service.operator.status import UnknownOutcome
 from storage.database import Database
 from storage.failpoints import passing
 from storage.labels import add_labels
 from storage.ledger import Call, Ledger
-from storage.samples import (
-    PendingSample,
-    pending_samples,
-    requeue_held,
-    set_status,
-    tasks_of,
-)
-from storage.ticks import TickOutcome
+from storage.samples import PendingSample, pending_samples, requeue_held, set_status, tasks_of
+from storage.ticks import JobResult
 
 log = structlog.get_logger()
 
 BATCH = 64
 BATCHES_PER_TICK = 16
 OUTSIDE = "the answer is outside the label set"
-
-
-class JobResult(NamedTuple):
-    """What a tick did, or why it did nothing: one sentence for log, metric and page."""
-
-    outcome: TickOutcome
-    detail: str
 
 
 class Relabel:

@@ -5,24 +5,21 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from shutil import rmtree
 
-from service.learner.relabel import JobResult
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
+from storage.datasets import latest_dataset
+from storage.dead_letters import delete_dead_letters
 from storage.decisions import decisions
 from storage.estimates import delete_estimates_before
+from storage.evaluations import latest_evaluations
 from storage.leases import delete_leases_before
-from storage.samples import delete_dead_letters, delete_labelled, expire_unlabelled
-from storage.students import (
-    latest_dataset,
-    latest_evaluations,
-    runs,
-    tasks_with_versions,
-    versions,
-)
+from storage.runs import runs
+from storage.samples import delete_labelled, expire_unlabelled
 from storage.swaps import delete_swaps_before
-from storage.ticks import delete_ticks
+from storage.ticks import JobResult, delete_ticks
 from storage.traffic import delete_traffic_before, stored_offsets
+from storage.versions import tasks_with_versions, versions
 
 TICKS_KEPT = timedelta(days=3)
 # What is younger may be in the hands of a job that has not noted it yet.

@@ -15,10 +15,10 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from pipelines.errors import FlywheelError, TrainingRunFailed
 from service.host.durations import parse_schedule
-from service.learner.relabel import JobResult
 from service.metrics import LearnerMetrics
 from storage.database import Database
 from storage.ticks import (
+    JobResult,
     TickOutcome,
     end_tick,
     fail_running_ticks,

@@ -22,7 +22,7 @@ import structlog
 
 from pipelines.errors import TrainingFailed, TrainingInterrupted
 from service.host.process import child_environment
-from service.learner.status import Progress as RunningProgress
+from service.operator.status import Progress as RunningProgress
 from service.sections import TrainerSettings
 
 log = structlog.get_logger()

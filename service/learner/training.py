@@ -25,26 +25,17 @@ from pipelines.students.causal import load_config
 from pipelines.students.head import load_head
 from pipelines.types import StudentVersion, Task
 from service.learner.base_models import BaseModel, BaseModels
-from service.learner.relabel import JobResult
 from service.learner.trainer import Trainer
 from service.metrics import LearnerMetrics
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts, base_kind
 from storage.database import Database
-from storage.datasets import write_dataset
+from storage.datasets import add_dataset, dataset_by_digest, latest_dataset, write_dataset
 from storage.failpoints import passing
 from storage.labels import count_labels, labelled_samples
-from storage.students import (
-    add_dataset,
-    add_version,
-    dataset_by_digest,
-    end_run,
-    fail_running_runs,
-    latest_dataset,
-    next_number,
-    start_run,
-    versions_by_content,
-)
+from storage.runs import end_run, fail_running_runs, start_run
+from storage.ticks import JobResult
+from storage.versions import add_version, next_number, versions_by_content
 
 log = structlog.get_logger()
 

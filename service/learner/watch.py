@@ -16,13 +16,15 @@ from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retra
 from pipelines.types import Estimate, StudentVersion, Task
 from service.learner.ingest import Sampling
 from service.learner.rates import Rates
-from service.learner.relabel import JobResult
-from service.learner.status import Figures, HistoryPoint
 from service.metrics import LearnerMetrics
+from service.operator.status import Figures, HistoryPoint
 from service.settings import Settings
 from storage.database import Cursor, Database
+from storage.datasets import dataset_by_digest
+from storage.dead_letters import count_dead_letters
 from storage.decisions import decisions
 from storage.estimates import StoredEstimate, add_estimate, estimate_history, first_estimate
+from storage.evaluations import latest_evaluation
 from storage.labels import (
     Audited,
     LabelCounts,
@@ -35,9 +37,11 @@ from storage.labels import (
 )
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask
-from storage.samples import count_by_status, count_dead_letters
-from storage.students import dataset_by_digest, latest_evaluation, runs, versions
+from storage.runs import runs
+from storage.samples import count_by_status
+from storage.ticks import JobResult
 from storage.traffic import WindowSums, confidence_histogram, window_sums
+from storage.versions import versions
 
 log = structlog.get_logger()
 

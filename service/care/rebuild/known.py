@@ -11,7 +11,7 @@ import msgspec
 
 from pipelines.identities import question_key
 from pipelines.types import Message, Side, Task
-from service.rebuilding.versions import written_at
+from service.care.rebuild.versions import written_at
 from storage.artifacts import Artifact
 from storage.datasets import CHAT_FILE, HELD_OUT_FILE, TRAIN_FILE
 from storage.ledger import Call, Ledger

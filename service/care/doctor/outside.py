@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 
 from pipelines.errors import BrokerUnavailable, DataDamaged, NotRunning, SettingsError
-from service.doctor.finding import Finding, ok, problem, warning
-from service.doctor.places import noted_process
+from service.care.doctor.finding import Finding, ok, problem, warning
+from service.care.doctor.places import noted_process
 from service.settings import Settings
 from service.topics import TopicView
 from service.topics.inspect import inspect_topic

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from service.learner.ingest import HoldReason
-from service.learner.operations import AUTOMATIC, Operations
-from service.learner.overview import counted
-from service.learner.status import Status, TaskStatus
 from service.metrics import LearnerMetrics
+from service.operator.operations import AUTOMATIC, Operations
+from service.operator.overview import counted
+from service.operator.status import HoldReason, Status, TaskStatus
 from service.sections import NotifyKind
 from service.settings import Settings
 from storage.database import Database
 from storage.leases import Spend
 from storage.ledger import Ledger
-from storage.students import runs
+from storage.runs import runs
 
 REPEATEDLY = 2  # failed trainings in a row
 RUNS_SHOWN = 10

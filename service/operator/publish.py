@@ -13,7 +13,7 @@ from storage.database import Database
 from storage.decisions import decisions
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
 from storage.reports import read_report
-from storage.students import version_by_digest
+from storage.versions import version_by_digest
 
 log = structlog.get_logger()
 

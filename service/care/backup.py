@@ -7,77 +7,30 @@ folder is what a crash leaves, and the learner starts from it.
 
 import hmac
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DataLocked, DiskFull, Refused
+from pipelines.errors import DataLocked, Refused
 from service.host.process import lock_data_folder
 from service.settings import Settings
 from storage.artifacts import KINDS, MANIFEST, Artifacts, Kind, hash_file
 from storage.bundle import BundleWriter, Manifest, copy_sqlite
-from storage.database import Cursor, Database
-from storage.decisions import champion
-from storage.dump import Dump, dump
-from storage.folder import ARTIFACTS, DATABASE, DECISIONS, INTERNAL_KEY, LEDGER, LIVE, TOPIC
+from storage.database import Database
+from storage.dump import Frozen, freeze, read_frozen
+from storage.folder import ARTIFACTS, DECISIONS, INTERNAL_KEY, LEDGER, LIVE, TOPIC
 from storage.ledger import BODIES
 from storage.ledger import FILE as LEDGER_FILE
-from storage.students import tasks_with_versions, version_by_digest
-from storage.traffic import all_offsets
 
 TABLES = "tables"
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
-    """One state of the database in a folder of its own, and what belongs to that state."""
-
-    folder: str
-    dump: Dump
-    decisions_bytes: int
-    offsets: Mapping[str, Mapping[str, int]]  # topic -> partition -> next offset
-    champions: Mapping[str, str]
-
-
-def freeze(database: Database, settings: Settings) -> Frozen:
-    """Copy the database as Parquet into a scratch folder; whoever asked for it removes that.
-
-    Raises `DiskFull` where the copy would take what ingest must have free.
-    """
-    data = settings.data_dir
-    size = sum(path.stat().st_size for path in data.glob(f"{DATABASE}*"))
-    left = shutil.disk_usage(data).free - size - settings.ingest.min_free_disk_mb * 2**20
-    if left < 0:
-        raise DiskFull(
-            f"a copy of the database needs up to {size // 2**20} MB in {data}, and "
-            f"{settings.ingest.min_free_disk_mb} MB must stay free: free {-left // 2**20 + 1} MB"
-        )
-    folder = settings.folder.new_frozen()
-    folder.mkdir(parents=True, mode=0o700)
-    beside: dict[str, Any] = {}
-
-    def look() -> None:
-        """While nothing writes: a decision is in the file if and only if it is in the tables."""
-        beside["decisions_bytes"] = _size(data / DECISIONS)
-        with database.snapshot() as tx:
-            beside["offsets"] = all_offsets(tx)
-            beside["champions"] = _champions(tx)
-
-    try:
-        found = dump(database, folder, note=look)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return Frozen(folder=str(folder.resolve()), dump=found, **beside)
 
 
 def freeze_here_or_there(
@@ -93,14 +46,9 @@ def freeze_here_or_there(
     with lock:
         database = Database(settings.folder.database)
         try:
-            return freeze(database, settings)
+            return freeze(database, settings.folder, settings.ingest.min_free_disk_mb)
         finally:
             database.close()
-
-
-def read_frozen(told: Mapping[str, Any]) -> Frozen:
-    """As the learner's API says it."""
-    return Frozen(**{**told, "dump": Dump(**told["dump"])})
 
 
 def write_backup(
@@ -239,20 +187,3 @@ def _whole_lines(path: Path) -> tuple[int, int]:
                 size += len(line)
                 calls += b'"step":"intent"' in line
     return size, calls
-
-
-def _champions(tx: Cursor) -> dict[str, str]:
-    found = {}
-    for task in tasks_with_versions(tx):
-        digest = champion(tx, task)
-        known = version_by_digest(tx, task, digest) if digest else None
-        if known is not None:
-            found[task] = known.name
-    return found
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0

@@ -10,15 +10,11 @@ from pipelines.gate import compared
 from pipelines.types import Decision, StudentVersion
 from storage.artifacts import MANIFEST, Artifact, Artifacts, Kind, base_kind
 from storage.database import Cursor
+from storage.datasets import add_dataset
+from storage.evaluations import StoredEvaluation, add_evaluation
 from storage.reports import Report, parse_report
-from storage.students import (
-    StoredEvaluation,
-    add_dataset,
-    add_evaluation,
-    add_version,
-    end_run,
-    start_run,
-)
+from storage.runs import end_run, start_run
+from storage.versions import add_version
 
 REASON = "found among the artifacts"
 

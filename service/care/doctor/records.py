@@ -7,8 +7,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import DataDamaged, NotRunning
-from service.doctor.finding import Finding, ok, problem, warning
-from service.doctor.places import noted_process
+from service.care.doctor.finding import Finding, ok, problem, warning
+from service.care.doctor.places import noted_process
 from service.keys import open_keys
 from service.settings import Settings
 from storage.artifacts import KINDS, Artifacts

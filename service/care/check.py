@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from service.recipe_needs import needs_of
+from service.care.recipe_needs import needs_of
 from service.sections import is_loopback
 from service.settings import Settings
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pipelines.types import Decision, GateReport
-from service.learner.gateways import SILENT
-from service.learner.ingest import BY_ITSELF
-from service.learner.sentences import counted, sentence
-from service.learner.status import (
+from service.operator.status import (
+    SILENT,
     Figures,
     GatewaySeen,
     IngestState,
@@ -19,8 +17,10 @@ from service.learner.status import (
     StepState,
     Version,
 )
-from storage.students import StoredDataset, TrainingRun
-from storage.ticks import Tick
+from service.operator.words import counted, sentence
+from storage.datasets import StoredDataset
+from storage.runs import TrainingRun
+from storage.ticks import BY_ITSELF, Tick
 
 LATELY = timedelta(minutes=5)  # over which prompts are counted
 DRAWN = timedelta(hours=1)  # over which samples are counted

@@ -33,13 +33,15 @@ from pipelines.types import (
     SourceOffset,
     Task,
 )
+from service.care.rebuild.known import KnownItem, founders
 from service.learner.ingest import FEEDBACK_ON
-from service.rebuilding.known import KnownItem, founders
 from service.topics import Batch, Record, TopicReader
 from storage.database import Cursor, Database
+from storage.dead_letters import DeadLetter, add_dead_letters
+from storage.groups import Group, add_groups
 from storage.labels import add_labels
 from storage.ledger import Call
-from storage.samples import DeadLetter, Group, add_dead_letters, add_groups, add_samples
+from storage.samples import add_samples
 from storage.traffic import add_traffic, store_offsets
 
 MAX_RECORDS = 2_000

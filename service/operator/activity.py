@@ -5,22 +5,17 @@ from datetime import datetime
 from typing import get_args
 
 from pipelines.types import Decision
-from service.learner.sentences import counted
-from service.learner.status import Activity, ActivityKind
+from service.operator.status import Activity, ActivityKind
+from service.operator.words import counted
 from storage.database import Cursor
+from storage.dead_letters import dead_letter_bursts
 from storage.decisions import recent_decisions
-from storage.samples import dead_letter_bursts
-from storage.students import (
-    StoredEvaluation,
-    TrainingRun,
-    ended_runs,
-    recent_evaluations,
-    started_runs,
-    versions,
-)
+from storage.evaluations import StoredEvaluation, recent_evaluations
+from storage.runs import TrainingRun, ended_runs, started_runs
 from storage.swaps import Swap, recent_swaps
 from storage.ticks import Failures, Pause, failures, pauses
 from storage.traffic import StoredGap, recent_gaps
+from storage.versions import versions
 
 KINDS: tuple[ActivityKind, ...] = get_args(ActivityKind)
 VERDICTS = {

@@ -19,10 +19,10 @@ from pipelines.types import (
     SampleReason,
     SourceOffset,
 )
+from service.care.rebuild.known import Known, KnownItem, asked_messages
+from service.care.rebuild.replay import BY_REBUILD, Replay, of_known
 from service.learner.relabel import OUTSIDE
 from service.learner.teacher import Reply, Teacher
-from service.rebuilding.known import Known, KnownItem, asked_messages
-from service.rebuilding.replay import BY_REBUILD, Replay, of_known
 from storage.database import Database
 from storage.labels import add_labels, labels_of
 from storage.ledger import Call, Ledger

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.types import Decision, StudentVersion
-from service.learner.status import Reign, Version, VersionEvent, VersionState
+from service.operator.status import Reign, Version, VersionEvent, VersionState
 from storage.database import Cursor
 from storage.decisions import decisions
+from storage.evaluations import StoredEvaluation, latest_evaluations
 from storage.reports import Report
-from storage.students import StoredEvaluation, latest_evaluations, versions
+from storage.versions import versions
 
 ReadReport = Callable[[str], Report | None]
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 from pipelines.types import Decision, Estimate, Verdict
 from service.topics import TopicWriter
+from storage.datasets import StoredDataset
 from storage.live import Live
 from storage.reports import Report
-from storage.students import StoredDataset, TrainingRun
+from storage.runs import TrainingRun
 from storage.ticks import Tick
 
 VersionState = Literal[
@@ -22,6 +23,10 @@ VersionState = Literal[
     "rejected",
     "superseded",  # a newer version was approved or waits
 ]
+
+# Why ingest reads nothing.
+HoldReason = Literal["operator", "poison", "disk"]
+SILENT = timedelta(seconds=30)  # a gateway reports every few seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, Refused
-from service.backup import TABLES, fingerprint
+from service.care.backup import TABLES, fingerprint
 from service.host.process import lock_empty_folder
 from service.keys import open_keys
-from service.learner.publish import next_serial
+from service.operator.publish import next_serial
 from service.settings import Settings
 from storage.artifacts import KINDS, Artifacts
 from storage.bundle import BundleReader

@@ -9,11 +9,10 @@ import structlog
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, DiskFull, FlywheelError, Refused
 from pipelines.types import Decision, DecisionAction, StudentVersion
-from service.backup import Frozen, freeze
 from service.keys import Keys
-from service.learner.overview import Overview
-from service.learner.publish import approval_of, publish
-from service.learner.status import (
+from service.operator.overview import Overview
+from service.operator.publish import approval_of, publish
+from service.operator.status import (
     Activity,
     ActivityKind,
     Callbacks,
@@ -23,14 +22,15 @@ from service.learner.status import (
     Version,
     VersionDetail,
 )
-from service.learner.versions import History, load_history
+from service.operator.versions import History, load_history
 from service.settings import Settings
 from storage.artifacts import Artifacts, base_kind
 from storage.database import Cursor, Database
+from storage.dead_letters import DeadLetter, dead_letter, dead_letters, mark_replayed
 from storage.decisions import decisions, read_file, reconcile, record_decision
+from storage.dump import Frozen, freeze
 from storage.live import Live
 from storage.reports import read_card, read_report
-from storage.samples import DeadLetter, dead_letter, dead_letters, mark_replayed
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 from storage.traffic import all_offsets
 
@@ -301,7 +301,8 @@ class Operations:
     def freeze(self, *, operator: str) -> Frozen:
         """The database as it is now, in files, for a backup."""
         log.info("backup_begun", operator=operator)
-        return freeze(self._database, self._settings)
+        settings = self._settings
+        return freeze(self._database, settings.folder, settings.ingest.min_free_disk_mb)
 
     def note_change(self) -> None:
         """Something that the overview shows has changed; the pages are told at once."""

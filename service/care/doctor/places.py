@@ -14,9 +14,10 @@ import httpx2
 import psutil
 
 from pipelines.recipes import RECIPES
-from service.check import find_problems
-from service.doctor.finding import Finding, ok, problem, warning
-from service.recipe_needs import needs_of
+from service.care.check import find_problems
+from service.care.doctor.finding import Finding, ok, problem, warning
+from service.care.recipe_needs import needs_of
+from service.sections import GatewaySettings, LearnerSettings
 from service.settings import Settings
 from storage.folder import PRIVATE, DataFolder, Plane
 
@@ -161,7 +162,11 @@ def _health(name: str, noted: Noted) -> Iterator[Finding]:
 
 
 def look_at_ports(settings: Settings, ask: Callable[..., Any]) -> Iterator[Finding]:
-    for name, section in (("gateway", settings.gateway), ("learner", settings.learner)):
+    sections: dict[Plane, GatewaySettings | LearnerSettings] = {
+        "gateway": settings.gateway,
+        "learner": settings.learner,
+    }
+    for name, section in sections.items():
         noted = noted_process(settings.data_dir, name)
         if noted is not None and section.port in (0, noted.port):
             yield ok("ports", f"the {name} listens on port {noted.port}")

@@ -15,11 +15,11 @@ from typing import IO
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, NotRunning, Refused
 from pipelines.types import Decision, StudentVersion
+from service.care.rebuild.versions import version_of
 from service.host.process import lock_data_folder
 from service.keys import open_keys
-from service.learner.operations import required_reason
-from service.learner.publish import approval_of, live_task, next_serial
-from service.rebuilding.versions import version_of
+from service.operator.operations import required_reason
+from service.operator.publish import approval_of, live_task, next_serial
 from service.settings import Settings
 from storage.artifacts import Artifacts, base_kind
 from storage.decisions import read_file, record_in_file, verify_chain

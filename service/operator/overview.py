@@ -10,10 +10,8 @@ from threading import Lock
 import structlog
 
 from pipelines.errors import ArtifactDamaged, Refused
-from service.learner.activity import recent_activity
-from service.learner.loop import DRAWN, LATELY, LoopFacts, loop_steps
-from service.learner.sentences import counted as counted
-from service.learner.status import (
+from service.operator.activity import recent_activity
+from service.operator.status import (
     Activity,
     ActivityKind,
     Callbacks,
@@ -32,7 +30,8 @@ from service.learner.status import (
     Version,
     VersionDetail,
 )
-from service.learner.versions import (
+from service.operator.steps import DRAWN, LATELY, LoopFacts, loop_steps
+from service.operator.versions import (
     History,
     became,
     describe,
@@ -40,19 +39,17 @@ from service.learner.versions import (
     reigns,
     short_name,
 )
+from service.operator.words import counted as counted
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
+from storage.datasets import dataset_by_digest, latest_dataset
+from storage.dead_letters import count_dead_letters
+from storage.evaluations import evaluations_of
 from storage.leases import reported_spend
 from storage.reports import Report, read_report
-from storage.samples import count_dead_letters, drawn_since, last_drawn
-from storage.students import (
-    TrainingRun,
-    dataset_by_digest,
-    evaluations_of,
-    latest_dataset,
-    runs,
-)
+from storage.runs import TrainingRun, runs
+from storage.samples import drawn_since, last_drawn
 from storage.swaps import last_swap
 from storage.ticks import ALL_JOBS, Tick, last_successes, last_ticks, last_worked, pauses
 from storage.traffic import stored_at, window_sums

@@ -10,16 +10,16 @@ from typing import Any
 import structlog
 
 from pipelines.errors import FlywheelError
-from service.doctor.finding import Finding, ok, problem, warning
-from service.doctor.outside import look_at_broker, look_at_teacher
-from service.doctor.places import (
+from service.care.doctor.finding import Finding, ok, problem, warning
+from service.care.doctor.outside import look_at_broker, look_at_teacher
+from service.care.doctor.places import (
     look_at_folders,
     look_at_ports,
     look_at_processes,
     look_at_settings,
     look_at_stack,
 )
-from service.doctor.records import (
+from service.care.doctor.records import (
     look_at_artifacts,
     look_at_clock,
     look_at_database,

@@ -16,14 +16,14 @@ from pipelines.curate import NearDuplicates
 from pipelines.decode import DecodePolicy
 from pipelines.errors import Refused
 from pipelines.types import Decision
+from service.care.rebuild.known import calls_by_event, known_items
+from service.care.rebuild.labels import Answers
+from service.care.rebuild.replay import Replay, Rules
+from service.care.rebuild.versions import Found, add_versions, look_at
 from service.host.process import lock_data_folder
 from service.keys import GATEWAY_PRODUCER, Keys, open_keys
 from service.learner.rates import first_policy, wanted_in_cold_start
 from service.learner.teacher import Teacher
-from service.rebuilding.known import calls_by_event, known_items
-from service.rebuilding.labels import Answers
-from service.rebuilding.replay import Replay, Rules
-from service.rebuilding.versions import Found, add_versions, look_at
 from service.settings import Settings
 from service.topics import TopicReader
 from service.topics.opening import open_reader

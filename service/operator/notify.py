@@ -19,8 +19,8 @@ import httpx2
 import structlog
 
 from pipelines.errors import FlywheelError
-from service.learner.occasions import Occasion, Seen
 from service.metrics import LearnerMetrics
+from service.operator.occasions import Occasion, Seen
 from service.sections import NotifyKind, NotifySettings
 from service.settings import Settings
 from storage.durable import write_json

@@ -1,0 +1,1 @@
+"""What cares for an installation: backup, rebuild, rollback, check, doctor, export, import."""

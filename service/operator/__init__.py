@@ -1,0 +1,1 @@
+"""What an operator sees and does. The console, the API and the command line only call this."""
