@@ -11,18 +11,17 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.chaos_witnesses import LABELS, TASK, text_of
 from pipelines.decode import SCHEMA, DecodePolicy, NativeRecord, encode_native, sign
+from pipelines.intake import Rules
 from pipelines.types import Message
 from service.keys import GATEWAY_PRODUCER
-from service.learner.given import GivenPolicy
-from service.learner.ingest import Ingest, Sampling
-from service.learner.rates import first_policy
-from service.learner.teacher import Teacher
+from service.learner.ingest import Ingest
+from service.learner.sampling import Sampling
 from service.metrics import LearnerMetrics
+from service.rules import first_policy
 from service.sections import IngestSettings, TaskSettings
 from service.settings import Settings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.database import Database
-from storage.ledger import Ledger
 from storage.migrate import migrate
 
 KEY = b"k" * 32
@@ -102,22 +101,22 @@ def _ingested(folder: Path, records: int) -> Mapping[str, float]:
     settings = Settings(data_dir=folder, tasks={TASK: task})
     database = Database(folder / "fuzz.duckdb")
     migrate(database)
-    ledger = Ledger(folder / "ledger")
     reader = EmbeddedTopicReader(folder / "fuzz.sqlite")
     ingest = Ingest(
         reader=reader,
         database=database,
-        tasks={TASK: settings.task_of(TASK)},
-        decoding=DecodePolicy(
-            claims=settings.claims(),
-            tasks=frozenset({TASK}),
-            producer_keys={GATEWAY_PRODUCER: KEY},
-            user_salt=b"salt",
+        rules=Rules(
+            tasks={TASK: settings.task_of(TASK)},
+            decoding=DecodePolicy(
+                claims=settings.claims(),
+                tasks=frozenset({TASK}),
+                producer_keys={GATEWAY_PRODUCER: KEY},
+                user_salt=b"salt",
+            ),
+            teacher=settings.teacher.policy,
+            terms=None,
         ),
         sampling=Sampling({TASK: first_policy(settings, b"s" * 32)}),
-        given=GivenPolicy(
-            terms=None, teacher=Teacher(settings.teacher, settings.budget, ledger).policy
-        ),
         assessor=Nobody(),
         has_student=lambda task: False,
         group_salt=b"s" * 32,
@@ -137,7 +136,6 @@ def _ingested(folder: Path, records: int) -> Mapping[str, float]:
         letters = int(tx.execute("SELECT count(*) FROM dead_letters").fetchall()[0][0])
     reader.close()
     database.close()
-    ledger.close()
     return {
         "fuzzed_records": records,
         "fuzzed_events": events,

@@ -34,8 +34,10 @@ from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.tally import Tally, TrafficKey
 from pipelines.types import (
     Assessment,
+    DeadLetter,
     Draws,
     Estimate,
+    Group,
     Label,
     Message,
     PromptEvent,
@@ -48,9 +50,9 @@ from service.demo.corpus import Corpus, load_corpus
 from service.keys import operator_token, read_operator_token
 from service.supervisor import with_life_line
 from storage.database import Cursor, Database
-from storage.dead_letters import DeadLetter, add_dead_letters
+from storage.dead_letters import add_dead_letters
 from storage.estimates import StoredEstimate, add_estimate
-from storage.groups import Group, add_groups
+from storage.groups import add_groups
 from storage.labels import add_labels
 from storage.migrate import migrate
 from storage.samples import add_samples

@@ -31,22 +31,21 @@ from benchmarks.results import ROOT, write_results
 from benchmarks.traffic import TASK, gateway_records
 from pipelines.decode import DecodePolicy
 from pipelines.errors import BrokerUnavailable
+from pipelines.intake import Rules
 from pipelines.sample import SamplingPolicy
-from pipelines.types import PromptEvent, StudentAnswer
+from pipelines.types import Headers, PromptEvent, StudentAnswer
 from service.host.memory import collect_rarely
 from service.keys import GATEWAY_PRODUCER
-from service.learner.given import GivenPolicy
-from service.learner.ingest import Ingest, Sampling
-from service.learner.rates import first_policy
-from service.learner.teacher import Teacher
+from service.learner.ingest import Ingest
+from service.learner.sampling import Sampling
 from service.metrics import LearnerMetrics
+from service.rules import first_policy
 from service.settings import Settings
-from service.topics import Headers, TopicReader, TopicWriter
+from service.topics import TopicReader, TopicWriter
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from service.topics.kafka import CONSUMER_SETTINGS, KafkaOptions, KafkaTopicReader, KafkaTopicWriter
 from service.topics.kafka_connection import connect
 from storage.database import Database
-from storage.ledger import Ledger
 from storage.migrate import migrate
 
 KEY = b"k" * 32
@@ -54,7 +53,7 @@ SALT = b"s" * 32
 TOPIC = "ingest-benchmark"
 PARTITIONS = 3
 POLL_SECONDS = 0.5
-# What `service.learner.rates` makes of the default rates and the default label budget at a
+# What `service.learner.sampling` makes of the default rates and the default label budget at a
 # steady 100 events/s; the learning draw stands at its floor.
 EVENTS_A_DAY = 100 * 86_400
 
@@ -250,23 +249,24 @@ def _ingest(
     settings = _settings(folder)
     database = Database(folder / "flywheel.duckdb", memory_mb=settings.learner.database_memory_mb)
     migrate(database)
-    ledger = Ledger(folder / "ledger")
-    teacher = Teacher(settings.teacher, settings.budget, ledger)
     reader = open_reader()
     try:
         ingest = Ingest(
             reader=reader,
             database=database,
-            tasks={TASK.name: TASK},
-            decoding=DecodePolicy(
-                claims=settings.claims(),
-                tasks=frozenset(settings.tasks),
-                producer_keys={GATEWAY_PRODUCER: KEY},
-                user_salt=SALT,
-                max_bytes=settings.ingest.max_record_bytes,
+            rules=Rules(
+                tasks={TASK.name: TASK},
+                decoding=DecodePolicy(
+                    claims=settings.claims(),
+                    tasks=frozenset(settings.tasks),
+                    producer_keys={GATEWAY_PRODUCER: KEY},
+                    user_salt=SALT,
+                    max_bytes=settings.ingest.max_record_bytes,
+                ),
+                teacher=settings.teacher.policy,
+                terms="scripted",
             ),
             sampling=Sampling({TASK.name: policy}),
-            given=GivenPolicy(terms="scripted", teacher=teacher.policy),
             assessor=_NobodyAsks(),
             has_student=lambda task: True,
             group_salt=SALT,
@@ -278,7 +278,6 @@ def _ingest(
         yield ingest, database
     finally:
         reader.close()
-        ledger.close()
         database.close()
 
 
@@ -314,8 +313,8 @@ def default_policy() -> SamplingPolicy:
 
 
 def busy_policy() -> SamplingPolicy:
-    """What `service.learner.rates` makes of them at 100 events/s with the default budget."""
-    from service.learner.rates import AUDIT_SHARE, HELD_OUT_SHARE, _affordable
+    """What `service.learner.sampling` makes of them at 100 events/s with the default budget."""
+    from service.learner.sampling import AUDIT_SHARE, HELD_OUT_SHARE, _affordable
 
     settings, policy = _settings(Path()), default_policy()
     budget = settings.budget.label_calls

@@ -9,9 +9,8 @@ from msgspec.structs import replace
 
 from benchmarks.results import ROOT
 from pipelines.decode import SCHEMA, NativeRecord, NativeStudent, encode_native, sign
-from pipelines.types import Message, Task
+from pipelines.types import Headers, Message, Task
 from service.keys import GATEWAY_PRODUCER
-from service.topics import Headers
 
 RECORD_BYTES = 1_000
 INSTRUCTIONS = (

@@ -7,6 +7,8 @@ from typing import Any
 
 from pipelines.types import Task
 
+OUTSIDE = "the answer is outside the label set"  # why an answer is no label
+
 
 def read_label(answer: str | None, task: Task) -> str | None:
     """The label that an answer gives, or None when it gives none of the task's.

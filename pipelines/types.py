@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -12,6 +12,19 @@ from pipelines.recipes import RECIPES, Family, RecipeName
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
+
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Record(NamedTuple):
+    """One record as the topic keeps it. `value` is None for a tombstone."""
+
+    partition: int
+    offset: int
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -134,6 +147,29 @@ class Sample:
     side: Side
     assessment: Assessment | None
     policy_version: str
+
+
+class Group(NamedTuple):
+    """A near-duplicate group with the text of its first member."""
+
+    group_id: str
+    task: str
+    side: Side
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A record that could not be decoded, kept so that it can be looked at and replayed."""
+
+    topic: str
+    partition: int
+    offset: int
+    payload: bytes | None
+    headers: Headers
+    reason: str
+    received_at: datetime | None = None
+    replayed_at: datetime | None = None
 
 
 LabelSource = Literal["bought", "given", "correction"]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from pipelines.ask import TeacherPolicy
 from pipelines.recipes import RecipeName
 from service.host.durations import Duration, Schedule
 
@@ -61,6 +62,23 @@ class TeacherSettings(Section):
     temperature: float | None = Field(default=0.0, ge=0)  # left out when none
     price_per_million_in: float = Field(default=0.0, ge=0)  # tokens; in the currency of the budget
     price_per_million_out: float = Field(default=0.0, ge=0)  # tokens
+
+    @property
+    def policy(self) -> TeacherPolicy:
+        """What makes one answer differ from another, and what it costs."""
+        return TeacherPolicy(
+            model=self.model,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            max_tokens_field=self.max_tokens_field,
+            price_per_million_in=self.price_per_million_in,
+            price_per_million_out=self.price_per_million_out,
+        )
+
+    @property
+    def label_terms(self) -> str | None:
+        """The terms that labels are under; None: no answer of this teacher may be a label."""
+        return self.terms if self.terms and self.terms_allow_training else None
 
     @field_validator("base_url")
     @classmethod

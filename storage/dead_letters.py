@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pipelines.types import DeadLetter
 from storage.database import Cursor, first_row, from_db_time, to_db_time
 
 INSERT_DEAD_LETTER = """
@@ -46,20 +46,6 @@ ORDER BY happened DESC LIMIT $limit
 COUNT_DEAD_LETTERS = "SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL"
 
 DELETE_OLD_DEAD_LETTERS = "DELETE FROM dead_letters WHERE received_at < ?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """A record that could not be decoded, kept so that it can be looked at and replayed."""
-
-    topic: str
-    partition: int
-    offset: int
-    payload: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    reason: str
-    received_at: datetime | None = None
-    replayed_at: datetime | None = None
 
 
 def add_dead_letters(tx: Cursor, letters: Sequence[DeadLetter], now: datetime) -> int:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
 
-from pipelines.types import Side
+from pipelines.types import Group, Side
 from storage.database import Cursor, to_db_time
 
 INSERT_GROUPS = """
@@ -16,15 +15,6 @@ ON CONFLICT DO NOTHING
 SELECT_GROUPS = """
 SELECT group_id, side, text FROM groups WHERE task = ? ORDER BY created_at, group_id
 """
-
-
-class Group(NamedTuple):
-    """A near-duplicate group with the text of its first member."""
-
-    group_id: str
-    task: str
-    side: Side
-    text: str
 
 
 def add_groups(tx: Cursor, groups: Sequence[Group], now: datetime) -> None:

@@ -15,16 +15,14 @@ from core_samples import TASK
 from learner_rig import Rig, open_rig
 
 from pipelines.decode import DecodePolicy, NativeRecord, encode_native, sign
-from pipelines.types import Message, PromptEvent, StudentAnswer
+from pipelines.intake import Rules
+from pipelines.types import Headers, Message, PromptEvent, StudentAnswer
 from service.keys import GATEWAY_PRODUCER
-from service.learner.given import GivenPolicy
-from service.learner.ingest import Ingest, Sampling
-from service.learner.rates import first_policy
-from service.learner.teacher import Teacher
+from service.learner.ingest import Ingest
+from service.learner.sampling import Sampling
+from service.rules import first_policy
 from service.sections import IngestSettings
-from service.topics import Headers
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
-from storage.ledger import Ledger
 
 KEY = b"k" * 32
 SALT = b"s" * 32
@@ -68,21 +66,21 @@ def make_ingest(
         ),
         SALT,
     )
-    ledger = Ledger(rig.folder / "ingest-ledger")
-    teacher = Teacher(rig.settings.teacher, rig.settings.budget, ledger)
-    ledger.close()
     ingest = Ingest(
         reader=reader or EmbeddedTopicReader(rig.folder / TOPIC),
         database=rig.database,
-        tasks={TASK.name: TASK},
-        decoding=DecodePolicy(
-            claims={"gpt-support": TASK.name},
-            tasks=frozenset({TASK.name}),
-            producer_keys={GATEWAY_PRODUCER: KEY},
-            user_salt=b"users",
+        rules=Rules(
+            tasks={TASK.name: TASK},
+            decoding=DecodePolicy(
+                claims={"gpt-support": TASK.name},
+                tasks=frozenset({TASK.name}),
+                producer_keys={GATEWAY_PRODUCER: KEY},
+                user_salt=b"users",
+            ),
+            teacher=rig.settings.teacher.policy,
+            terms=terms,
         ),
         sampling=Sampling({TASK.name: policy}),
-        given=GivenPolicy(terms=terms, teacher=teacher.policy),
         assessor=assessor or Assessor(),
         has_student=lambda task: has_student,
         group_salt=SALT,

@@ -10,10 +10,12 @@ from typing import Any, cast
 from pipelines.recipes import RecipeName
 from pipelines.types import (
     Check,
+    DeadLetter,
     Estimate,
     Evaluation,
     Flip,
     GateReport,
+    Headers,
     Slice,
     StudentVersion,
     Threshold,
@@ -32,11 +34,10 @@ from service.operator.status import (
 )
 from service.sections import TaskSettings, TeacherSettings
 from service.settings import Settings
-from service.topics import Headers
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.datasets import add_dataset
-from storage.dead_letters import DeadLetter, add_dead_letters
+from storage.dead_letters import add_dead_letters
 from storage.decisions import champion
 from storage.evaluations import StoredEvaluation, add_evaluation, gate_turn
 from storage.live import Live, read_live

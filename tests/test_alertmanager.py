@@ -39,10 +39,10 @@ from webhook import Webhook, running_webhook
 from pipelines.decode import encode_native, sign
 from pipelines.types import StudentAnswer
 from service.keys import GATEWAY_PRODUCER
-from service.learner.ingest import Sampling
-from service.learner.rates import first_policy
+from service.learner.sampling import Sampling
 from service.learner.watch import Watch
 from service.metrics import GatewayMetrics
+from service.rules import first_policy
 from service.topics.kafka import KafkaOptions, KafkaTopicReader
 from storage.decisions import record_decision
 from storage.evaluations import StoredEvaluation, add_evaluation

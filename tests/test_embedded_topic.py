@@ -16,7 +16,7 @@ from threading import Barrier
 import pytest
 
 from pipelines.errors import BrokerUnavailable, DataDamaged, DiskFull, InvalidMessage, SettingsError
-from service.topics import Record
+from pipelines.types import Record
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter, prune
 from service.topics.topic_file import open_file, read_head
 

@@ -30,13 +30,12 @@ from prometheus_client import CollectorRegistry
 from benchmarks.chaos_witnesses import Worker
 from pipelines.decode import NativeRecord
 from pipelines.errors import BrokerUnavailable, ExitCode, PortInUse
-from pipelines.types import Message
+from pipelines.types import Headers, Message
 from service.gateway.app import run_gateway
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.keys import open_keys
 from service.metrics import GatewayMetrics
-from service.topics import Headers
 from service.topics.embedded import EmbeddedTopicWriter
 
 

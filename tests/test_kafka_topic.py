@@ -13,7 +13,8 @@ from kafka_broker import broker_module, topic_name
 
 from pipelines.decode import UNREADABLE_HEADER
 from pipelines.errors import BrokerUnavailable, InvalidMessage, SettingsError
-from service.topics import Record, TopicReader
+from pipelines.types import Record
+from service.topics import TopicReader
 from service.topics.kafka import KafkaOptions, KafkaTopicReader, KafkaTopicWriter
 
 pytestmark = pytest.mark.kafka

@@ -52,7 +52,7 @@ WINGS: dict[str, tuple[str, ...]] = {
         "learner/trainer.py",
         "learner/teacher.py",
         "learner/ingest.py",
-        "learner/rates.py",
+        "learner/sampling.py",
         "learner/relabel.py",
     ),
 }

@@ -10,7 +10,8 @@ import pytest
 from kafka_broker import topic_name
 
 from pipelines.errors import OffsetsLost
-from service.topics import Record, TopicReader, TopicWriter
+from pipelines.types import Record
+from service.topics import TopicReader, TopicWriter
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter, prune
 from service.topics.kafka import KafkaOptions, KafkaTopicReader, KafkaTopicWriter
 

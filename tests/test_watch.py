@@ -10,9 +10,9 @@ from learner_rig import Rig, open_rig
 from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bin
 from pipelines.tally import Tally
 from pipelines.types import Draws, Side, StudentAnswer
-from service.learner.ingest import Sampling
-from service.learner.rates import first_policy
+from service.learner.sampling import Sampling
 from service.learner.watch import Watch
+from service.rules import first_policy
 from storage.decisions import record_decision
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask

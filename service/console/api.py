@@ -13,11 +13,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from pipelines.types import DeadLetter
 from service.console.auth import Sessions, clean_name
 from service.operator.operations import Operations
 from service.operator.status import ActivityKind, Status
 from service.settings import Settings
-from storage.dead_letters import DeadLetter
 
 EVENT_SECONDS = 2.0
 STREAM_SECONDS = 600.0  # then the page connects again, with whatever session it has by then

@@ -12,8 +12,6 @@ import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from pipelines.ask import TeacherPolicy
-from pipelines.decode import DecodePolicy
 from pipelines.errors import (
     ExitCode,
     FlywheelError,
@@ -24,20 +22,19 @@ from service.console.app import console_app
 from service.host.logs import set_up_logs
 from service.host.memory import collect_rarely, hoard_less, tidy
 from service.host.process import bind, drain_on_signals, lock_data_folder
-from service.keys import GATEWAY_PRODUCER, open_keys, operator_token
+from service.keys import open_keys, operator_token
 from service.learner.assessor import Assessor, open_assessor
 from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.gateway_api import gateway_routes
 from service.learner.gateways import Gateways
-from service.learner.given import GivenPolicy
-from service.learner.ingest import Ingest, Sampling
+from service.learner.ingest import Ingest
 from service.learner.leases import LeaseBook
-from service.learner.rates import first_policy
 from service.learner.regression import Regression
 from service.learner.relabel import HeldCalls, Relabel
 from service.learner.retention import Retention
+from service.learner.sampling import Sampling
 from service.learner.schedule import Schedule
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
@@ -48,6 +45,7 @@ from service.operator.notify import Notifier
 from service.operator.occasions import Occasions, TeacherWord
 from service.operator.operations import Operations
 from service.operator.status import Callbacks, IngestState
+from service.rules import first_policy, intake_rules
 from service.settings import Settings
 from service.topics import TopicWriter
 from service.topics.opening import open_reader, open_writer
@@ -263,16 +261,8 @@ class Learner:
         self._ingest = Ingest(
             reader=reader,
             database=self._database,
-            tasks=self._tasks,
-            decoding=DecodePolicy(
-                claims=settings.claims(),
-                tasks=frozenset(self._tasks),
-                producer_keys=self._producer_keys(),
-                user_salt=self._keys.users,
-                max_bytes=settings.ingest.max_record_bytes,
-            ),
+            rules=intake_rules(settings, self._keys),
             sampling=self._sampling,
-            given=self._given(self._teacher.policy),
             assessor=self._new_assessor(),
             has_student=lambda task: self._live.get(task, LiveTask()).champion is not None,
             group_salt=self._keys.sampling,
@@ -478,16 +468,6 @@ class Learner:
             self._writer = open_writer(self._settings)
             self._closing.append(self._writer.close)
         return self._writer
-
-    def _producer_keys(self) -> dict[str, bytes]:
-        trusted = self._settings.ingest.trusted_producers
-        keys = {name: secret.get_secret_value().encode() for name, secret in trusted.items()}
-        return {**keys, GATEWAY_PRODUCER: self._keys.capture}
-
-    def _given(self, policy: TeacherPolicy) -> GivenPolicy:
-        teacher = self._settings.teacher
-        allowed = bool(teacher.terms) and teacher.terms_allow_training
-        return GivenPolicy(terms=teacher.terms if allowed else None, teacher=policy)
 
     def _ready(self) -> None:
         """A real read and write, and ingest that polls. Raises when one of them fails."""

@@ -7,38 +7,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import NamedTuple, Protocol, get_args
 
 import msgspec
 import structlog
 
-from pipelines.assess import assess
 from pipelines.curate import NearDuplicates
-from pipelines.decode import DecodePolicy, decode
-from pipelines.errors import BrokerUnavailable, DiskFull, InvalidMessage, OffsetsLost
-from pipelines.label import read_label
-from pipelines.render import classifier_text
-from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback, settle
-from pipelines.tally import Tally, TrafficKey, tally
-from pipelines.types import (
-    Assessment,
-    Label,
-    PromptEvent,
-    Sample,
-    SourceOffset,
-    StudentAnswer,
-    Task,
-)
-from service.learner.given import GivenPolicy, given_label
+from pipelines.errors import BrokerUnavailable, DiskFull, OffsetsLost
+from pipelines.intake import Assessed, Rules, sample_of
+from pipelines.sample import settle
+from pipelines.tally import Tally, TrafficKey
+from pipelines.types import DeadLetter, Group, Label, PromptEvent, Sample, StudentAnswer
+from service.learner.sampling import Sampling
 from service.metrics import LearnerMetrics
 from service.operator.status import HoldReason
 from service.sections import IngestSettings
 from service.topics import Batch, TopicReader
 from storage.database import Database
-from storage.dead_letters import DeadLetter, add_dead_letters
+from storage.dead_letters import add_dead_letters
 from storage.failpoints import passing
-from storage.groups import Group, add_groups, stored_groups
+from storage.groups import add_groups, stored_groups
 from storage.labels import add_labels
 from storage.samples import add_samples
 from storage.ticks import ALL_JOBS, BY_ITSELF, pause, pauses
@@ -47,7 +36,6 @@ from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
 log = structlog.get_logger()
 
 JOB = "ingest"
-FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is about
 RETRY_SECONDS = 2.0
 # From so many records on, the next batch is read while this one is on its way to the disk.
 OVERLAP_RECORDS = 1_000
@@ -57,12 +45,6 @@ class Assesses(Protocol):
     """Says what the student would answer."""
 
     def assess(self, task: str, events: Sequence[PromptEvent]) -> dict[str, StudentAnswer]: ...
-
-
-class _Judged(msgspec.Struct, frozen=True, gc=False):
-    event: PromptEvent
-    assessment: Assessment
-    teacher_label: str | None
 
 
 class _Work(NamedTuple):
@@ -77,22 +59,6 @@ class _Work(NamedTuple):
     started: float
 
 
-class Sampling:
-    """The sampling policies in force, by task. Replaced as a whole by the watch job."""
-
-    def __init__(self, policies: Mapping[str, SamplingPolicy]) -> None:
-        self._policies = dict(policies)
-        self._lock = Lock()
-
-    def policy(self, task: str) -> SamplingPolicy:
-        with self._lock:
-            return self._policies[task]
-
-    def replace(self, task: str, policy: SamplingPolicy) -> None:
-        with self._lock:
-            self._policies[task] = policy
-
-
 class Ingest:
     """Stores what a batch means together with the offset that follows it.
 
@@ -105,10 +71,8 @@ class Ingest:
         *,
         reader: TopicReader,
         database: Database,
-        tasks: Mapping[str, Task],
-        decoding: DecodePolicy,
+        rules: Rules,
         sampling: Sampling,
-        given: GivenPolicy,
         assessor: Assesses,
         has_student: Callable[[str], bool],
         group_salt: bytes,
@@ -119,10 +83,8 @@ class Ingest:
     ) -> None:
         self._reader = reader
         self._database = database
-        self._tasks = tasks
-        self._decoding = decoding
+        self._rules = rules
         self._sampling = sampling
-        self._given = given
         self._assessor = assessor
         self._has_student = has_student
         self._settings = settings
@@ -131,7 +93,7 @@ class Ingest:
         self._now = now
         self._identity = ""
         self._stop = Event()
-        self._groups = {name: NearDuplicates(group_salt) for name in tasks}
+        self._groups = {name: NearDuplicates(group_salt) for name in rules.tasks}
         self._unsaved: list[Group] = []
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ingest-writer")
         self._writing: Future[None] | None = None  # at most one transaction is on its way
@@ -249,18 +211,16 @@ class Ingest:
 
     def _work(self, batch: Batch) -> _Work:
         started = time.perf_counter()
-        events, letters = self._decode(batch)
-        events = self._with_answers(events)
-        judged = [_judge(event, self._tasks) for event in events]
-        prompts = (item for item in judged if FEEDBACK_ON not in item.event.attributes)
-        samples = list(self._samples(judged))
+        events, letters = self._rules.read(self._reader.name, batch.records)
+        items = [self._rules.assessed(event) for event in self._with_answers(events)]
+        samples = list(self._samples(items))
         groups, self._unsaved = self._unsaved, []
         return _Work(
             batch=batch,
-            sums=tally((item.event, item.assessment.segment) for item in prompts),
+            sums=self._rules.sums(items),
             groups=groups,
             samples=samples,
-            given=self._labels(judged, samples),
+            given=self._labels(items, samples),
             letters=letters,
             started=started,
         )
@@ -297,26 +257,6 @@ class Ingest:
         self._count(work.sums, stored, work.given)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
 
-    def _decode(self, batch: Batch) -> tuple[list[PromptEvent], list[DeadLetter]]:
-        events, letters = [], []
-        name = self._reader.name
-        for partition, offset, value, headers, timestamp_ms in batch.records:
-            source = SourceOffset(name, partition, offset)
-            try:
-                events.append(decode(value, headers, source, timestamp_ms, self._decoding))
-            except InvalidMessage as error:
-                letters.append(
-                    DeadLetter(
-                        topic=name,
-                        partition=partition,
-                        offset=offset,
-                        payload=value,
-                        headers=headers,
-                        reason=str(error),
-                    )
-                )
-        return events, letters
-
     def _with_answers(self, events: Sequence[PromptEvent]) -> list[PromptEvent]:
         """Have the gateway assess what came without a student's answer."""
         missing: dict[str, list[PromptEvent]] = {}
@@ -337,66 +277,37 @@ class Ingest:
             for event in events
         ]
 
-    def _samples(self, judged: Iterable[_Judged]) -> Iterable[Sample]:
+    def _samples(self, items: Iterable[Assessed]) -> Iterable[Sample]:
         """Hash first; the text, the group and the side are worked out for the chosen only."""
-        policies = {name: self._sampling.policy(name) for name in self._tasks}
+        policies = {name: self._sampling.policy(name) for name in self._rules.tasks}
         versions = {name: policy.version for name, policy in policies.items()}
-        may_use_teacher = self._given.terms is not None
-        for item in judged:
-            event, assessment = item.event, item.assessment
-            if event.task is None:
+        for item in items:
+            task = item.event.task
+            if task is None:
                 continue
-            usable = may_use_teacher and item.teacher_label is not None
-            choice = (
-                choose_feedback(assessment)
-                if FEEDBACK_ON in event.attributes
-                else choose(event, assessment, policies[event.task], has_teacher_label=usable)
-            )
-            if choice is None:
+            choice = self._rules.chosen(item, policies[task])
+            text = self._rules.text(item.event) if choice is not None else None
+            if choice is None or text is None:
                 continue
-            sample = self._sample(item, choice, self._tasks[event.task], versions[event.task])
-            if sample is not None:
-                yield sample
-
-    def _sample(
-        self, item: _Judged, choice: Choice, task: Task, policy_version: str
-    ) -> Sample | None:
-        text = classifier_text(item.event.messages, task)
-        if not text.strip():
-            return None
-        place = self._groups[task.name].place(text, item.event.event_id)
-        if place.founded:
-            self._unsaved.append(Group(place.group_id, task.name, place.side, text))
-        settled = settle(choice, place.side)
-        if settled is None:
-            return None
-        reason, draws = settled
-        return Sample(
-            event=item.event,
-            text=text,
-            reason=reason,
-            draws=draws,
-            group_id=place.group_id,
-            side=place.side,
-            assessment=item.assessment,
-            policy_version=policy_version,
-        )
+            place = self._groups[task].place(text, item.event.event_id)
+            if place.founded:
+                self._unsaved.append(Group(place.group_id, task, place.side, text))
+            settled = settle(choice, place.side)
+            if settled is not None:
+                yield sample_of(item, text, settled, place[:2], versions[task])
 
     def _labels(
-        self, judged: Iterable[_Judged], samples: Sequence[Sample]
+        self, items: Iterable[Assessed], samples: Sequence[Sample]
     ) -> dict[str, list[Label]]:
-        """Labels that cost the label budget nothing: teacher answers and people's corrections."""
+        """Labels that cost the label budget nothing, of what was chosen."""
         labels: dict[str, list[Label]] = {}
-        if self._given.terms is None:
-            return labels
         sampled = {sample.event.event_id for sample in samples}
-        for item in judged:
-            if item.event.event_id not in sampled or item.event.task is None:
+        for item in items:
+            if item.event.task is None or item.event.event_id not in sampled:
                 continue
-            task = self._tasks[item.event.task]
-            label = given_label(item.event, item.teacher_label, task, self._given)
+            label = self._rules.free_label(item)
             if label is not None:
-                labels.setdefault(task.name, []).append(label)
+                labels.setdefault(item.event.task, []).append(label)
         return labels
 
     def _count(
@@ -444,10 +355,3 @@ class Ingest:
         for partition, first, last in gaps:
             log.error("topic_gap", partition=partition, first=first, last=last)
             self._metrics.topic_gap_records.inc(last - first)
-
-
-def _judge(event: PromptEvent, tasks: Mapping[str, Task]) -> _Judged:
-    if event.task is None:
-        return _Judged(event, Assessment(failure_probability=1.0, segment=""), None)
-    task = tasks[event.task]
-    return _Judged(event, assess(event, task), read_label(event.teacher_answer, task))

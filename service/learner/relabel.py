@@ -10,7 +10,7 @@ import structlog
 from pipelines.ask import ask
 from pipelines.errors import Refused, TeacherRefused
 from pipelines.identities import prompt_version
-from pipelines.label import read_label
+from pipelines.label import OUTSIDE, read_label
 from pipelines.types import Label, Task
 from service.learner.teacher import Reply, Teacher
 from service.metrics import LearnerMetrics
@@ -26,7 +26,6 @@ log = structlog.get_logger()
 
 BATCH = 64
 BATCHES_PER_TICK = 16
-OUTSIDE = "the answer is outside the label set"
 
 
 class Relabel:
@@ -98,10 +97,12 @@ class Relabel:
         failed: dict[str, list[str]] = {}
         held = []
         for reply in replies:
-            event_id = reply.question.event_id
-            label = read_label(reply.text, self._tasks[reply.question.task])
+            event_id, asked = reply.question.event_id, self._tasks[reply.question.task]
+            label = read_label(reply.text, asked)
             if reply.outcome == "received" and label is not None:
-                labels.setdefault(reply.question.task, []).append(self._to_label(reply, label))
+                version = prompt_version(asked)
+                made = reply.as_label(label, prompt_version=version, terms=self._terms)
+                labels.setdefault(asked.name, []).append(made)
             elif reply.outcome == "received":
                 failed.setdefault(OUTSIDE, []).append(event_id)
             elif reply.outcome == "impossible":
@@ -120,20 +121,6 @@ class Relabel:
         counts: Counter[str] = Counter(reply.outcome for reply in replies)
         counts["outside"] = len(failed.get(OUTSIDE, []))
         return counts
-
-    def _to_label(self, reply: Reply, label: str) -> Label:
-        return Label(
-            event_id=reply.question.event_id,
-            label=label,
-            source="bought",
-            teacher_model=reply.model,
-            prompt_version=prompt_version(self._tasks[reply.question.task]),
-            terms=self._terms,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cost=reply.cost,
-            ledger_key=reply.question.key,
-        )
 
 
 class HeldCalls:

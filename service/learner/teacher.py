@@ -14,8 +14,9 @@ import msgspec
 import openai
 import structlog
 
-from pipelines.ask import Question, TeacherPolicy, cost
+from pipelines.ask import Question, cost
 from pipelines.errors import FlywheelError
+from pipelines.types import Label
 from service.sections import BudgetSettings, TeacherSettings
 from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
@@ -45,6 +46,23 @@ class Reply:
     cost: float = 0.0
     bought: bool = False  # False: the ledger had the answer already
     detail: str = ""
+
+    def as_label(
+        self, label: str, *, prompt_version: str, terms: str, ledger_key: str | None = None
+    ) -> Label:
+        """The label that was read from it; `ledger_key` where another question was asked."""
+        return Label(
+            event_id=self.question.event_id,
+            label=label,
+            source="bought",
+            teacher_model=self.model,
+            prompt_version=prompt_version,
+            terms=terms,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cost=self.cost,
+            ledger_key=ledger_key or self.question.key,
+        )
 
 
 class _Message(msgspec.Struct):
@@ -95,14 +113,7 @@ class Teacher:
         self._now = now
         self._on_call = on_call
         self._breaker = _Breaker(now)
-        self.policy = TeacherPolicy(
-            model=settings.model,
-            temperature=settings.temperature,
-            max_tokens=settings.max_tokens,
-            max_tokens_field=settings.max_tokens_field,
-            price_per_million_in=settings.price_per_million_in,
-            price_per_million_out=settings.price_per_million_out,
-        )
+        self.policy = settings.policy
 
     def why_not(self) -> str | None:
         """Why no label can be bought at all right now; None when one can."""

@@ -14,8 +14,7 @@ from pipelines.statistics.coverage import coverage_drop, trusted_coverage
 from pipelines.statistics.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
 from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
 from pipelines.types import Estimate, StudentVersion, Task
-from service.learner.ingest import Sampling
-from service.learner.rates import Rates
+from service.learner.sampling import Rates, Sampling
 from service.metrics import LearnerMetrics
 from service.operator.status import Figures, HistoryPoint
 from service.settings import Settings

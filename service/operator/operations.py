@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, DiskFull, FlywheelError, Refused
-from pipelines.types import Decision, DecisionAction, StudentVersion
+from pipelines.types import DeadLetter, Decision, DecisionAction, StudentVersion
 from service.keys import Keys
 from service.operator.overview import Overview
 from service.operator.publish import approval_of, publish
@@ -26,7 +26,7 @@ from service.operator.versions import History, load_history
 from service.settings import Settings
 from storage.artifacts import Artifacts, base_kind
 from storage.database import Cursor, Database
-from storage.dead_letters import DeadLetter, dead_letter, dead_letters, mark_replayed
+from storage.dead_letters import dead_letter, dead_letters, mark_replayed
 from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.dump import Frozen, freeze
 from storage.live import Live

@@ -4,17 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-Headers = tuple[tuple[str, bytes], ...]
-
-
-class Record(NamedTuple):
-    """One record as the topic keeps it. `value` is None for a tombstone."""
-
-    partition: int
-    offset: int
-    value: bytes | None
-    headers: Headers
-    timestamp_ms: int
+from pipelines.types import Headers, Record
 
 
 class Batch(NamedTuple):

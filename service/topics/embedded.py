@@ -19,7 +19,8 @@ from pipelines.errors import (
     OffsetsLost,
     TimedOut,
 )
-from service.topics import Batch, Gap, Headers, Record
+from pipelines.types import Headers, Record
+from service.topics import Batch, Gap
 from service.topics.topic_file import (
     Head,
     as_ours,

@@ -22,7 +22,8 @@ from pipelines.errors import (
     OffsetsLost,
     SettingsError,
 )
-from service.topics import Batch, Gap, Headers, Record
+from pipelines.types import Headers, Record
+from service.topics import Batch, Gap
 from service.topics.kafka_connection import (
     ADMIN_SETTINGS,
     CLOSE_SECONDS,

@@ -9,7 +9,7 @@ import structlog
 from kafka import KafkaAdminClient, KafkaProducer, errors
 
 from pipelines.errors import BrokerUnavailable, FlywheelError, InvalidMessage
-from service.topics import Headers
+from pipelines.types import Headers
 from service.topics.kafka_connection import (
     ADMIN_SETTINGS,
     CLOSE_SECONDS,

@@ -8,7 +8,7 @@ from datetime import datetime
 from pipelines.ask import ask
 from pipelines.errors import DataDamaged
 from pipelines.identities import prompt_version
-from pipelines.label import read_label
+from pipelines.label import OUTSIDE, read_label
 from pipelines.render import classifier_text
 from pipelines.types import (
     Draws,
@@ -21,7 +21,6 @@ from pipelines.types import (
 )
 from service.care.rebuild.known import Known, KnownItem, asked_messages
 from service.care.rebuild.replay import BY_REBUILD, Replay, of_known
-from service.learner.relabel import OUTSIDE
 from service.learner.teacher import Reply, Teacher
 from storage.database import Database
 from storage.labels import add_labels, labels_of
@@ -95,7 +94,11 @@ class Answers:
             task = self.replay.rules.tasks[sample.task]
             label = read_label(reply.text, task) if reply else None
             if reply is not None and label is not None:
-                found = _label(reply, label, call, self.terms, prompt_version(task))
+                # An earlier wording of the task has another key, and a version that nobody noted.
+                asked = prompt_version(task) if reply.question.key == call.key else ""
+                found = reply.as_label(
+                    label, prompt_version=asked, terms=self.terms, ledger_key=call.key
+                )
                 labels[sample.task, call.at.replace(microsecond=0)].append(found)
             elif call.step == "received":
                 statuses["failed", OUTSIDE].append(sample.event_id)
@@ -185,22 +188,6 @@ class Answers:
     def _present(self, event_ids: Mapping[str, object] | Sequence[str]) -> set[str]:
         with self.database.snapshot() as tx:
             return set(tasks_of(tx, list(event_ids)))
-
-
-def _label(reply: Reply, label: str, call: Call, terms: str, version: str) -> Label:
-    return Label(
-        event_id=reply.question.event_id,
-        label=label,
-        source="bought",
-        teacher_model=reply.model,
-        # An earlier wording of the task has another key, and a version that nobody noted.
-        prompt_version=version if reply.question.key == call.key else "",
-        terms=terms,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        cost=reply.cost,
-        ledger_key=call.key,
-    )
 
 
 def _source(item: KnownItem, present: Mapping[str, str]) -> LabelSource | None:

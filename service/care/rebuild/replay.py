@@ -7,38 +7,31 @@ and nobody was asked about, is left: new traffic brings more like it.
 
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from pipelines.ask import TeacherPolicy, ask, cost
-from pipelines.assess import assess
+from pipelines.ask import ask, cost
 from pipelines.curate import NearDuplicates
-from pipelines.decode import DecodePolicy, decode
-from pipelines.errors import InvalidMessage
-from pipelines.identities import prompt_version
-from pipelines.label import read_label
-from pipelines.render import classifier_text
-from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback, settle
-from pipelines.tally import tally
+from pipelines.intake import Assessed, Rules, sample_of
+from pipelines.sample import Choice, SamplingPolicy, settle
 from pipelines.types import (
-    Assessment,
     Draws,
+    Group,
     Label,
     PromptEvent,
+    Record,
     Sample,
     SampleReason,
     Side,
-    SourceOffset,
     Task,
 )
 from service.care.rebuild.known import KnownItem, founders
-from service.learner.ingest import FEEDBACK_ON
-from service.topics import Batch, Record, TopicReader
+from service.topics import Batch, TopicReader
 from storage.database import Cursor, Database
-from storage.dead_letters import DeadLetter, add_dead_letters
-from storage.groups import Group, add_groups
+from storage.dead_letters import add_dead_letters
+from storage.groups import add_groups
 from storage.labels import add_labels
 from storage.ledger import Call
 from storage.samples import add_samples
@@ -51,22 +44,10 @@ BY_REBUILD = "rebuilt"  # the policy version of what is a sample because it is k
 
 
 class _Kept(NamedTuple):
-    """A sample with the labels that cost nothing, and when its record was written."""
+    """A sample with the label that cost nothing, if it has one."""
 
     sample: Sample
-    labels: Sequence[Label]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What the settings say about records, draws and whose word is a label."""
-
-    tasks: Mapping[str, Task]
-    decoding: DecodePolicy
-    policies: Mapping[str, SamplingPolicy]
-    cold_start_labels: Mapping[str, int]  # until there are so many of a task's training labels
-    teacher: TeacherPolicy
-    terms: str | None  # None: a given answer is no label
+    label: Label | None
 
 
 @dataclass
@@ -74,6 +55,8 @@ class Replay:
     """Everything that the replay knows. Mutable: groups and counts grow as it reads."""
 
     rules: Rules
+    policies: Mapping[str, SamplingPolicy]  # the settings' draws, by task
+    cold_start_labels: Mapping[str, int]  # until there are so many of a task's training labels
     items: Mapping[str, KnownItem]
     calls: Mapping[str, Call]
     groups: dict[str, NearDuplicates]
@@ -130,16 +113,16 @@ class Replay:
     def _store(self, batch: Batch, topic: str, identity: str, database: Database) -> None:
         if not batch.next_offsets:
             return
-        events, letters = self._decode(batch.records, topic)
-        judged = [(event, self._assess(event)) for event in events]
-        prompts = [one for one in judged if FEEDBACK_ON not in one[0].attributes]
+        events, letters = self.rules.read(topic, batch.records)
+        items = [self.rules.assessed(event) for event in events]
         written = _written_at(batch.records)
-        kept = [found for one in judged if (found := self._keep(*one, written)) is not None]
-        for event, _ in prompts:
-            self._count_escalation(event)
-            self.counts["unassessed"] += self._was_assessed_by_learner(event)
+        kept = [found for item in items if (found := self._keep(item, written)) is not None]
+        prompts = [item.event for item in items if not item.is_feedback]
+        for prompt in prompts:
+            self._count_escalation(prompt)
+            self.counts["unassessed"] += self._was_assessed_by_learner(prompt)
         with database.transaction() as tx:
-            add_traffic(tx, tally((event, found.segment) for event, found in prompts))
+            add_traffic(tx, self.rules.sums(items))
             self.save_groups(tx, written)
             add_samples(tx, [one.sample for one in kept], written)
             for task, labels in _by_task(kept).items():
@@ -149,115 +132,38 @@ class Replay:
         self.counts["events"] += len(prompts)
         self.counts["dead_letters"] += len(letters)
 
-    def _decode(
-        self, records: Iterable[Record], topic: str
-    ) -> tuple[list[PromptEvent], list[DeadLetter]]:
-        events, letters = [], []
-        for record in records:
-            source = SourceOffset(topic, record.partition, record.offset)
-            try:
-                events.append(
-                    decode(
-                        record.value,
-                        record.headers,
-                        source,
-                        record.timestamp_ms,
-                        self.rules.decoding,
-                    )
-                )
-            except InvalidMessage as error:
-                letters.append(
-                    DeadLetter(
-                        topic=topic,
-                        partition=record.partition,
-                        offset=record.offset,
-                        payload=record.value,
-                        headers=record.headers,
-                        reason=str(error),
-                    )
-                )
-        return events, letters
-
-    def _assess(self, event: PromptEvent) -> Assessment:
-        if event.task is None:
-            return Assessment(failure_probability=1.0, segment="")
-        return assess(event, self.rules.tasks[event.task])
-
-    def _keep(self, event: PromptEvent, assessment: Assessment, written: datetime) -> _Kept | None:
+    def _keep(self, item: Assessed, written: datetime) -> _Kept | None:
+        event, text = item.event, self.rules.text(item.event)
         if event.task is None:
             return None
-        task = self.rules.tasks[event.task]
-        is_feedback = FEEDBACK_ON in event.attributes
-        labels = self._labels(event, task)
-        policy = self._policy(task, written)
-        choice = (
-            choose_feedback(assessment)
-            if is_feedback
-            else choose(event, assessment, policy, has_teacher_label=bool(labels))
-        )
+        task, policy = self.rules.tasks[event.task], self._policy(event.task, written)
+        choice, label = self.rules.chosen(item, policy), self.rules.free_label(item)
         known = event.event_id in self.calls or event.event_id in self.items
         # An equal question was asked for another event: its answer was this one's too.
         known = known or (choice is not None and self._was_asked(event, task))
-        if not known and not _stands_alone(choice, labels):
+        if not known and not _stands_alone(choice, label):
             self.counts["left_out"] += choice is not None
             return None
-        text = classifier_text(event.messages, task)
-        if not text.strip():
+        if text is None:
             return None
-        group, side = self.place(event.event_id, task.name, text)
-        settled = settle(choice, side) if choice is not None else None
+        place = self.place(event.event_id, task.name, text)
+        settled = settle(choice, place[1]) if choice is not None else None
         if settled is None and not known:
             return None
-        reason, draws = settled or of_known(self.items.get(event.event_id), side)
-        sample = Sample(
-            event=event,
-            text=text,
-            reason=reason,
-            draws=draws,
-            group_id=group,
-            side=side,
-            assessment=assessment,
-            policy_version=policy.version if settled else BY_REBUILD,
-        )
-        self._free_labels += bool(labels)
-        return _Kept(sample, labels)
+        version = policy.version if settled else BY_REBUILD
+        settled = settled or of_known(self.items.get(event.event_id), place[1])
+        self._free_labels += label is not None
+        return _Kept(sample_of(item, text, settled, place, version), label)
 
-    def _policy(self, task: Task, written: datetime) -> SamplingPolicy:
+    def _policy(self, task: str, written: datetime) -> SamplingPolicy:
         """The settings' rates; in a cold start, about as long as there was one."""
         labels = bisect(self._asked_at, written) + self._free_labels
-        cold = labels * TRAINING_SHARE < self.rules.cold_start_labels[task.name]
-        return replace(self.rules.policies[task.name], cold_start=cold)
+        cold = labels * TRAINING_SHARE < self.cold_start_labels[task]
+        return replace(self.policies[task], cold_start=cold)
 
     def _was_asked(self, event: PromptEvent, task: Task) -> bool:
         question = ask(event.event_id, event.messages, task, self.rules.teacher)
         return question.key in self._keys
-
-    def _labels(self, event: PromptEvent, task: Task) -> list[Label]:
-        """As ingest gives them: a person's correction, else a teacher's answer."""
-        if self.rules.terms is None:
-            return []
-        said = event.feedback.correction if event.feedback else None
-        corrected = (read_label(said, task) or (said if said in task.labels else None)) or None
-        given = read_label(event.teacher_answer, task)
-        label = corrected or given
-        if label is None:
-            return []
-        usage = event.usage if not corrected else None
-        prompt = usage.prompt_tokens if usage else 0
-        completion = usage.completion_tokens if usage else 0
-        return [
-            Label(
-                event_id=event.event_id,
-                label=label,
-                source="correction" if corrected else "given",
-                teacher_model="a person" if corrected else event.teacher_model or "",
-                prompt_version=prompt_version(task),
-                terms="" if corrected else self.rules.terms,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                cost=cost(prompt, completion, self.rules.teacher),
-            )
-        ]
 
     def _was_assessed_by_learner(self, event: PromptEvent) -> bool:
         """The gateway was asked about it while it was read; its answer was only in the database."""
@@ -276,12 +182,12 @@ class Replay:
         self.escalations.setdefault(day, []).append(money)
 
 
-def _stands_alone(choice: Choice | None, labels: Sequence[Label]) -> bool:
+def _stands_alone(choice: Choice | None, label: Label | None) -> bool:
     """Whether it is a sample again although neither ledger nor dataset knows it."""
     if choice is None:
         return False
     drawn = choice.draws.audit is not None or choice.draws.held_out is not None
-    return drawn or bool(labels)
+    return drawn or label is not None
 
 
 def of_known(item: KnownItem | None, side: Side) -> tuple[SampleReason, Draws]:
@@ -294,8 +200,8 @@ def of_known(item: KnownItem | None, side: Side) -> tuple[SampleReason, Draws]:
 def _by_task(kept: Sequence[_Kept]) -> dict[str, list[Label]]:
     found: defaultdict[str, list[Label]] = defaultdict(list)
     for one in kept:
-        if one.labels and one.sample.event.task is not None:
-            found[one.sample.event.task] += one.labels
+        if one.label is not None and one.sample.event.task is not None:
+            found[one.sample.event.task].append(one.label)
     return found
 
 

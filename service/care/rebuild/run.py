@@ -13,17 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.curate import NearDuplicates
-from pipelines.decode import DecodePolicy
 from pipelines.errors import Refused
 from pipelines.types import Decision
 from service.care.rebuild.known import calls_by_event, known_items
 from service.care.rebuild.labels import Answers
-from service.care.rebuild.replay import Replay, Rules
+from service.care.rebuild.replay import Replay
 from service.care.rebuild.versions import Found, add_versions, look_at
 from service.host.process import lock_data_folder
-from service.keys import GATEWAY_PRODUCER, Keys, open_keys
-from service.learner.rates import first_policy, wanted_in_cold_start
+from service.keys import open_keys
 from service.learner.teacher import Teacher
+from service.rules import first_policy, intake_rules, wanted_in_cold_start
 from service.settings import Settings
 from service.topics import TopicReader
 from service.topics.opening import open_reader
@@ -109,20 +108,12 @@ class _Rebuild:
     ) -> tuple[Replay, Mapping[int, int]]:
         settings = self._settings
         teacher = Teacher(settings.teacher, settings.budget, ledger)
-        terms = settings.teacher.terms if settings.teacher.terms_allow_training else ""
         replay = Replay(
-            rules=Rules(
-                tasks=self._tasks,
-                decoding=decode_policy(settings, self._keys),
-                policies={
-                    name: first_policy(settings, self._keys.sampling) for name in self._tasks
-                },
-                cold_start_labels={
-                    name: wanted_in_cold_start(settings, task) for name, task in self._tasks.items()
-                },
-                teacher=teacher.policy,
-                terms=terms or None,
-            ),
+            rules=intake_rules(settings, self._keys),
+            policies={name: first_policy(settings, self._keys.sampling) for name in self._tasks},
+            cold_start_labels={
+                name: wanted_in_cold_start(settings, task) for name, task in self._tasks.items()
+            },
             items=known_items(found.datasets),
             calls=calls_by_event(ledger),
             groups={name: NearDuplicates(self._keys.sampling) for name in self._tasks},
@@ -162,19 +153,6 @@ class _Rebuild:
                 settled=True,
             ),
         )
-
-
-def decode_policy(settings: Settings, keys: Keys) -> DecodePolicy:
-    """As the learner reads records."""
-    trusted = settings.ingest.trusted_producers
-    producers = {name: secret.get_secret_value().encode() for name, secret in trusted.items()}
-    return DecodePolicy(
-        claims=settings.claims(),
-        tasks=frozenset(settings.tasks),
-        producer_keys={**producers, GATEWAY_PRODUCER: keys.capture},
-        user_salt=keys.users,
-        max_bytes=settings.ingest.max_record_bytes,
-    )
 
 
 def _first_champions(links: Sequence[Decision]) -> dict[str, datetime]:

@@ -1,13 +1,14 @@
-"""Keeps the draws within their shares of the label budget."""
+"""The draws in force, and how they are kept within their shares of the label budget."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from threading import Lock
 
 from pipelines.sample import SamplingPolicy, next_learning_scale
 from pipelines.types import Task
-from service.learner.ingest import Sampling
 from service.operator.status import Figures
+from service.rules import wanted_in_cold_start
 from service.settings import Settings
 from storage.database import Database
 from storage.labels import LabelCounts, bought_for_learning
@@ -16,6 +17,22 @@ from storage.samples import count_by_status
 # Shares of the label budget that the uniform draws may use; the learning draw has the rest.
 AUDIT_SHARE, HELD_OUT_SHARE = 0.2, 0.2
 LEARNING_SHARE = 1.0 - AUDIT_SHARE - HELD_OUT_SHARE
+
+
+class Sampling:
+    """The sampling policies in force, by task. Replaced as a whole by the watch job."""
+
+    def __init__(self, policies: Mapping[str, SamplingPolicy]) -> None:
+        self._policies = dict(policies)
+        self._lock = Lock()
+
+    def policy(self, task: str) -> SamplingPolicy:
+        with self._lock:
+            return self._policies[task]
+
+    def replace(self, task: str, policy: SamplingPolicy) -> None:
+        with self._lock:
+            self._policies[task] = policy
 
 
 class Rates:
@@ -69,26 +86,6 @@ class Rates:
                 full=full,
             ),
         )
-
-
-def wanted_in_cold_start(settings: Settings, task: Task) -> int:
-    """Training labels of a task with which its cold start is over."""
-    return settings.sampling.cold_start_labels or max(3 * len(task.labels), 200)
-
-
-def first_policy(settings: Settings, salt: bytes) -> SamplingPolicy:
-    """The policy before anything is known."""
-    sampling = settings.sampling
-    return SamplingPolicy(
-        salt=salt,
-        audit_rate=sampling.audit_rate,
-        held_out_rate=sampling.held_out_rate,
-        given_rate=sampling.given_rate,
-        learning_scale=1.0,
-        learning_pi_min=sampling.learning_pi_min,
-        cold_start_rate=sampling.cold_start_rate,
-        cold_start=True,
-    )
 
 
 def _bought_per_day(figures: Figures) -> float:
