@@ -15,7 +15,7 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
+.PHONY: help run test test-shuffled check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
 .PHONY: deploy-tools system-packages clean
 
 help: ## List the targets
@@ -26,6 +26,9 @@ run: core ## Set up the core and watch the loop turn (ARGS="--approve --until-pr
 
 test: setup ## Set up everything and run all tests (ARGS="tests/test_gate.py" for some)
 	$(BIN)/pytest -n 2 $(ARGS)
+
+test-shuffled: setup ## Run all tests in a random order, which it says (SEED=123 for that one again)
+	$(BIN)/pytest -n 2 --random-order $(if $(SEED),--random-order-seed=$(SEED)) $(ARGS)
 
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check
@@ -100,7 +103,7 @@ $(EVERYTHING): $(CORE) training.lock dev.lock
 DEBIAN = command -v $(1) >/dev/null || echo $(2)
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 ifeq ($(CI),true)
-test: system-packages deploy-tools
+test test-shuffled: system-packages deploy-tools
 endif
 
 system-packages: ## Install Prometheus, its Alertmanager, Chromium, Java, Maven and docker-compose by apt (done by `make test` where CI=true)

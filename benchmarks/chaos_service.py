@@ -13,7 +13,7 @@ import httpx2
 import psutil
 
 from benchmarks.results import ROOT
-from benchmarks.running import Running
+from benchmarks.running import Running, free_ports
 from service.client import LearnerClient
 from service.keys import read_operator_token
 from service.supervisor import with_life_line
@@ -87,12 +87,6 @@ instructions = "Say which of the labels fits."
 MIN_LABELS = 400  # what a first student needs to be told from its base model
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Service:
     """`flywheel run` in a folder, on two ports of its own, started again when it has died."""
 
@@ -106,7 +100,7 @@ class Service:
         self._log = folder / "flywheel.log"
         self._points = folder / "failpoints"
         (self._points / failpoints.ARMED).mkdir(parents=True)
-        self.gateway_port, self.learner_port = free_port(), free_port()
+        self.gateway_port, self.learner_port = free_ports(2)
         filled = SETTINGS.format(
             data=self.data,
             broker=broker,

@@ -1,11 +1,13 @@
 """The program and its scripted teacher as processes, for benchmarks and end-to-end tests."""
 
 import json
+import secrets
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,19 @@ from service.supervisor import with_life_line
 
 START_SECONDS = 90.0
 STOP_SECONDS = 60.0
+# Below those that systems lend to connections: one of them would take the port of a server that
+# is not up yet, or away for a moment.
+PORTS = range(20_000, 32_000)
+
+
+def free_ports(count: int) -> list[int]:
+    """For servers that cannot choose their own."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = secrets.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

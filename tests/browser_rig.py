@@ -64,7 +64,7 @@ def one_time_link(url: str) -> str:
 def logged_in(browser: Any, url: str, **options: Any) -> Iterator[Any]:
     """A page that has logged in by the link that `flywheel open` makes; errors in it fail."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

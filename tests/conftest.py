@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from demo_fixture import RunningDemo, running_demo_in
+from hypothesis import HealthCheck, settings
 from kafka_broker import running_broker
 from lived_in import LivedIn
 from lived_in import lived_in as living
@@ -21,6 +23,12 @@ MAY_BE_MISSING = "banking77"
 TRAINING = "training"
 SHARED = ("running_demo", "lived_in", "kafka_broker")  # fixtures
 TRAINING_FILES = ("test_loop_recipes", "test_tuning", "test_engine", "test_gateway_causal")
+# Starting them is counted as time of the test that happens to be the first.
+FIRST_OF_SHARED_SECONDS = 900
+
+# Slow examples tell of a busy machine.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +38,22 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_from_outside() -> Iterator[None]:
     """Whoever runs the tests may have a flywheel of his own."""
-    for name in [name for name in os.environ if name.upper().startswith("FLYWHEEL_")]:
-        monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("FLYWHEEL_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A program of ours sets up the logs of its whole process, which here is also the next test's.
+
+    No logger of ours keeps what it was bound to (no `cache_logger_on_first_use`).
+    """
+    yield
+    structlog.reset_defaults()
 
 
 @cache
@@ -62,6 +82,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {*SHARED} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.timeout(FIRST_OF_SHARED_SECONDS))
     groups = [TRAINING, *SHARED]
     items.sort(key=lambda item: (*groups, _group(item.path)).index(_group(item.path)))
 

@@ -53,7 +53,7 @@ def serve(desk: Desk, extra_routes: Sequence[BaseRoute] = ()) -> Iterator[str]:
     app = console_app(desk.operations, TOKEN, desk.settings, extra_routes, failure_seconds=0.01)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

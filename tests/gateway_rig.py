@@ -462,7 +462,7 @@ def engine_processes(gateway: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

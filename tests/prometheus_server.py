@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from benchmarks.running import free_ports
 
 DEPLOY = Path(__file__).parent.parent / "deploy" / "prometheus"
 START_SECONDS = 60
@@ -81,7 +82,7 @@ def running_prometheus(
         where = {"static_configs": [{"targets": [alertmanager]}]}
         shipped["alerting"] = {"alertmanagers": [where]}
     config.write_text(yaml.safe_dump(shipped))
-    port = free_port()
+    (port,) = free_ports(1)
     command = [
         program("prometheus"),
         f"--config.file={config}",
@@ -97,7 +98,8 @@ def running_prometheus(
 @contextmanager
 def running_alertmanager(folder: Path, config: Path) -> Iterator[str]:
     """A real Alertmanager with this configuration; where it listens, as host:port."""
-    address = f"127.0.0.1:{free_port()}"
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
     command = [
         program("alertmanager", "prometheus-alertmanager"),
         f"--config.file={config}",
@@ -151,10 +153,3 @@ def _wait_until_ready(ready: str, process: "subprocess.Popen[bytes]", output: Pa
     raise AssertionError(
         f"{output.stem} did not start:\n{output.read_text(errors='replace')[-3000:]}"
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -215,25 +215,24 @@ class Plant:
             self.watch.run()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hook() -> Iterator[Webhook]:
     with running_webhook("") as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def alertmanager(hook: Webhook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def alertmanager(hook: Webhook, tmp_path: Path) -> Iterator[str]:
     """The shipped routes, to this test's webhook and without the long waits."""
-    folder = tmp_path_factory.mktemp("alertmanager")
     config = yaml.safe_load(SHIPPED.read_text())
     for receiver in config["receivers"]:
         for one in receiver["webhook_configs"]:
             one["url"] = hook.url
     for route in (config["route"], *config["route"]["routes"]):
         route |= {"group_wait": "0s", "group_interval": "1s"}
-    path = folder / "alertmanager.yml"
+    path = tmp_path / "alertmanager.yml"
     path.write_text(yaml.safe_dump(config))
-    with running_alertmanager(folder, path) as address:
+    with running_alertmanager(tmp_path, path) as address:
         yield address
 
 
@@ -252,7 +251,7 @@ def quick_rules(tmp_path: Path) -> Path:
 
 @pytest.mark.kafka
 @pytest.mark.prometheus
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_lost_coverage_and_a_stuck_partition_reach_a_webhook(
     kafka_broker: Any,
     alertmanager: str,

@@ -1,8 +1,9 @@
 """Artifacts, durable files, live.json and keys: whole or absent, and never changed unnoticed."""
 
-import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -237,20 +238,36 @@ def test_keys_for_different_purposes_differ_and_are_never_printed(tmp_path: Path
     assert open_keys(tmp_path, "given") == Keys(internal="given")
 
 
-def _open_many(folder: Path, found: "multiprocessing.Queue[str]") -> None:
-    found.put(open_keys(folder).internal)
+OPEN_MANY = """
+import sys
+from pathlib import Path
+from service.keys import open_keys
+print("ready", flush=True)
+sys.stdin.readline()
+print(open_keys(Path(sys.argv[1])).internal)
+"""
 
 
 def test_processes_that_start_together_agree_on_the_key(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    found: multiprocessing.Queue[str] = context.Queue()
-    processes = [context.Process(target=_open_many, args=(tmp_path, found)) for _ in range(8)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_MANY, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
     for process in processes:
-        process.start()
-    keys = {found.get(timeout=20) for _ in processes}
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.join()
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    keys = {process.communicate()[0] for process in processes}
     assert len(keys) == 1
+    assert keys != {""}
 
 
 def test_missing_and_empty_secrets_are_explained(tmp_path: Path) -> None:

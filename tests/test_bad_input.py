@@ -175,7 +175,7 @@ def test_a_refused_teacher_key_is_told_and_costs_nothing(running: Running) -> No
     writer.flush(10)
     writer.close()
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         jobs = {job["job"]: job for job in running.client.get("status")["jobs"]}
         ticks = running.client.get("ticks", job="relabel", limit=50)

@@ -39,9 +39,7 @@ def flywheel(
 ) -> Flywheel:
     """Runs the command line as `flywheel ...` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("FLYWHEEL_"):
-            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets its own
 
     def run(*arguments: str) -> Ended:
         capsys.readouterr()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import yaml
 from deploy_files import DEPLOY, ROOT, program, said
 
+from benchmarks.running import free_ports
 from pipelines.errors import FlywheelError
 from service.care.check import find_problems
 from service.client import LearnerClient
@@ -173,14 +173,6 @@ def started(command: list[str], log: Path, **environment: str) -> Iterator[None]
                 process.wait(60)
             process.kill()
             process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def eventually(what: str, condition: Callable[[], Any], logs: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from deploy_files import DEPLOY, ROOT, said, tools
 
 DOCKERFILE = DEPLOY / "Dockerfile"
+building = pytest.mark.timeout(600)  # for whichever test is the first
 SECRET = re.compile(r"key|token|password|secret|credential", re.I)
 
 
@@ -192,7 +193,7 @@ def program(built: Path, *words: str | Path, **more: str) -> str:
     return said(*command, cwd=built, env={"PATH": "/usr/bin:/bin", **more})
 
 
-@pytest.mark.timeout(600)
+@building
 def test_its_steps_make_a_program_that_runs(built: Path) -> None:
     assert "Keep a small student model good" in program(built, "--help")
     assert "\nhead " in program(built, "recipes", "--quick")
@@ -201,6 +202,7 @@ def test_its_steps_make_a_program_that_runs(built: Path) -> None:
     assert program(built, "--version") == f"flywheel {version[1]}\n"
 
 
+@building
 def test_the_wheel_has_every_file_of_the_program(built: Path) -> None:
     (installed,) = (built / "opt/flywheel/.venv/lib").glob("python3*/site-packages")
     files = said("git", "ls-files", "service", "storage", "pipelines", cwd=ROOT).split()
@@ -210,6 +212,7 @@ def test_the_wheel_has_every_file_of_the_program(built: Path) -> None:
     assert not (installed / "tests").exists()
 
 
+@building
 def test_its_example_app_can_be_imported_from(built: Path) -> None:
     python = built / "opt/flywheel/.venv/bin/python"
     customers = DEPLOY / "example-app" / "customers.py"

@@ -209,9 +209,10 @@ def test_a_probe_needs_neither_settings_nor_libraries(tmp_path: Path) -> None:
 
 
 def test_what_kubernetes_says_of_services_is_not_taken_for_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It puts these into every container beside a Service that is called flywheel-learner."""
+    monkeypatch.chdir(tmp_path)
     at = "10.96.0.7"
     for name, value in {
         "FLYWHEEL_LEARNER_SERVICE_HOST": at,
@@ -234,6 +235,7 @@ def test_secrets_are_read_as_kubernetes_mounts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Links to a folder that is exchanged as a whole."""
+    monkeypatch.chdir(tmp_path)
     real = tmp_path / "..2026_01_01"
     real.mkdir()
     (tmp_path / "..data").symlink_to(real.name)

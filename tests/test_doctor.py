@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 from lived_in import TASK as LIVED_TASK
 from lived_in import LivedIn, run_flywheel
 from operating import TASK, open_desk
@@ -120,6 +121,12 @@ def test_a_sound_folder_has_no_problem_and_nothing_of_it_changes(settings: Setti
     assert asked == ["GET /v1/models"], "nothing that costs anything"
     assert content() == before
     assert all(one.todo for one in findings if one.level != "ok")
+
+
+def test_logging_is_left_as_it_was(settings: Settings) -> None:
+    before = structlog.get_config()
+    assert list(examine(settings, nobody))
+    assert structlog.get_config() == before
 
 
 def flip_decision(data: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from learner_rig import open_rig, scripted_teacher
 
 from benchmarks.chaos_checks import read_topic
-from benchmarks.chaos_service import SETTINGS, free_port
+from benchmarks.chaos_service import SETTINGS
 from benchmarks.chaos_witnesses import (
     LABELS,
     PRODUCER,
@@ -26,6 +26,7 @@ from benchmarks.chaos_witnesses import (
     SyncedLog,
     text_of,
 )
+from benchmarks.running import free_ports
 from service.learner.schedule import Schedule
 from service.settings import load_settings
 from storage import failpoints
@@ -53,6 +54,7 @@ def test_a_signal_in_any_phase_drains_and_loses_nothing(tmp_path: Path) -> None:
     with scripted_teacher(tmp_path, answers) as teacher:
         config, points = tmp_path / "flywheel.toml", tmp_path / "points"
         (points / failpoints.ARMED).mkdir(parents=True)
+        gateway, learner = free_ports(2)
         config.write_text(
             SETTINGS.format(
                 data=tmp_path / "data",
@@ -60,8 +62,8 @@ def test_a_signal_in_any_phase_drains_and_loses_nothing(tmp_path: Path) -> None:
                 producer=PRODUCER,
                 key=KEY,
                 teacher=teacher.url,
-                gateway=free_port(),
-                learner=free_port(),
+                gateway=gateway,
+                learner=learner,
                 task=TASK,
                 labels=json.dumps(LABELS),
                 concurrency=4,

@@ -19,8 +19,15 @@ from gateway_rig import (
     wait_until,
 )
 
+from service.gateway import lease
 from service.keys import open_keys
 from service.sections import BudgetSettings
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a learner may take longer than an app would wait."""
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import structlog
 from lived_in import LivedIn
+from structlog.testing import capture_logs
 
 from service.host.log_sentences import SENTENCES
-from service.host.logs import FIRST_PAUSE_SECONDS, REPEATING, Repeats
+from service.host.logs import FIRST_PAUSE_SECONDS, REPEATING, Repeats, quiet, set_up_logs
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"debug", "info", "warning", "error", "exception"}
@@ -147,7 +148,7 @@ def test_other_fields_make_another_line_and_after_a_long_silence_it_begins_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_whole_life_says_each_event_once_and_no_prompts_text(lived_in: LivedIn) -> None:
     """Two trainings, two approvals, a backup, the end: what the operator would read."""
     text = (lived_in.folder / "flywheel.log").read_text()
@@ -187,8 +188,26 @@ def _prompts(data: Path) -> set[str]:
 
 
 def test_the_root_logger_is_left_alone_by_imports() -> None:
-    assert not [
-        handler
-        for handler in logging.getLogger().handlers
-        if isinstance(getattr(handler, "formatter", None), structlog.stdlib.ProcessorFormatter)
-    ]
+    code = (
+        "import logging, service.gateway.app, service.learner.daemon, service.supervisor\n"
+        "assert not logging.getLogger().handlers\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_logger_that_has_spoken_follows_whoever_sets_up_the_logs_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = structlog.get_logger()
+    set_up_logs("learner")
+    log.warning("training_failed")
+    assert json.loads(capsys.readouterr().err)["process"] == "learner"
+    set_up_logs("gateway")
+    with quiet(logging.ERROR):
+        log.warning("training_failed")
+    with capture_logs() as said:
+        log.warning("training_failed")
+    assert [line["event"] for line in said] == ["training_failed"]
+    assert capsys.readouterr().err == ""
+    log.warning("training_failed")
+    assert json.loads(capsys.readouterr().err)["process"] == "gateway"

@@ -41,7 +41,7 @@ def ask_as_any_app(gateway: str, text: str) -> Any:
 
 
 def wait_for_events(loop: Loop, count: int) -> int:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while loop.events_counted() < count and time.monotonic() < deadline:
         time.sleep(0.2)
     return loop.events_counted()

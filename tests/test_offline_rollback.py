@@ -165,7 +165,7 @@ def test_rollbacks_and_starts_at_the_same_time_lose_and_double_nothing(
         subprocess.Popen([sys.executable, "-c", script, name], stderr=subprocess.PIPE, text=True)
         for name in ("ann", "ben", "eve")
     ]
-    ends = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
     assert sorted(code for _, code in ends) == [0, 1, 1]
     assert all("is the champion already" in said for said, code in ends if code)
     with open_desk(folder) as desk, desk.database.snapshot() as tx:

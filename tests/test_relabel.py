@@ -15,6 +15,7 @@ from learner_rig import Bench, Rig, Scripted, open_bench, open_rig, scripted_tea
 from pipelines.ask import ask
 from pipelines.errors import Refused, TeacherRefused
 from pipelines.types import Message, SampleReason
+from service.demo.scripted_teacher import Behaviour
 from service.learner.teacher import BREAKER_FAILURES
 from storage.ledger import Amounts
 from storage.samples import pending_samples
@@ -32,10 +33,8 @@ def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripte
 
 @pytest.fixture
 def teacher(shared_teacher: Scripted) -> Scripted:
-    """Well-behaved, and nothing on its bill."""
-    shared_teacher.behave(
-        error_rate=0, nonsense_rate=0, latency_ms=0, rate_429=0, rate_500=0, hang_rate=0
-    )
+    """As it was started, and nothing on its bill."""
+    shared_teacher.behave(**Behaviour().model_dump())
     with shared_teacher.billing.open("w"):
         pass
     return shared_teacher

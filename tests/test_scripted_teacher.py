@@ -42,7 +42,7 @@ def scripted(*arguments: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
         process.stdin.close()
-        assert process.wait(timeout=10) == ExitCode.OK
+        assert process.wait(timeout=60) == ExitCode.OK
     finally:
         process.kill()
         process.wait()
@@ -62,7 +62,7 @@ def ask(
     job: Callable[[AsyncOpenAI], Coroutine[Any, Any, T]],
     *,
     key: str = "any",
-    timeout: float = 10.0,
+    timeout: float = 60.0,
 ) -> T:
     async def session() -> T:
         async with AsyncOpenAI(
@@ -222,6 +222,26 @@ def test_faults_are_switched_while_it_runs_and_only_answers_are_charged(tmp_path
     assert line["prompt_tokens"] > line["completion_tokens"] > 0
 
 
+def test_a_seed_that_is_named_again_brings_the_same_faults_again() -> None:
+    def job(client: AsyncOpenAI) -> Coroutine[Any, Any, str | None]:
+        return answer(client, ITEMS[0].text)
+
+    def outcomes(address: str) -> list[bool]:
+        control(address, rate_429=0.5, seed=3)
+        found = []
+        for _ in range(16):
+            try:
+                found.append(ask(address, job) is None)
+            except openai.RateLimitError:
+                found.append(True)
+        return found
+
+    with scripted() as address:
+        first = outcomes(address)
+        assert 0 < sum(first) < 16
+        assert outcomes(address) == first
+
+
 def test_each_charged_request_has_its_own_line(tmp_path: Path) -> None:
     log = tmp_path / "billing.jsonl"
     with scripted("--billing-log", str(log), "--latency-ms", "5") as address:
@@ -234,7 +254,7 @@ def test_hanging_request_is_charged_and_never_answered(tmp_path: Path) -> None:
     log = tmp_path / "billing.jsonl"
     with scripted("--billing-log", str(log), "--hang-rate", "1") as address:
         with pytest.raises(openai.APITimeoutError):
-            ask(address, lambda client: answer(client, ITEMS[0].text), timeout=0.5)
+            ask(address, lambda client: answer(client, ITEMS[0].text), timeout=3)
         (line,) = [json.loads(row) for row in log.read_text().splitlines()]
     assert line["status"] == "unanswered"
 
@@ -284,7 +304,7 @@ def test_bad_answers_file_is_named_and_refused(
     path = tmp_path / "answers.csv"
     path.write_text(content)
     done = subprocess.run(
-        [*COMMAND, "--answers", str(path)], capture_output=True, text=True, timeout=30
+        [*COMMAND, "--answers", str(path)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == ExitCode.SETTINGS
     assert complaint in done.stderr
@@ -293,6 +313,6 @@ def test_bad_answers_file_is_named_and_refused(
 
 def test_taken_port_is_said_plainly(teacher: str) -> None:
     port = teacher.rpartition(":")[2]
-    done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, timeout=120)
     assert done.returncode == ExitCode.PORT_IN_USE
     assert port in done.stderr

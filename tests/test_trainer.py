@@ -67,12 +67,12 @@ def test_child_knows_no_secret(child: Callable[..., Any], monkeypatch: pytest.Mo
         ("os.kill(os.getpid(), 9)", {}, r"killed by SIGKILL \(out of memory\?\)"),
         ("sys.stderr.write('gone wrong'); sys.stderr.flush(); os._exit(3)", {},
          "ended with code 3 and no result: gone wrong"),
-        ("os.write(channel._out.fileno(), b'rubbish\\n'); time.sleep(30)", {},
+        ("os.write(channel._out.fileno(), b'rubbish\\n'); time.sleep(100)", {},
          "not its protocol"),
-        ("time.sleep(30)", {"time_limit": "1s"}, "took longer than trainer.time_limit"),
-        ("os.kill(os.getpid(), 19); time.sleep(30)", {"heartbeat_timeout": "2s"},
+        ("time.sleep(100)", {"time_limit": "1s"}, "took longer than trainer.time_limit"),
+        ("os.kill(os.getpid(), 19); time.sleep(100)", {"heartbeat_timeout": "2s"},
          "no sign of life"),
-        ("held = b'x' * 400_000_000; time.sleep(30)", {"memory_limit_mb": 300},
+        ("held = b'x' * 400_000_000; time.sleep(100)", {"memory_limit_mb": 300},
          "out of memory: .* MB resident"),
         ("raise MemoryError", {}, "out of memory"),
     ],
@@ -83,20 +83,20 @@ def test_child_that_fails_says_why(
     started = time.monotonic()
     with pytest.raises(TrainingFailed, match=reason):
         child(body, **limits)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 90
 
 
 def test_everything_a_child_started_ends_with_it(child: Callable[..., Any], tmp_path: Path) -> None:
     told = tmp_path / "grandchild"
     child(
         f"""
-        other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+        other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(200)'])
         open({str(told)!r}, 'w').write(str(other.pid))
         return {{}}
         """
     )
     grandchild = int(told.read_text())
-    for _ in range(50):
+    for _ in range(300):
         if not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie":
             return
         time.sleep(0.1)
@@ -116,7 +116,7 @@ def test_child_ends_when_its_learner_is_killed(tmp_path: Path) -> None:
     body = HEAD + (
         "def work(spec, channel):\n"
         f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(200)\n"
         "run_child(work)\n"
     )
     (tmp_path / "work.py").write_text(body)
@@ -146,7 +146,7 @@ def test_stop_ends_the_child_and_refuses_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "work.py").write_text(
-        HEAD + "def work(spec, channel):\n    channel.progress('p', 1, 2)\n    time.sleep(60)\n"
+        HEAD + "def work(spec, channel):\n    channel.progress('p', 1, 2)\n    time.sleep(200)\n"
         "run_child(work)\n"
     )
     monkeypatch.chdir(tmp_path)

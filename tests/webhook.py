@@ -20,7 +20,7 @@ class Webhook:
     requests: list[dict[str, Any]] = field(default_factory=list)
     accepted: list[dict[str, Any]] = field(default_factory=list)
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"did not come; there are {self.accepted}"

@@ -5,6 +5,7 @@ import base64
 import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -68,9 +70,11 @@ def fetch_jars(cache: Path = CACHE) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """None that the system lends to connections: one could take it while the broker is down."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _accepts(port: int) -> bool:

@@ -4,16 +4,13 @@ Without the timing nothing heavy is imported.
 """
 
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-import structlog
 
 from pipelines.errors import FlywheelError
 from pipelines.recipes import (
@@ -27,6 +24,7 @@ from pipelines.recipes import (
     require_training_stack,
 )
 from pipelines.students.encoder import installed_encoder_files
+from service.host.logs import quiet
 from service.learner.trainer import Trainer
 from service.settings import Settings
 from service.terminal import duration, table
@@ -114,7 +112,8 @@ def timed_needs(settings: Settings, examples: int, tell: Callable[[str], None]) 
             yield needs
             continue
         tell(f"{needs.recipe}: timing a step")
-        with _quiet(), tempfile.TemporaryDirectory(prefix="flywheel-recipes-") as folder:
+        scratch = tempfile.TemporaryDirectory(prefix="flywheel-recipes-")
+        with quiet(logging.WARNING), scratch as folder:
             try:
                 found = _measure(settings, needs, examples, Path(folder), tell)
             except FlywheelError as error:
@@ -176,21 +175,6 @@ def _encoder_folder(settings: Settings, folder: Path) -> Path:
     for name, (path, _) in installed_encoder_files().items():
         (gathered / name).symlink_to(path.resolve())
     return gathered
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The learner's log lines are not for the reader of a table."""
-    before = structlog.get_config()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 # As lines of text.

@@ -116,6 +116,8 @@ class ScriptedTeacher:
         try:
             changes = json.loads(await request.body())
             self._behaviour = Behaviour.model_validate({**self._behaviour.model_dump(), **changes})
+            if "seed" in changes:
+                self._dice = Random(self._behaviour.seed)
         except (ValueError, TypeError) as error:
             return error_reply(400, f"not a behaviour: {error}", "invalid_request_error")
         return JSONResponse(self._behaviour.model_dump(exclude={"api_key"}), headers=HEADERS)

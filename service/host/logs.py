@@ -8,7 +8,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -59,7 +60,6 @@ def set_up_logs(process: str) -> None:
         processors=[Repeats(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
     # Libraries log through the standard library; theirs count from warnings on.
     handler = logging.StreamHandler(sys.stderr)
@@ -80,6 +80,20 @@ def set_up_logs(process: str) -> None:
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
     # Its warnings are that a host is busy.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Log nothing below this level for a while: for a verb whose reader wants what it prints."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 class Repeats:

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import structlog
-
 from pipelines.errors import FlywheelError
 from service.care.doctor.finding import Finding, ok, problem, warning
 from service.care.doctor.outside import look_at_broker, look_at_teacher
@@ -26,6 +24,7 @@ from service.care.doctor.records import (
     look_at_decisions,
     look_at_ledger,
 )
+from service.host.logs import quiet
 from service.settings import Settings
 
 __all__ = ["Finding", "examine", "ok", "problem", "warning"]
@@ -52,17 +51,16 @@ def examine(
     settings: Settings, ask: Ask, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Finding]:
     """Every finding, part by part. A part that fails is a finding itself."""
-    # What the parts would log is in the findings.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    for part, look in PARTS.items():
-        say(f"looking at the {part}")
-        try:
-            yield from look(settings, ask)
-        except FlywheelError as error:
-            yield problem(part, str(error), "do what the sentence says")
-        except Exception as error:  # to be told is what it was called for
-            yield warning(
-                part,
-                f"could not be looked at: {type(error).__name__}: {error}",
-                "look at it by hand; tell us, if this was not to be expected",
-            )
+    with quiet(logging.CRITICAL):  # what the parts would log is in the findings
+        for part, look in PARTS.items():
+            say(f"looking at the {part}")
+            try:
+                yield from look(settings, ask)
+            except FlywheelError as error:
+                yield problem(part, str(error), "do what the sentence says")
+            except Exception as error:  # to be told is what it was called for
+                yield warning(
+                    part,
+                    f"could not be looked at: {type(error).__name__}: {error}",
+                    "look at it by hand; tell us, if this was not to be expected",
+                )
