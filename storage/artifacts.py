@@ -111,6 +111,13 @@ class Artifacts:
         except (OSError, ValueError, LookupError, TypeError):
             return {}
 
+    def look(self, kind: Kind, digest: str) -> Artifact:
+        """As `open`, without reading a byte of its files: for what is only told of it."""
+        path = self._root / kind / digest
+        if not (path / MANIFEST).is_file():
+            raise ArtifactDamaged(f"there is no {kind} {digest[:12]} in the artifacts")
+        return Artifact(kind=kind, digest=digest, path=path, about=self.about(kind, digest))
+
     def path(self, kind: Kind, digest: str) -> Path:
         """Where the artifact lies, unverified."""
         return self._root / kind / digest

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.decide import Chain
 from pipelines.errors import DataDamaged, DiskFull
 from pipelines.types import Decision, DecisionAction
 from storage.database import Cursor, Database, from_db_time, to_db_time
@@ -58,14 +59,6 @@ SELECT_RECENT_DECISIONS = (
     + """WHERE $before IS NULL OR decided_at < $before
 ORDER BY decided_at DESC, sequence DESC LIMIT $limit"""
 )
-SELECT_CHAMPION = (
-    _SELECT
-    + """WHERE task = $task AND action IN ('approve', 'rollback')
-ORDER BY sequence DESC LIMIT 1"""
-)
-SELECT_EVER_APPROVED = """
-SELECT DISTINCT student FROM decisions WHERE task = $task AND action = 'approve'
-"""
 
 
 def record_decision(
@@ -171,21 +164,14 @@ def recent_decisions(tx: Cursor, limit: int, before: datetime | None = None) -> 
     return _decisions(tx.execute(SELECT_RECENT_DECISIONS, values).fetchall())
 
 
-def champion_decision(tx: Cursor, task: str) -> Decision | None:
-    """The latest approve or rollback."""
-    found = _decisions(tx.execute(SELECT_CHAMPION, {"task": task}).fetchall())
-    return found[0] if found else None
+def chain(tx: Cursor, task: str) -> Chain:
+    """The decisions about a task, with what they say."""
+    return Chain(task, tuple(decisions(tx, task)))
 
 
 def champion(tx: Cursor, task: str) -> str | None:
-    """The champion's content hash: a pointer, not a state."""
-    found = champion_decision(tx, task)
-    return found.student if found else None
-
-
-def ever_approved(tx: Cursor, task: str) -> set[str]:
-    """Content hashes of all students that were approved at some time."""
-    return {row[0] for row in tx.execute(SELECT_EVER_APPROVED, {"task": task}).fetchall()}
+    """The champion's content hash."""
+    return chain(tx, task).champion
 
 
 def _next_link(

@@ -12,9 +12,9 @@ from pipelines.errors import DataDamaged
 from pipelines.types import Decision, DecisionAction
 from storage.database import Database
 from storage.decisions import (
+    chain,
     champion,
     decisions,
-    ever_approved,
     read_file,
     reconcile,
     record_decision,
@@ -84,7 +84,7 @@ def test_champion_is_the_student_of_the_latest_approve_or_rollback(
     with database.snapshot() as tx:
         assert champion(tx, "support") == "one"
         assert champion(tx, "other") is None
-        assert ever_approved(tx, "support") == {"one", "two"}
+        assert chain(tx, "support").approved == ("one", "two")
 
 
 @pytest.mark.parametrize("field", ["student", "operator", "reason", "decided_at", "action"])

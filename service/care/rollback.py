@@ -6,25 +6,25 @@ not opened, so it may be damaged.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from pipelines.decide import Chain, never_approved, required_reason, rollback_target
 from pipelines.errors import ArtifactDamaged, DataDamaged, DataLocked, NotRunning, Refused
 from pipelines.types import Decision, StudentVersion
 from service.care.rebuild.versions import version_of
 from service.host.process import lock_data_folder
 from service.keys import open_keys
-from service.operator.operations import required_reason
-from service.operator.publish import approval_of, live_task, next_serial
+from service.operator.publish import live_task, next_serial, verify_servable
 from service.settings import Settings
-from storage.artifacts import Artifacts, base_kind
+from storage.artifacts import Artifacts
 from storage.decisions import read_file, record_in_file, verify_chain
 from storage.folder import DataFolder
-from storage.live import Live, read_live, write_live
+from storage.live import Live, LiveTask, read_live, write_live
 from storage.reports import read_report
 
 # A learner that dies again and again holds the lock for a moment each time.
@@ -77,8 +77,8 @@ class _Offline:
     ) -> RolledBack:
         task = self._task(wanted)
         version = self._target(task, to)
-        report = approval_of(self._of(task), version.student).report
-        self._verify(version, report)
+        report = Chain.of(task, self._links).approval_of(version.student).report
+        verify_servable(self._artifacts, version, report)
         decision = record_in_file(
             self._file,
             task=task,
@@ -98,8 +98,6 @@ class _Offline:
         if wanted is not None and wanted not in self._settings.tasks:
             known = ", ".join(self._settings.tasks) or "none"
             raise Refused(f"there is no task {wanted}; the settings have: {known}")
-        if wanted is not None and wanted not in decided:
-            raise Refused(f"{wanted} has no champion yet; there is nothing to roll back")
         if wanted is not None:
             return wanted
         if not decided:
@@ -109,71 +107,41 @@ class _Offline:
         return decided[0]
 
     def _target(self, task: str, to: int | None) -> StudentVersion:
-        chain = self._of(task)
-        served = [link.student for link in chain if link.action != "reject"]
-        approved = [link.student for link in chain if link.action == "approve"]
-        champion = served[-1]
-        if to is None:
-            return self._before(task, approved, champion)
-        for student in dict.fromkeys(approved):
-            if self._number(task, student) == to:
-                version = self._find(task, student)
-                if student == champion:
-                    raise Refused(f"{version.name} is the champion already")
-                return version
-        raise Refused(
-            f"{task}-v{to} was never approved; a rollback goes only to a version that an operator "
-            "approved once"
-        )
+        """As the learner would choose it, of what the artifacts still tell of."""
+        chain = Chain.of(task, self._links)
+        known = [found for one in chain.approved if (found := self._find(task, one))]
+        if to is not None and chain.champion and to not in {one.number for one in known}:
+            raise never_approved(f"{task}-v{to}")
+        return rollback_target(chain, known, to)
 
-    def _before(self, task: str, approved: Sequence[str], champion: str) -> StudentVersion:
-        earlier = approved[: approved.index(champion)]
-        if not earlier:
-            raise Refused(f"{task} has no version that was approved before the champion")
-        return self._find(task, earlier[-1])
-
-    def _number(self, task: str, student: str) -> int | None:
-        report = approval_of(self._of(task), student).report
+    def _find(self, task: str, student: str) -> StudentVersion | None:
+        """A version as its artifacts tell of it, without the database and unverified."""
+        report = Chain.of(task, self._links).approval_of(student).report
         with suppress(ArtifactDamaged):
-            return read_report(self._artifacts, report or "").number
+            content = read_report(self._artifacts, report or "")
+            return version_of(self._artifacts.look("student", student), content)
         return None
-
-    def _find(self, task: str, student: str) -> StudentVersion:
-        """A version as its artifacts tell of it, without the database."""
-        report = approval_of(self._of(task), student).report
-        content = read_report(self._artifacts, report or "")
-        return version_of(self._artifacts.open("student", student), content)
-
-    def _verify(self, version: StudentVersion, report: str | None) -> None:
-        """Byte by byte, as before an approval."""
-        self._artifacts.open("student", version.student)
-        self._artifacts.open(base_kind(version.family), version.base)
-        content = read_report(self._artifacts, report or "")
-        if content.student != version.student or not content.gate.promotable:
-            raise ArtifactDamaged(
-                f"the report of {version.name} does not say that it may be served"
-            )
 
     def _publish(self) -> None:
         """Other tasks stay as they are published; without a readable file all are made anew."""
         present = self._present()
         published = dict(present.tasks) if present else {}
         changed = self._links[-1].task
-        published[changed] = live_task(self._links, self._artifacts, self._find, changed)
+        published[changed] = self._live(changed)
         for task in self._settings.tasks.keys() - published.keys():
             with suppress(DataDamaged):  # that is its own trouble; the learner will say so
-                published[task] = live_task(self._links, self._artifacts, self._find, task)
+                published[task] = self._live(task)
         serial = next_serial(present, len(self._links))
         write_live(self._live_path, Live(serial=serial, tasks=published), self._key)
+
+    def _live(self, task: str) -> LiveTask:
+        return live_task(Chain.of(task, self._links), self._artifacts, self._find)
 
     def _present(self) -> Live | None:
         try:
             return read_live(self._live_path, self._key)
         except DataDamaged:
             return None
-
-    def _of(self, task: str) -> list[Decision]:
-        return [link for link in self._links if link.task == task]
 
 
 def _lock(data: Path) -> IO[str]:

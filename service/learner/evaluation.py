@@ -20,8 +20,8 @@ from service.learner.training import Workshop
 from storage.artifacts import Artifact, base_kind
 from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items
+from storage.decisions import chain
 from storage.decisions import champion as champion_of
-from storage.decisions import decisions
 from storage.evaluations import (
     GateTurn,
     StoredEvaluation,
@@ -84,11 +84,12 @@ class Evaluating:
     def _why_judge(
         self, tx: Cursor, version: StudentVersion, last: StoredEvaluation | None
     ) -> str | None:
-        if any(link.student == version.student for link in decisions(tx, version.task)):
+        decided = chain(tx, version.task)
+        if decided.last(version.student) is not None:
             return None
         if last is None:
             return "not judged yet"
-        if last.champion != champion_of(tx, version.task):
+        if last.champion != decided.champion:
             return "the champion has changed"
         if last.promotable or last.verdict != "insufficient_evidence":
             return None

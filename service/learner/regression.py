@@ -14,7 +14,7 @@ from service.metrics import LearnerMetrics
 from service.planes import Role
 from service.sections import RollbackSettings
 from storage.database import Database
-from storage.decisions import decisions
+from storage.decisions import chain
 from storage.labels import AuditedPrompt, audited_prompts
 from storage.live import LiveTask
 
@@ -103,7 +103,7 @@ class Regression:
         """The running one; None where there is nothing to go back to, or it was gone back to."""
         live = self._live(task)
         with self._database.snapshot() as tx:
-            made = [link for link in decisions(tx, task) if link.action != "reject"]
+            made = chain(tx, task).reigns
         if live.champion is None or not made or made[-1].action != "approve":
             return None
         running = self._comparisons.get(task)

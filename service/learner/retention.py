@@ -10,7 +10,7 @@ from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.datasets import latest_dataset
 from storage.dead_letters import delete_dead_letters
-from storage.decisions import decisions
+from storage.decisions import chain
 from storage.estimates import delete_estimates_before
 from storage.evaluations import latest_evaluations
 from storage.leases import delete_leases_before
@@ -113,12 +113,12 @@ class Retention:
             latest = latest_dataset(tx, task)  # the next one is compared with it
             datasets |= {latest.digest} if latest else set()
             datasets |= {run.dataset for run in runs(tx, task, 1) if run.status == "running"}
-            decided = decisions(tx, task)
-            approved = {link.student for link in decided if link.action != "reject"}
-            reports |= {link.report for link in decided if link.report}
+            decided = chain(tx, task)
+            served = {link.student for link in decided.reigns}
+            reports |= {link.report for link in decided.links if link.report}
             found = versions(tx, task)
             newest = {one.student for one in found[: self._settings.retention.students]}
-            kept = [one for one in found if one.student in newest | approved]
+            kept = [one for one in found if one.student in newest | served]
             students |= {one.student for one in kept}
             datasets |= {one.dataset for one in kept}
             bases |= {one.base for one in kept}

@@ -21,7 +21,7 @@ from service.settings import Settings
 from storage.database import Cursor, Database
 from storage.datasets import dataset_by_digest
 from storage.dead_letters import count_dead_letters
-from storage.decisions import decisions
+from storage.decisions import chain
 from storage.estimates import StoredEstimate, add_estimate, estimate_history, first_estimate
 from storage.evaluations import latest_evaluation
 from storage.labels import (
@@ -193,7 +193,7 @@ class Watch:
 
         Whole minutes only, because the sums are kept by the minute.
         """
-        promoted = [link for link in decisions(tx, task) if link.action != "reject"][-1]
+        promoted = chain(tx, task).reigns[-1]
         since = promoted.decided_at.replace(second=0, microsecond=0)
         until = now.replace(second=0, microsecond=0)
         sums = window_sums(tx, task, champion.name, since, until)
@@ -255,9 +255,7 @@ class Watch:
         found = versions(tx, task)
         newest = found[0] if found else None
         judged = latest_evaluation(tx, task, newest.student) if newest else None
-        decided = newest is not None and any(
-            link.student == newest.student for link in decisions(tx, task)
-        )
+        decided = newest is not None and chain(tx, task).last(newest.student) is not None
         failures = 0
         for run in past:
             if run.status != "failed":

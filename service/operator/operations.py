@@ -7,11 +7,17 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.errors import ArtifactDamaged, DataDamaged, DiskFull, FlywheelError, Refused
+from pipelines.decide import (
+    refuse_approval,
+    refuse_rejection,
+    required_reason,
+    rollback_target,
+)
+from pipelines.errors import DataDamaged, DiskFull, FlywheelError, Refused
 from pipelines.types import DeadLetter, Decision, DecisionAction, StudentVersion
 from service.keys import Keys
 from service.operator.overview import Overview
-from service.operator.publish import approval_of, publish
+from service.operator.publish import publish, verify_servable
 from service.operator.status import (
     Activity,
     ActivityKind,
@@ -24,13 +30,13 @@ from service.operator.status import (
 )
 from service.operator.versions import History, load_history
 from service.settings import Settings
-from storage.artifacts import Artifacts, base_kind
+from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.dead_letters import dead_letter, dead_letters, mark_replayed
 from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.dump import Frozen, freeze
 from storage.live import Live
-from storage.reports import read_card, read_report
+from storage.reports import read_card
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 from storage.traffic import all_offsets
 
@@ -152,14 +158,14 @@ class Operations:
     def approve(self, task: str, number: int, *, report: str, operator: str) -> Decision:
         """Make a version the champion.
 
-        Only with the report that the operator looked at, if it is the latest one, says
-        promotable, and compares with the present champion; and only what verifies byte by
-        byte. Raises `Refused` or `ArtifactDamaged` otherwise.
+        Only where the rules allow it (`pipelines.decide.refuse_approval`), and only what
+        verifies byte by byte. Raises `Refused` or `ArtifactDamaged` otherwise.
         """
         with self._deciding() as tx:
             version, history = self._find(tx, task, number)
-            self._check_approvable(history, version, report)
-            self._verify(version, report)
+            judged = history.evaluations.get(version.student)
+            refuse_approval(history.chain, version, history.versions, judged, report)
+            verify_servable(self._artifacts, version, report)
             decision = self._record(tx, "approve", version, report, operator, "")
         return self._decided(decision, version)
 
@@ -168,10 +174,7 @@ class Operations:
         why = required_reason(reason, "reject")
         with self._deciding() as tx:
             version, history = self._find(tx, task, number)
-            if version.student in history.approved:
-                raise Refused(f"{version.name} was approved already; roll back instead")
-            if history.last_decision(version.student) is not None:
-                raise Refused(f"{version.name} was rejected already")
+            refuse_rejection(history.chain, version)
             evaluation = history.evaluations.get(version.student)
             report = evaluation.report if evaluation else None
             decision = self._record(tx, "reject", version, report, operator, why)
@@ -183,17 +186,9 @@ class Operations:
         self._check_task(task)
         with self._deciding() as tx:
             history = load_history(tx, task)
-            number = to if to is not None else _approved_before(history, task)
-            version, history = self._find(tx, task, number)
-            if version.student == history.champion:
-                raise Refused(f"{version.name} is the champion already")
-            if version.student not in history.approved:
-                raise Refused(
-                    f"{version.name} was never approved; a rollback goes only to a version "
-                    "that an operator approved once"
-                )
-            report = approval_of(list(history.decisions), version.student).report
-            self._verify(version, report)
+            version = rollback_target(history.chain, history.versions, to)
+            report = history.chain.approval_of(version.student).report
+            verify_servable(self._artifacts, version, report)
             decision = self._record(tx, "rollback", version, report, operator, why)
         return self._decided(decision, version)
 
@@ -207,13 +202,12 @@ class Operations:
         for task in self._settings.tasks:
             with self._database.snapshot() as tx:
                 history = load_history(tx, task)
-            if history.champion is None:
-                continue
-            champion = next((v for v in history.versions if v.student == history.champion), None)
+            student = history.chain.champion
+            champion = next((v for v in history.versions if v.student == student), None)
             try:
                 if champion is not None:
-                    approval = approval_of(list(history.decisions), champion.student)
-                    self._verify(champion, approval.report)
+                    approval = history.chain.approval_of(champion.student)
+                    verify_servable(self._artifacts, champion, approval.report)
             except DataDamaged as error:
                 log.error("champion_damaged", task=task, error=str(error))
                 found.append(task)
@@ -316,42 +310,6 @@ class Operations:
                 return version, history
         raise Refused(f"{task} has no version {number}")
 
-    def _check_approvable(self, history: History, version: StudentVersion, report: str) -> None:
-        name, decision = version.name, history.last_decision(version.student)
-        evaluation = history.evaluations.get(version.student)
-        if version.student == history.champion:
-            raise Refused(f"{name} is the champion already")
-        if version.student in history.approved:
-            raise Refused(f"{name} was approved before; roll back to it instead")
-        if decision is not None:
-            raise Refused(f"{name} was rejected by {decision.operator}: {decision.reason}")
-        if evaluation is None:
-            raise Refused(f"{name} was not evaluated yet")
-        if evaluation.report != report:
-            raise Refused(
-                f"the report that you looked at is not the latest one of {name}; look again"
-            )
-        if not evaluation.promotable:
-            raise Refused(f"the gate does not let {name} through: {evaluation.verdict}")
-        if history.is_stale(version.student):
-            raise Refused(
-                f"{name} was compared with another champion than the present one; "
-                "it has to be evaluated again"
-            )
-        if version.number < history.newest_approved():
-            raise Refused(f"a version newer than {name} was approved already")
-
-    def _verify(self, version: StudentVersion, report: str | None) -> None:
-        self._artifacts.open("student", version.student)
-        self._artifacts.open(base_kind(version.family), version.base)
-        if report is None:
-            raise ArtifactDamaged(f"{version.name} was approved without a report")
-        content = read_report(self._artifacts, report)
-        if content.student != version.student or not content.gate.promotable:
-            raise ArtifactDamaged(
-                f"report {report[:12]} does not say that {version.name} may be served"
-            )
-
     @contextmanager
     def _deciding(self) -> Iterator[Cursor]:
         """A transaction for one decision. `record_decision` writes the file before the commit,
@@ -442,26 +400,3 @@ class Operations:
     def _check_unknown(self, key: str) -> None:
         if key not in {held.key for held in self._callbacks.unknown_outcomes.list()}:
             raise Refused(f"no held call has the key {key}")
-
-
-def required_reason(reason: str, verb: str) -> str:
-    """The reason without space around it. Raises `Refused` where there is none."""
-    text = reason.strip()
-    if not text:
-        raise Refused(f"to {verb}, say why")
-    if len(text) > 2_000:
-        raise Refused("the reason is longer than 2,000 characters")
-    return text
-
-
-def _approved_before(history: History, task: str) -> int:
-    """The version that was approved before the champion was: never forward to a newer one."""
-    approvals = [link.student for link in history.decisions if link.action == "approve"]
-    if history.champion is None:
-        raise Refused(f"{task} has no champion yet; there is nothing to roll back")
-    earlier = approvals[: approvals.index(history.champion)]
-    numbers = {version.student: version.number for version in history.versions}
-    for student in reversed(earlier):
-        if student in numbers:
-            return numbers[student]
-    raise Refused(f"{task} has no version that was approved before the champion")

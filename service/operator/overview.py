@@ -238,7 +238,7 @@ class Overview:
         evaluated = [version for version in described if version.evaluated_at is not None]
         judged = max(evaluated, key=lambda one: one.evaluated_at or now, default=None)
         report = self._read(judged.report) if judged and judged.report else None
-        decision = history.decisions[-1] if history.decisions else None
+        decision = history.chain.links[-1] if history.chain.links else None
         lately = window_sums(tx, task, None, now - LATELY, now + timedelta(minutes=1))
         return loop_steps(
             LoopFacts(

@@ -1,14 +1,15 @@
 """Publication: what the decisions say is served becomes `live.json`."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 
+from pipelines.decide import Chain
 from pipelines.errors import ArtifactDamaged, DataDamaged
-from pipelines.types import Decision, StudentVersion
-from storage.artifacts import Artifacts
+from pipelines.types import StudentVersion
+from storage.artifacts import Artifacts, base_kind
 from storage.database import Database
 from storage.decisions import decisions
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
@@ -36,7 +37,8 @@ def publish(
         def find(task: str, student: str) -> StudentVersion | None:
             return version_by_digest(tx, task, student)
 
-        wanted = {task: live_task(links, artifacts, find, task) for task in sorted(tasks)}
+        chains = [Chain.of(task, links) for task in sorted(tasks)]
+        wanted = {chain.task: live_task(chain, artifacts, find) for chain in chains}
     if present is not None and present.serial > 0 and present.tasks == wanted:
         return None
     live = Live(serial=next_serial(present, len(links)), tasks=wanted)
@@ -53,23 +55,18 @@ def next_serial(present: Live | None, decided: int) -> int:
     return known + 1 if known else int(time.time()) + decided
 
 
-def live_task(
-    links: Sequence[Decision], artifacts: Artifacts, find: FindVersion, task: str
-) -> LiveTask:
+def live_task(chain: Chain, artifacts: Artifacts, find: FindVersion) -> LiveTask:
     """The champion of a task, and the champion before it to keep resident."""
-    chain = [link for link in links if link.task == task and link.action != "reject"]
-    if not chain:
+    if chain.champion is None:
         return LiveTask()
-    champion = chain[-1].student
-    before = next((link.student for link in reversed(chain) if link.student != champion), None)
     return LiveTask(
-        champion=_live_student(find, artifacts, chain, champion),
-        previous=_previous(find, artifacts, chain, before) if before else None,
+        champion=_live_student(find, artifacts, chain, chain.champion),
+        previous=_previous(find, artifacts, chain, chain.before) if chain.before else None,
     )
 
 
 def _previous(
-    find: FindVersion, artifacts: Artifacts, chain: list[Decision], student: str
+    find: FindVersion, artifacts: Artifacts, chain: Chain, student: str
 ) -> LiveStudent | None:
     try:
         return _live_student(find, artifacts, chain, student)
@@ -79,13 +76,13 @@ def _previous(
 
 
 def _live_student(
-    find: FindVersion, artifacts: Artifacts, chain: list[Decision], student: str
+    find: FindVersion, artifacts: Artifacts, chain: Chain, student: str
 ) -> LiveStudent:
-    approval = approval_of(chain, student)
-    version = find(approval.task, student)
+    approval = chain.approval_of(student)
+    version = find(chain.task, student)
     if version is None or approval.report is None:
         raise DataDamaged(
-            f"student {student[:12]} of {approval.task} was approved in decision "
+            f"student {student[:12]} of {chain.task} was approved in decision "
             f"{approval.sequence}, but the database does not know it: `flywheel rebuild`, or "
             "restore a backup"
         )
@@ -106,12 +103,17 @@ def _live_student(
     )
 
 
-def approval_of(chain: list[Decision], student: str) -> Decision:
-    """The latest approval of a student; what is live always has one."""
-    for link in reversed(chain):
-        if link.action == "approve" and link.student == student:
-            return link
-    raise DataDamaged(f"student {student[:12]} was made champion and never approved")
+def verify_servable(artifacts: Artifacts, version: StudentVersion, report: str | None) -> None:
+    """Read a version byte by byte, as before an approval. Raises `ArtifactDamaged`."""
+    artifacts.open("student", version.student)
+    artifacts.open(base_kind(version.family), version.base)
+    if report is None:
+        raise ArtifactDamaged(f"{version.name} was approved without a report")
+    content = read_report(artifacts, report)
+    if content.student != version.student or not content.gate.promotable:
+        raise ArtifactDamaged(
+            f"report {report[:12]} does not say that {version.name} may be served"
+        )
 
 
 def _present(path: Path, key: bytes) -> Live | None:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.types import Decision, StudentVersion
+from pipelines.decide import Chain, newest_approved
+from pipelines.types import StudentVersion
 from service.operator.status import Reign, Version, VersionEvent, VersionState
 from storage.database import Cursor
-from storage.decisions import decisions
+from storage.decisions import chain
 from storage.evaluations import StoredEvaluation, latest_evaluations
 from storage.reports import Report
 from storage.versions import versions
@@ -20,39 +21,23 @@ class History:
 
     versions: Sequence[StudentVersion]  # newest first
     evaluations: Mapping[str, StoredEvaluation]  # the latest, by student
-    decisions: Sequence[Decision]  # oldest first
-
-    @property
-    def champion(self) -> str | None:
-        served = [link.student for link in self.decisions if link.action != "reject"]
-        return served[-1] if served else None
-
-    @property
-    def approved(self) -> set[str]:
-        return {link.student for link in self.decisions if link.action == "approve"}
-
-    def last_decision(self, student: str) -> Decision | None:
-        found = [link for link in self.decisions if link.student == student]
-        return found[-1] if found else None
+    chain: Chain
 
     def name_of(self, student: str) -> str:
         found = [version.name for version in self.versions if version.student == student]
         return found[0] if found else student[:8]
 
-    def newest_approved(self) -> int:
-        return max((v.number for v in self.versions if v.student in self.approved), default=0)
-
     def is_stale(self, student: str) -> bool:
         """Whether it was evaluated against a champion that serves no more."""
         evaluation = self.evaluations.get(student)
-        return evaluation is not None and evaluation.champion != self.champion
+        return evaluation is not None and evaluation.champion != self.chain.champion
 
 
 def load_history(tx: Cursor, task: str) -> History:
     return History(
         versions=versions(tx, task),
         evaluations=latest_evaluations(tx, task),
-        decisions=decisions(tx, task),
+        chain=chain(tx, task),
     )
 
 
@@ -69,7 +54,7 @@ def describe(history: History, read: ReadReport) -> list[Version]:
 
 def reigns(history: History) -> tuple[Reign, ...]:
     """Who was the champion when, oldest first."""
-    served = [link for link in history.decisions if link.action != "reject"]
+    served = history.chain.reigns
     known = {version.student: version for version in history.versions}
     found = []
     for at, link in enumerate(served):
@@ -112,7 +97,7 @@ def became(
             sentence=f"{words[link.action]}{': ' + link.reason if link.reason else ''}",
             by=link.operator,
         )
-        for link in history.decisions
+        for link in history.chain.links
         if link.student == version.student
     ]
     events += [
@@ -143,13 +128,13 @@ def _state(
 ) -> VersionState:
     student = version.student
     evaluation = history.evaluations.get(student)
-    if student == history.champion:
+    if student == history.chain.champion:
         return "champion"
-    if student in history.approved:
+    if student in history.chain.approved:
         return "approved"
-    if history.last_decision(student) is not None:
+    if history.chain.last(student) is not None:
         return "rejected"
-    overtaken = version.number < history.newest_approved()
+    overtaken = version.number < newest_approved(history.chain, history.versions)
     if evaluation is None:
         return "trained" if newest and not overtaken else "superseded"
     if evaluation.promotable or (history.is_stale(student) and not overtaken):
@@ -166,7 +151,7 @@ def _describe(
 ) -> Version:
     evaluation = history.evaluations.get(version.student)
     report = read(evaluation.report) if evaluation else None
-    decision = history.last_decision(version.student)
+    decision = history.chain.last(version.student)
     return Version(
         task=version.task,
         number=version.number,
@@ -199,7 +184,7 @@ def _describe(
 def _sentence(
     history: History, version: StudentVersion, state: VersionState, report: Report | None
 ) -> str:
-    decision = history.last_decision(version.student)
+    decision = history.chain.last(version.student)
     if state == "champion" and decision:
         verb = "Rolled back to" if decision.action == "rollback" else "Approved"
         return f"Serves. {verb} by {decision.operator}."

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.curate import NearDuplicates
+from pipelines.decide import Chain
 from pipelines.errors import Refused
 from pipelines.types import Decision
 from service.care.rebuild.known import calls_by_event, known_items
@@ -156,11 +157,9 @@ class _Rebuild:
 
 
 def _first_champions(links: Sequence[Decision]) -> dict[str, datetime]:
-    found: dict[str, datetime] = {}
-    for link in links:
-        if link.action == "approve":
-            found.setdefault(link.task, link.decided_at)
-    return found
+    """Since when each task has had a champion."""
+    chains = [Chain.of(task, links) for task in {link.task for link in links}]
+    return {chain.task: chain.reigns[0].decided_at for chain in chains if chain.reigns}
 
 
 def _refuse_empty(settings: Settings) -> None:

@@ -1,0 +1,167 @@
+"""What the decisions about one task say: its champion, what was before, what may be served next.
+
+Pure rules over the chain of decisions. Whoever decides asks them: the learner with its database,
+and a rollback while no learner runs, from files alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipelines.errors import DataDamaged, Refused
+from pipelines.types import Decision, StudentVersion, Verdict
+
+LONGEST_REASON = 2_000
+
+
+class Judged(Protocol):
+    """What an evaluation said about a version. `champion`: whom it was compared with."""
+
+    @property
+    def report(self) -> str: ...
+
+    @property
+    def promotable(self) -> bool: ...
+
+    @property
+    def verdict(self) -> Verdict: ...
+
+    @property
+    def champion(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The decisions about one task, oldest first. Students go by their content hash."""
+
+    task: str
+    links: tuple[Decision, ...]
+
+    @classmethod
+    def of(cls, task: str, links: Iterable[Decision]) -> "Chain":
+        """Out of the decisions about all tasks."""
+        return cls(task, tuple(link for link in links if link.task == task))
+
+    @property
+    def reigns(self) -> tuple[Decision, ...]:
+        """The decisions that made a champion."""
+        return tuple(link for link in self.links if link.action != "reject")
+
+    @property
+    def champion(self) -> str | None:
+        """A pointer, not a state: the student of the latest approval or rollback."""
+        return self.reigns[-1].student if self.reigns else None
+
+    @property
+    def before(self) -> str | None:
+        """The champion before: what gateways keep at hand for a rollback."""
+        others = (link.student for link in reversed(self.reigns) if link.student != self.champion)
+        return next(others, None)
+
+    @property
+    def approved(self) -> tuple[str, ...]:
+        """Every student that an operator ever approved, in that order."""
+        return tuple(dict.fromkeys(one.student for one in self.links if one.action == "approve"))
+
+    def last(self, student: str) -> Decision | None:
+        """The latest decision about a student."""
+        return next((link for link in reversed(self.links) if link.student == student), None)
+
+    def approval_of(self, student: str) -> Decision:
+        """The latest approval of a student; what is live always has one."""
+        for link in reversed(self.links):
+            if link.action == "approve" and link.student == student:
+                return link
+        raise DataDamaged(f"student {student[:12]} was made champion and never approved")
+
+
+def refuse_approval(
+    chain: Chain,
+    version: StudentVersion,
+    versions: Sequence[StudentVersion],
+    judged: Judged | None,
+    report: str,
+) -> None:
+    """Raise `Refused` where a version may not become the champion.
+
+    Only with the report that the operator looked at, if it is the latest one, says promotable,
+    and compares with the present champion; and never behind a newer version that was approved.
+    """
+    name, decision = version.name, chain.last(version.student)
+    if version.student == chain.champion:
+        raise Refused(f"{name} is the champion already")
+    if version.student in chain.approved:
+        raise Refused(f"{name} was approved before; roll back to it instead")
+    if decision is not None:
+        raise Refused(f"{name} was rejected by {decision.operator}: {decision.reason}")
+    if judged is None:
+        raise Refused(f"{name} was not evaluated yet")
+    if judged.report != report:
+        raise Refused(f"the report that you looked at is not the latest one of {name}; look again")
+    if not judged.promotable:
+        raise Refused(f"the gate does not let {name} through: {judged.verdict}")
+    if judged.champion != chain.champion:
+        raise Refused(
+            f"{name} was compared with another champion than the present one; "
+            "it has to be evaluated again"
+        )
+    if version.number < newest_approved(chain, versions):
+        raise Refused(f"a version newer than {name} was approved already")
+
+
+def refuse_rejection(chain: Chain, version: StudentVersion) -> None:
+    """Raise `Refused` where there is nothing to say no to."""
+    if version.student in chain.approved:
+        raise Refused(f"{version.name} was approved already; roll back instead")
+    if chain.last(version.student) is not None:
+        raise Refused(f"{version.name} was rejected already")
+
+
+def rollback_target(
+    chain: Chain, versions: Sequence[StudentVersion], to: int | None
+) -> StudentVersion:
+    """The version that a rollback goes to; `to` None: the one approved before the champion.
+
+    Never forward to a newer one. `versions` are those that are known: one that nobody knows any
+    more is passed over, because a rollback is asked for when something that works is needed.
+    Raises `Refused`.
+    """
+    if chain.champion is None:
+        raise Refused(f"{chain.task} has no champion yet; there is nothing to roll back")
+    if to is None:
+        known = {version.student: version for version in versions}
+        earlier = chain.approved[: chain.approved.index(chain.champion)]
+        target = next((known[one] for one in reversed(earlier) if one in known), None)
+        if target is None:
+            raise Refused(f"{chain.task} has no version that was approved before the champion")
+        return target
+    target = next((version for version in versions if version.number == to), None)
+    if target is None:
+        raise Refused(f"{chain.task} has no version {to}")
+    if target.student == chain.champion:
+        raise Refused(f"{target.name} is the champion already")
+    if target.student not in chain.approved:
+        raise never_approved(target.name)
+    return target
+
+
+def never_approved(name: str) -> Refused:
+    return Refused(
+        f"{name} was never approved; a rollback goes only to a version that an operator approved "
+        "once"
+    )
+
+
+def newest_approved(chain: Chain, versions: Iterable[StudentVersion]) -> int:
+    """The highest number that was ever approved; 0 for none."""
+    return max((one.number for one in versions if one.student in chain.approved), default=0)
+
+
+def required_reason(reason: str, verb: str) -> str:
+    """The reason without space around it. Raises `Refused` where there is none."""
+    text = reason.strip()
+    if not text:
+        raise Refused(f"to {verb}, say why")
+    if len(text) > LONGEST_REASON:
+        raise Refused(f"the reason is longer than {LONGEST_REASON:,} characters")
+    return text
