@@ -17,6 +17,7 @@ from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest
 from service.learner.sampling import Sampling
 from service.metrics import LearnerMetrics
+from service.operator.board import Board
 from service.rules import first_policy
 from service.sections import IngestSettings, TaskSettings
 from service.settings import Settings
@@ -118,7 +119,6 @@ def _ingested(folder: Path, records: int) -> Mapping[str, float]:
         ),
         sampling=Sampling({TASK: first_policy(settings, b"s" * 32)}),
         assessor=Nobody(),
-        has_student=lambda task: False,
         group_salt=b"s" * 32,
         # Most of it is rubbish on purpose: that must not pause it here.
         settings=IngestSettings(
@@ -126,6 +126,7 @@ def _ingested(folder: Path, records: int) -> Mapping[str, float]:
         ),
         data_dir=folder,
         metrics=LearnerMetrics(CollectorRegistry()),
+        board=Board(),
     )
     ingest.start()
     read = 0

@@ -39,6 +39,7 @@ from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest
 from service.learner.sampling import Sampling
 from service.metrics import LearnerMetrics
+from service.operator.board import Board
 from service.rules import first_policy
 from service.settings import Settings
 from service.topics import TopicReader, TopicWriter
@@ -268,11 +269,11 @@ def _ingest(
             ),
             sampling=Sampling({TASK.name: policy}),
             assessor=_NobodyAsks(),
-            has_student=lambda task: True,
             group_salt=SALT,
             settings=settings.ingest,
             data_dir=folder,
             metrics=LearnerMetrics(CollectorRegistry()),
+            board=Board(),
         )
         ingest.start()
         yield ingest, database

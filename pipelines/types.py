@@ -344,6 +344,7 @@ class GateReport:
         )
 
 
+BY_ITSELF = "flywheel"  # who decided or paused, when nobody did
 DecisionAction = Literal["approve", "reject", "rollback"]
 
 

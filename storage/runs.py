@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Literal
 
 from storage.database import Cursor, from_db_time, from_db_time_or_none, to_db_time
 
+MOST_FAILURES = 10  # that are counted
 RunStatus = Literal["running", "succeeded", "failed"]
 
 INSERT_RUN = """
@@ -118,6 +120,13 @@ def started_runs(tx: Cursor, limit: int, before: datetime | None = None) -> list
 def ended_runs(tx: Cursor, limit: int, before: datetime | None = None) -> list[TrainingRun]:
     """Of all tasks, the newest end first."""
     return _page(tx, SELECT_RUNS_BY_END, limit, before)
+
+
+def failures_in_a_row(tx: Cursor, task: str) -> int:
+    """How many of the latest training runs failed, one that is running left out; at most ten."""
+    past = [run for run in runs(tx, task, MOST_FAILURES + 1) if run.status != "running"]
+    failed = takewhile(lambda run: run.status == "failed", past)
+    return min(MOST_FAILURES, len(list(failed)))
 
 
 def _page(tx: Cursor, select: str, limit: int, before: datetime | None) -> list[TrainingRun]:

@@ -8,7 +8,6 @@ from storage.database import Cursor, first_row, from_db_time, from_db_time_or_no
 
 TickOutcome = Literal["running", "done", "nothing", "failed", "paused", "missed"]
 ALL_JOBS = "all"  # pauses the whole learner's schedule
-BY_ITSELF = "flywheel"  # who paused, when nobody did
 
 INSERT_TICK = """
 INSERT INTO ticks (job, scheduled_at, started_at, ended_at, outcome, detail)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import uvicorn
@@ -15,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from pipelines.types import Estimate
 from service.console.app import console_app
-from service.operator.status import Figures, Progress, UnknownOutcome
+from service.operator.status import Figures, Progress
 from storage.ticks import record_tick
 
 TOKEN = "test-token-of-the-operator"
@@ -35,7 +34,7 @@ def open_console(folder: Path, *, training: bool = False) -> Iterator[Console]:
     with open_desk(folder) as desk:
         seed(desk)
         if training:
-            desk.progress = Progress(
+            desk.board.progress = Progress(
                 step=312,
                 total=480,
                 examples_per_second=1280,
@@ -80,16 +79,7 @@ def seed(desk: Desk) -> None:
     )
     desk.dead_letter(17, b'{"model": "gpt-support"}', "the record has no messages")
     desk.dead_letter(18, b"\xff\xfe\x00", "the record is not UTF-8")
-    desk.held.held = [
-        UnknownOutcome(
-            key="9f2c" * 16,
-            event_id="e-9",
-            sent_at=desk.clock.at - timedelta(minutes=3),
-            reserved=0.0031,
-            detail="the connection was cut after the request was sent",
-            task=TASK,
-        )
-    ]
+    desk.hold("e-9", detail="the connection was cut after the request was sent", money=0.0031)
     ticks = {
         "relabel": ("done", "12 samples labelled"),
         "train": (
@@ -110,21 +100,24 @@ def seed(desk: Desk) -> None:
                 detail=detail,
                 now=desk.clock(),
             )
-    desk.figures[TASK] = Figures(
-        agreement=Estimate(value=0.952, low=0.938, high=0.964, n=1210),
-        served_agreement=Estimate(value=0.979, low=0.968, high=0.988, n=904),
-        trusted_coverage=Estimate(value=0.831, low=0.82, high=0.842, n=20_400),
-        certified_coverage=0.828,
-        labels_bought=1_951,
-        labels_given=420,
-        labels_by_side={"training": 1_897, "held_out": 474},
-        pending_samples=7,
-        spend_today=1.318,
-        budget_today=20.0,
-        saved_total=14.2,
-        events_total=48_210,
-        served_by_student_share=0.83,
-        events_per_day=41_000,
-        cost_per_call=0.00061,
-        history=make_history(desk.clock.at),
+    desk.board.show(
+        TASK,
+        Figures(
+            agreement=Estimate(value=0.952, low=0.938, high=0.964, n=1210),
+            served_agreement=Estimate(value=0.979, low=0.968, high=0.988, n=904),
+            trusted_coverage=Estimate(value=0.831, low=0.82, high=0.842, n=20_400),
+            certified_coverage=0.828,
+            labels_bought=1_951,
+            labels_given=420,
+            labels_by_side={"training": 1_897, "held_out": 474},
+            pending_samples=7,
+            spend_today=1.318,
+            budget_today=20.0,
+            saved_total=14.2,
+            events_total=48_210,
+            served_by_student_share=0.83,
+            events_per_day=41_000,
+            cost_per_call=0.00061,
+            history=make_history(desk.clock.at),
+        ),
     )

@@ -20,13 +20,24 @@ from pipelines.types import Headers, Message, PromptEvent, StudentAnswer
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest
 from service.learner.sampling import Sampling
+from service.operator.board import Board
 from service.rules import first_policy
 from service.sections import IngestSettings
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
+from storage.live import LiveStudent, LiveTask
 
 KEY = b"k" * 32
 SALT = b"s" * 32
 TOPIC = "topic.sqlite"
+CHAMPION = LiveStudent(
+    name="support-v1-aaaaaaaa",
+    number=1,
+    student="a" * 64,
+    base="e" * 64,
+    report="r" * 64,
+    decision="d" * 64,
+    threshold=0.9,
+)
 
 
 class Assessor:
@@ -54,12 +65,16 @@ def make_ingest(
     reader: Any = None,
     assessor: Assessor | None = None,
     has_student: bool = False,
+    board: Board | None = None,
     terms: str | None = "scripted",
     sampling: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Ingest:
     """An ingest that takes up where the rig's database says."""
     quick = {"poll_timeout": timedelta(0), "linger": timedelta(0), "min_free_disk_mb": 0}
+    board = board or Board()
+    if has_student:
+        board.live = {TASK.name: LiveTask(champion=CHAMPION)}
     policy = first_policy(
         rig.settings.model_copy(
             update={"sampling": rig.settings.sampling.model_copy(update=sampling or {})}
@@ -82,11 +97,11 @@ def make_ingest(
         ),
         sampling=Sampling({TASK.name: policy}),
         assessor=assessor or Assessor(),
-        has_student=lambda task: has_student,
         group_salt=SALT,
         settings=IngestSettings().model_copy(update={**quick, **settings}),
         data_dir=rig.folder,
         metrics=rig.metrics,
+        board=board,
     )
     ingest.start()
     return ingest

@@ -26,9 +26,10 @@ from pipelines.types import (
     StudentAnswer,
     Task,
 )
-from service.learner.relabel import HeldCalls, Relabel
+from service.learner.relabel import Relabel
 from service.learner.teacher import Teacher
 from service.metrics import LearnerMetrics
+from service.operator.held_calls import HeldCalls
 from service.settings import Settings
 from storage.database import Database
 from storage.labels import add_labels

@@ -1,11 +1,14 @@
 """A learner's operator side on real storage, with students, reports and figures to decide on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
 
 from pipelines.recipes import RecipeName
 from pipelines.types import (
@@ -23,14 +26,11 @@ from pipelines.types import (
 )
 from service.keys import open_keys
 from service.learner.gateways import Gateways
+from service.metrics import LearnerMetrics
+from service.operator.board import Board
 from service.operator.operations import Operations
 from service.operator.status import (
-    Callbacks,
-    Figures,
     HistoryPoint,
-    IngestState,
-    Progress,
-    UnknownOutcome,
 )
 from service.sections import TaskSettings, TeacherSettings
 from service.settings import Settings
@@ -40,6 +40,7 @@ from storage.datasets import add_dataset
 from storage.dead_letters import add_dead_letters
 from storage.decisions import champion
 from storage.evaluations import StoredEvaluation, add_evaluation, gate_turn
+from storage.ledger import Amounts, Ledger
 from storage.live import Live, read_live
 from storage.migrate import migrate
 from storage.reports import Golden, Report, write_card, write_report
@@ -112,26 +113,6 @@ class RecordingWriter:
     def close(self) -> None: ...
 
 
-@dataclass
-class HeldCalls:
-    """Teacher calls of unknown outcome."""
-
-    held: list[UnknownOutcome] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def list(self) -> Sequence[UnknownOutcome]:
-        return self.held
-
-    def release(self, key: str) -> None:
-        self.released.append(key)
-        self.held = [call for call in self.held if call.key != key]
-
-    def drop(self, key: str) -> None:
-        self.dropped.append(key)
-        self.held = [call for call in self.held if call.key != key]
-
-
 def fill_with_a_number(scratch: Path, number: int) -> None:
     """The files of a student that nobody will load."""
     (scratch / "student.json").write_text(f'{{"number": {number}}}')
@@ -148,20 +129,29 @@ class Desk:
     folder: Path
     clock: Clock
     writer: RecordingWriter
-    held: HeldCalls
+    ledger: Ledger
+    board: Board
     encoder: str
     gateways: Gateways
     fill: Callable[[Path, int], None] = fill_with_a_number
     golden: Sequence[Golden] = (Golden(text="where is it", label="delivery", confidence=1),)
-    trained: list[str] = field(default_factory=list)
-    published: list[Live] = field(default_factory=list)
-    figures: dict[str, Figures] = field(default_factory=dict)
-    progress: Progress | None = None
-    ingest: IngestState = field(default_factory=IngestState)
 
     @property
     def live_path(self) -> Path:
         return self.folder / "live.json"
+
+    def hold(self, event_id: str, *, detail: str = "read timeout", money: float = 0.01) -> str:
+        """A teacher call of which nobody knows whether it was answered; returns its key."""
+        key = sha256(event_id.encode()).hexdigest()
+        self.ledger.intend(
+            key,
+            event_id=event_id,
+            request=b"{}",
+            reserve=Amounts(tokens=100, money=money),
+            now=self.clock(),
+        )
+        self.ledger.note(key, "unknown", detail=detail, now=self.clock())
+        return key
 
     def live(self) -> Live:
         return read_live(self.live_path, open_keys(self.folder).live)
@@ -332,35 +322,21 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
     encoder = folder / "scratch" / "encoder"
     encoder.mkdir(parents=True, exist_ok=True)
     (encoder / "tokenizer.json").write_text("{}")
-    clock, writer, held = Clock(), RecordingWriter(), HeldCalls()
-    trained: list[str] = []
-    published: list[Live] = []
-    figures: dict[str, Figures] = {}
-    gateways = Gateways(database, clock)
-
-    def next_ticks() -> Mapping[str, datetime | None]:
-        jobs = ("relabel", "train", "evaluate", "watch", "retention")
-        return {"ingest": None, **{job: clock.at + timedelta(seconds=20) for job in jobs}}
-
+    clock, writer, board = Clock(), RecordingWriter(), Board()
+    ledger = Ledger(folder / "ledger")
+    jobs = ("relabel", "train", "evaluate", "watch", "retention")
+    soon = clock.at + timedelta(seconds=20)
+    board.next_ticks = {"ingest": None, **dict.fromkeys(jobs, soon)}
     operations = Operations(
         database=database,
+        ledger=ledger,
         artifacts=artifacts,
         settings=loaded,
         keys=open_keys(folder),
-        live_path=folder / "live.json",
+        board=board,
+        metrics=LearnerMetrics(CollectorRegistry()),
         now=clock,
-        callbacks=Callbacks(
-            figures=lambda task: figures.get(task, Figures()),
-            progress=lambda: desk.progress,
-            next_ticks=next_ticks,
-            request_train=trained.append,
-            published=published.append,
-            decided=lambda decision: None,
-            topic_writer=lambda: writer,
-            unknown_outcomes=held,
-            ingest=lambda: desk.ingest,
-            gateways=gateways.seen,
-        ),
+        open_writer=lambda: writer,
     )
     desk = Desk(
         operations=operations,
@@ -370,17 +346,16 @@ def open_desk(folder: Path, **settings: Any) -> Iterator[Desk]:
         folder=folder,
         clock=clock,
         writer=writer,
-        held=held,
+        ledger=ledger,
+        board=board,
         encoder=artifacts.publish("encoder", encoder, {}).digest,
-        gateways=gateways,
-        trained=trained,
-        published=published,
-        figures=figures,
+        gateways=Gateways(database, board, clock),
     )
     try:
         operations.recover()
         yield desk
     finally:
+        ledger.close()
         database.close()
 
 

@@ -42,6 +42,7 @@ from service.keys import GATEWAY_PRODUCER
 from service.learner.sampling import Sampling
 from service.learner.watch import Watch
 from service.metrics import GatewayMetrics
+from service.operator.board import Board
 from service.rules import first_policy
 from service.topics.kafka import KafkaOptions, KafkaTopicReader
 from storage.decisions import record_decision
@@ -131,7 +132,9 @@ class Plant:
         self.options = options
         self.stop = threading.Event()
         self.reader = KafkaTopicReader(options)
-        self.ingest = make_ingest(rig, reader=self.reader)
+        self.board = Board()
+        self.board.live = {rig.task.name: LiveTask(champion=CHAMPION)}
+        self.ingest = make_ingest(rig, reader=self.reader, board=self.board)
         self.ledger = Ledger(rig.folder / "ledger")
         self.watch = Watch(
             database=rig.database,
@@ -140,7 +143,7 @@ class Plant:
             tasks={rig.task.name: rig.task},
             sampling=Sampling({rig.task.name: first_policy(rig.settings, b"salt")}),
             metrics=rig.metrics,
-            live=lambda task: LiveTask(champion=CHAMPION),
+            board=self.board,
             start_training=lambda task, reason: None,
             now=lambda: datetime.now(UTC),
         )

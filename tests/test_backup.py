@@ -145,12 +145,12 @@ def test_gateways_follow_a_restored_state_although_it_is_older(desk: Desk, tmp_p
     assert waiting.report is not None
     desk.operations.approve("support", waiting.number, report=waiting.report, operator="ann")
     settings = elsewhere(desk, tmp_path / "restored")
-    approved = time.time()
+    serial, approved = desk.live().serial, time.time()
     while time.time() < approved + 2:  # serials go by the clock: nobody restores within a second
         time.sleep(0.1)
     restore(settings, target, quietly)
     shutil.copyfile(settings.data_dir / "live.json", desk.live_path)
-    assert desk.live().serial > max(live.serial for live in desk.published)
+    assert desk.live().serial > serial
     assert desk.live().tasks["support"].champion.number == 1  # type: ignore[union-attr]
 
 

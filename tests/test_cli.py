@@ -177,7 +177,7 @@ def test_status_puts_what_waits_first(flywheel: Flywheel, desk: Desk) -> None:
 
 
 def test_status_shows_how_far_a_training_is_and_its_loss(flywheel: Flywheel, desk: Desk) -> None:
-    desk.progress = Progress(
+    desk.board.progress = Progress(
         step=96, total=480, examples_per_second=12, seconds_left=32, phase="tune", loss=0.4312
     )
     text = flywheel("--data-dir", str(desk.folder), "status").out
@@ -285,11 +285,11 @@ def test_steering_and_sorting_out(flywheel: Flywheel, desk: Desk) -> None:
     assert flywheel(*there, "resume").code == 0
     assert flywheel(*there, "pause", "lunch").code == ExitCode.REFUSED
     assert flywheel(*there, "train").code == 0
-    assert desk.trained == [TASK]
+    assert desk.board.take_wish(TASK)
     assert "flywheel.prompts/0/17" in flywheel(*there, "dead-letters", "list").out
     assert flywheel(*there, "dead-letters", "replay", "flywheel.prompts/0/17").code == 0
     assert len(desk.writer.durable) == 1
-    key = desk.held.held[0].key
+    key = desk.operations.unknown_outcomes()[0].key
     assert key in flywheel(*there, "unknown", "list").out
     assert flywheel(*there, "unknown", "release", key).code == 0
     assert flywheel(*there, "unknown", "drop", key).code == ExitCode.REFUSED

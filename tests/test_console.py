@@ -309,8 +309,8 @@ def test_verbs_reach_operations(client: TestClient, desk: Desk) -> None:
     assert post("jobs/lunch/pause") == 409
     assert post("jobs/train/resume") == 200
     assert post("dead-letters/flywheel.prompts/0/17/replay") == 200
-    assert post(f"unknown-outcomes/{desk.held.held[0].key}/drop") == 200
-    assert desk.trained == [TASK]
+    assert post(f"unknown-outcomes/{desk.operations.unknown_outcomes()[0].key}/drop") == 200
+    assert desk.board.take_wish(TASK)
     assert len(desk.writer.durable) == 1
     states = {v.number: v.state for v in desk.operations.versions(TASK)}
     assert (states[1], states[5]) == ("champion", "rejected")
@@ -410,5 +410,5 @@ def test_the_model_card_is_read_as_text(browser: TestClient) -> None:
 
 
 def test_training_shows_its_loss(desk: Desk, browser: TestClient) -> None:
-    desk.progress = Progress(step=3, total=8, phase="tune", loss=0.4312)
+    desk.board.progress = Progress(step=3, total=8, phase="tune", loss=0.4312)
     assert "loss 0.431" in browser.get("/").text

@@ -89,13 +89,13 @@ def test_what_is_paused_names_who_paused_it(desk: Desk) -> None:
 def test_ingest_tells_why_it_is_held_and_how_far_behind_it_is(desk: Desk) -> None:
     with desk.database.transaction() as tx:
         store_offsets(tx, "flywheel.prompts", "id", {0: 10}, desk.clock())
-    desk.ingest = IngestState(lag=4_321)
+    desk.board.ingest = IngestState(lag=4_321)
     assert step(desk, "ingest").state == "working"
     assert "4,321 records not read yet" in step(desk, "ingest").did
-    desk.ingest = IngestState(held="only 12 MB are free on the disk")
+    desk.board.ingest = IngestState(held="only 12 MB are free on the disk")
     assert step(desk, "ingest").state == "failed"
     assert step(desk, "ingest").why == "Only 12 MB are free on the disk."
-    desk.ingest = IngestState()
+    desk.board.ingest = IngestState()
     desk.clock.at += timedelta(minutes=10)
     assert step(desk, "ingest").state == "idle"
 
@@ -147,7 +147,9 @@ def test_a_running_training_shows_step_loss_and_time_left(seeded: Desk) -> None:
             reason="an operator asked for it",
             now=seeded.clock(),
         )
-    seeded.progress = Progress(step=310, total=480, phase="tune", loss=0.4312, seconds_left=12.2)
+    seeded.board.progress = Progress(
+        step=310, total=480, phase="tune", loss=0.4312, seconds_left=12.2
+    )
     told = step(seeded, "train")
     assert told.state == "working"
     assert told.did == ("An operator asked for it. Tune: step 310 of 480, loss 0.431, 12 s left.")

@@ -211,7 +211,7 @@ def scripts(lines: list[str]) -> Iterator[list[str]]:
 def filled_in(line: str, place: Place, gateway: RunningGateway) -> str:
     """What the page cannot know: a key, an id, a port."""
     if re.search(r"\bKEY\b", line):
-        line = re.sub(r"\bKEY\b", place.desk.held.held[0].key, line)
+        line = re.sub(r"\bKEY\b", place.desk.operations.unknown_outcomes()[0].key, line)
     if "chatcmpl-…" in line:
         line = line.replace("chatcmpl-…", answered(gateway))
     line = line.replace("http://127.0.0.1:8700", gateway.url)

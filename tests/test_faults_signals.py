@@ -28,6 +28,7 @@ from benchmarks.chaos_witnesses import (
 )
 from benchmarks.running import free_ports
 from service.learner.schedule import Schedule
+from service.operator.board import Board
 from service.settings import load_settings
 from storage import failpoints
 from storage.database import Database
@@ -117,7 +118,6 @@ def test_a_job_that_asks_for_the_schedule_while_it_stops_does_not_hold_it_up(
         begun.set()
         assert stopping.wait(20)
         time.sleep(0.3)  # the end has its locks by now
-        schedule.next_ticks()
         schedule.run_now("other")
         return JobResult("done", "asked")
 
@@ -126,7 +126,7 @@ def test_a_job_that_asks_for_the_schedule_while_it_stops_does_not_hold_it_up(
             "asks": ("every 100ms", job),
             "other": ("every 10h", lambda: JobResult("nothing", "")),
         }
-        schedule = Schedule(jobs, rig.database, rig.metrics)
+        schedule = Schedule(jobs, rig.database, rig.metrics, Board())
         schedule.start()
         assert begun.wait(20)
         end = Thread(target=schedule.stop, daemon=True)

@@ -24,14 +24,12 @@ from pipelines.types import Estimate
 from service.care.check import find_problems, lines
 from service.console.app import console_app
 from service.metrics import LearnerMetrics
-from service.operator.notify import SETTLED, Notifier
-from service.operator.occasions import Occasions, TeacherWord
-from service.operator.status import Figures, HoldReason, UnknownOutcome
+from service.operator.notify import SETTLED, Notifier, Seen
+from service.operator.status import Figures, HoldReason
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
 from storage.folder import DataFolder
-from storage.leases import Spend
-from storage.ledger import Amounts, Ledger
+from storage.ledger import Amounts
 from storage.runs import end_run, start_run
 
 CONSOLE = "https://flywheel.example"
@@ -43,33 +41,21 @@ class Post:
 
     desk: Desk
     hook: Webhook
-    ledger: Ledger
     options: dict[str, Any]
-    held: HoldReason | None = None
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         self.metrics = LearnerMetrics(self.registry)
-        self.teacher = TeacherWord(self.metrics)
         self.notifier = self.restarted()
 
     def restarted(self) -> Notifier:
         """As after a new start of the learner: all it knows is on disk."""
         notify = NotifySettings(url=SecretStr(self.hook.url), **self.options)
         settings = self.desk.settings.model_copy(update={"notify": notify})
-        occasions = Occasions(
-            operations=self.desk.operations,
-            database=self.desk.database,
-            ledger=self.ledger,
-            settings=self.desk.settings,
-            teacher=self.teacher,
-            why_held=lambda: self.held,
-            escalated=lambda: Spend(calls=0, money=0.0),
-            now=self.desk.clock,
-        )
+        board, operations = self.desk.board, self.desk.operations
         self.notifier = Notifier(
             settings,
-            occasions.look,
+            lambda: Seen.of(operations.status().needs, teacher_refuses=board.teacher_refuses),
             self.metrics,
             console=CONSOLE,
             now=self.desk.clock,
@@ -98,9 +84,7 @@ def hook() -> Iterator[Webhook]:
 @pytest.fixture
 def make(tmp_path: Path, hook: Webhook) -> Iterator[Callable[..., Post]]:
     with open_desk(tmp_path) as desk:
-        ledger = Ledger(tmp_path / "ledger")
-        yield lambda **options: Post(desk=desk, hook=hook, ledger=ledger, options=options)
-        ledger.close()
+        yield lambda **options: Post(desk=desk, hook=hook, options=options)
 
 
 @pytest.fixture
@@ -199,10 +183,10 @@ def test_a_redirect_is_not_followed(post: Post) -> None:
 
 def test_every_link_leads_to_a_page_that_asks_for_a_login_and_then_is_there(post: Post) -> None:
     seed(post.desk)
-    post.held = "poison"
-    post.teacher.note("refused")
+    post.desk.board.say_of_ingest(reason="poison")
+    post.desk.board.note_call("refused")
     low = Estimate(value=0.9, low=0.87, high=0.93, n=400)
-    post.desk.figures[TASK] = Figures(served_agreement=low)
+    post.desk.board.show(TASK, Figures(served_agreement=low))
     links = {told["link"].removeprefix(CONSOLE) for told in post.tick()}
     assert len(links) >= 5
     app = console_app(post.desk.operations, TOKEN, post.desk.settings)
@@ -309,7 +293,7 @@ def test_agreement_below_the_target_is_told(post: Post) -> None:
     post.desk.approved()
     post.tick()
     low = Estimate(value=0.9, low=0.87, high=0.93, n=400)
-    post.desk.figures[TASK] = Figures(served_agreement=low)
+    post.desk.board.show(TASK, Figures(served_agreement=low))
     (told,) = post.tick()
     assert told["kind"] == "agreement"
     assert "93.0%" in told["text"]
@@ -332,9 +316,9 @@ def test_a_budget_that_is_nearly_spent_is_told_once_a_day(post: Post) -> None:
     ("reason", "tells"), [("disk", True), ("poison", True), ("operator", False)]
 )
 def test_ingest_held_by_itself_is_told(post: Post, reason: HoldReason, tells: bool) -> None:
-    post.held = reason
+    post.desk.board.say_of_ingest(reason=reason)
     assert [told["kind"] for told in post.tick()] == ["ingest_held"] * tells
-    post.held = None
+    post.desk.board.say_of_ingest(reason=None)
     post.tick()
     assert [told["text"] for told in post.tick(later=SETTLED)] == ["Ingest goes on."] * tells
 
@@ -342,7 +326,7 @@ def test_ingest_held_by_itself_is_told(post: Post, reason: HoldReason, tells: bo
 def test_what_comes_and_goes_is_one_occasion(post: Post) -> None:
     told = []
     for _ in range(20):
-        post.held = None if post.held else "disk"
+        post.desk.board.say_of_ingest(reason=None if post.desk.board.ingest.reason else "disk")
         told += post.tick(later=timedelta(seconds=30))
     assert [one["state"] for one in told] == ["needed"]
 
@@ -350,18 +334,18 @@ def test_what_comes_and_goes_is_one_occasion(post: Post) -> None:
 def test_a_teacher_that_refuses_is_told_and_a_restart_is_no_sign_that_it_is_over(
     post: Post,
 ) -> None:
-    post.teacher.note("refused")
+    post.desk.board.note_call("refused")
     (told,) = post.tick()
     assert told["kind"] == "teacher_refused"
-    post.teacher.refuses = None
+    post.desk.board.teacher_refuses = None
     post.restarted()
     assert post.tick(later=timedelta(hours=1)) == []
     assert post.tick(later=timedelta(hours=1)) == []
-    post.teacher.note("refused")
+    post.desk.board.note_call("refused")
     assert post.tick() == []
-    post.teacher.note("rate_limited")
+    post.desk.board.note_call("rate_limited")
     assert post.tick() == []
-    post.teacher.note("received")
+    post.desk.board.note_call("received")
     post.tick()
     (over,) = post.tick(later=SETTLED)
     assert over["text"] == "The teacher answers again."
@@ -369,18 +353,11 @@ def test_a_teacher_that_refuses_is_told_and_a_restart_is_no_sign_that_it_is_over
 
 def test_held_calls_are_told_once_however_many_follow(post: Post) -> None:
     for number in range(3):
-        post.desk.held.held.append(
-            UnknownOutcome(
-                key=f"{number:064x}",
-                event_id=f"e{number}",
-                sent_at=post.desk.clock(),
-                reserved=0.01,
-                detail="no answer",
-            )
-        )
+        post.desk.hold(f"e{number}", detail="no answer")
         told = post.tick()
         assert len(told) == (1 if number == 0 else 0)
-    post.desk.held.held.clear()
+    for call in post.desk.operations.unknown_outcomes():
+        post.desk.operations.drop(call.key, operator="ada")
     post.tick()
     (over,) = post.tick(later=SETTLED)
     assert over["link"] == f"{CONSOLE}/unknown-outcomes"
@@ -390,7 +367,7 @@ def test_on_a_full_disk_it_is_told_all_the_same(post: Post, tmp_path: Path) -> N
     file = DataFolder(tmp_path).notifications
     file.unlink()
     file.mkdir()  # no write succeeds
-    post.held = "disk"
+    post.desk.board.say_of_ingest(reason="disk")
     with capture_logs() as said:
         assert [told["kind"] for told in post.tick()] == ["ingest_held"]
     assert "notifications_not_written" in [line["event"] for line in said]
@@ -502,5 +479,5 @@ def _fail_training(desk: Desk, run_id: str) -> None:
 def _buy(post: Post, key: str, *, money: float) -> None:
     now = post.desk.clock()
     amounts = Amounts(tokens=1, money=money)
-    post.ledger.intend(key, event_id=key, request=b"{}", reserve=amounts, now=now)
-    post.ledger.receive(key, reply=b"{}", spent=amounts, now=now)
+    post.desk.ledger.intend(key, event_id=key, request=b"{}", reserve=amounts, now=now)
+    post.desk.ledger.receive(key, reply=b"{}", spent=amounts, now=now)

@@ -8,7 +8,6 @@ import pytest
 from operating import START, TASK, Desk, open_desk
 
 from pipelines.errors import ArtifactDamaged, BrokerUnavailable, Refused
-from service.operator.status import UnknownOutcome
 from service.sections import TeacherSettings
 from storage.evaluations import gate_turn
 from storage.runs import fail_running_runs, runs, start_run
@@ -49,7 +48,6 @@ def test_an_approval_makes_the_champion_and_publishes_it(desk: Desk) -> None:
     assert (served.name, served.threshold, served.base) == (version.name, 0.62, desk.encoder)
     assert desk.champion() == version.student
     assert states(desk) == {1: "champion"}
-    assert [live.serial for live in desk.published][-1] == desk.live().serial
 
 
 def test_only_the_report_that_was_looked_at_can_be_approved(desk: Desk) -> None:
@@ -232,11 +230,10 @@ def test_live_json_is_made_again_from_the_decisions(desk: Desk, harm: str) -> No
 
 def test_publishing_twice_changes_nothing(desk: Desk) -> None:
     desk.approved()
-    content, count = desk.live_path.read_bytes(), len(desk.published)
+    content = desk.live_path.read_bytes()
 
     assert desk.operations.publish() is None
     assert desk.live_path.read_bytes() == content
-    assert len(desk.published) == count
 
 
 def test_candidates_are_counted_from_the_last_approval(desk: Desk) -> None:
@@ -320,13 +317,13 @@ def test_training_is_refused_without_terms(tmp_path: Path) -> None:
     with open_desk(tmp_path, teacher=teacher) as desk:
         with pytest.raises(Refused, match="terms"):
             desk.operations.request_train(TASK, operator="ada")
-        assert desk.trained == []
+        assert not desk.board.take_wish(TASK)
         assert desk.operations.status().needs[0].kind == "terms"
 
 
 def test_training_can_be_asked_for(desk: Desk) -> None:
     desk.operations.request_train(TASK, operator="ada")
-    assert desk.trained == [TASK]
+    assert desk.board.take_wish(TASK)
     with pytest.raises(Refused, match="there is no task other"):
         desk.operations.request_train("other", operator="ada")
 
@@ -351,16 +348,14 @@ def test_a_replay_that_did_not_become_durable_can_be_repeated(desk: Desk) -> Non
 
 
 def test_unknown_outcomes_are_released_or_dropped_by_key(desk: Desk) -> None:
-    desk.held.held = [
-        UnknownOutcome(key=key, event_id=key, sent_at=START, reserved=0.01, detail="read timeout")
-        for key in ("k1", "k2")
-    ]
-    desk.operations.release("k1", operator="ada")
-    desk.operations.drop("k2", operator="ada")
+    first, second = desk.hold("e-1"), desk.hold("e-2")
+    desk.operations.release(first, operator="ada")
+    desk.operations.drop(second, operator="ada")
 
-    assert (desk.held.released, desk.held.dropped) == (["k1"], ["k2"])
+    steps = [call.step if (call := desk.ledger.call(key)) else "" for key in (first, second)]
+    assert steps == ["released", "dropped"]
     with pytest.raises(Refused, match="no held call"):
-        desk.operations.drop("k1", operator="ada")
+        desk.operations.drop(first, operator="ada")
 
 
 def test_a_scripted_teacher_is_named_as_such(desk: Desk) -> None:

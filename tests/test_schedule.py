@@ -11,6 +11,7 @@ from learner_rig import Rig, open_rig
 
 from pipelines.errors import TeacherRefused
 from service.learner.schedule import Schedule
+from service.operator.board import Board
 from storage.ticks import JobResult, pause, resume
 
 NEVER = "every 10h"
@@ -23,8 +24,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @contextmanager
-def running(rig: Rig, **jobs: tuple[str, Callable[[], JobResult]]) -> Iterator[Schedule]:
-    schedule = Schedule(jobs, rig.database, rig.metrics)
+def running(
+    rig: Rig, board: Board | None = None, **jobs: tuple[str, Callable[[], JobResult]]
+) -> Iterator[Schedule]:
+    schedule = Schedule(jobs, rig.database, rig.metrics, board or Board())
     schedule.start()
     try:
         yield schedule
@@ -110,12 +113,12 @@ def test_a_paused_job_does_nothing_and_says_so(rig: Rig) -> None:
 
 
 def test_run_now_does_not_wait_for_the_schedule(rig: Rig) -> None:
-    with running(rig, train=(NEVER, lambda: JobResult("done", "trained"))) as schedule:
+    board = Board()
+    with running(rig, board, train=(NEVER, lambda: JobResult("done", "trained"))) as schedule:
         assert ticks(rig, "train", "done") == []
         schedule.run_now("train")
         wait_for(lambda: ticks(rig, "train", "done"))
-        upcoming = schedule.next_ticks()["train"]
-    assert upcoming is not None
+    assert board.next_ticks["train"] is not None
 
 
 def test_what_a_crash_left_running_has_failed(rig: Rig) -> None:
@@ -130,7 +133,9 @@ def test_what_a_crash_left_running_has_failed(rig: Rig) -> None:
 
 
 def test_cron_lines_are_understood(rig: Rig) -> None:
-    with running(rig, nightly=("30 3 * * *", lambda: JobResult("done", ""))) as schedule:
-        upcoming = schedule.next_ticks()["nightly"]
+    board = Board()
+    with running(rig, board, nightly=("30 3 * * *", lambda: JobResult("done", ""))):
+        upcoming = board.next_ticks["nightly"]
     assert upcoming is not None
+    assert board.next_ticks["ingest"] is None, "no clock decides about it"
     assert (upcoming.hour, upcoming.minute) == (3, 30)

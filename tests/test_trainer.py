@@ -151,7 +151,8 @@ def test_stop_ends_the_child_and_refuses_another(
     )
     monkeypatch.chdir(tmp_path)
     told: list[Any] = []
-    trainer = Trainer(TrainerSettings(threads=1), on_progress=told.append)
+    ended: list[bool] = []
+    trainer = Trainer(TrainerSettings(threads=1), told.append, lambda: ended.append(True))
 
     def stop_when_it_works() -> None:
         wait_for(lambda: bool(told))
@@ -164,7 +165,7 @@ def test_stop_ends_the_child_and_refuses_another(
     stopper.join()
     assert (told[0]["phase"], told[0]["step"], told[0]["total"]) == ("p", 1, 2)
     assert set(told[0]) == {"phase", "step", "total", "examples_per_second", "seconds_left"}
-    assert trainer.progress is None
+    assert ended == [True]
     with pytest.raises(TrainingFailed, match="the learner stops"):
         trainer.run("work", {}, tmp_path / "scratch")
 

@@ -12,6 +12,7 @@ from pipelines.tally import Tally
 from pipelines.types import Draws, Side, StudentAnswer
 from service.learner.sampling import Sampling
 from service.learner.watch import Watch
+from service.operator.board import Board
 from service.rules import first_policy
 from storage.decisions import record_decision
 from storage.ledger import Ledger
@@ -37,6 +38,9 @@ class Desk:
     def __init__(self, rig: Rig, *, champion: bool = True) -> None:
         self.rig = rig
         self.started: list[tuple[str, str]] = []
+        self.board = Board()
+        if champion:
+            self.board.live = {rig.task.name: LiveTask(champion=CHAMPION)}
         self.ledger = Ledger(rig.folder / "ledger")
         self.sampling = Sampling({rig.task.name: first_policy(rig.settings, b"salt")})
         self.watch = Watch(
@@ -46,7 +50,7 @@ class Desk:
             tasks={rig.task.name: rig.task},
             sampling=self.sampling,
             metrics=rig.metrics,
-            live=lambda task: LiveTask(champion=CHAMPION if champion else None),
+            board=self.board,
             start_training=lambda task, reason: self.started.append((task, reason)),
             now=lambda: NOW,
         )
@@ -117,7 +121,7 @@ def test_trusted_coverage_is_the_share_at_or_above_the_threshold(rig: Rig) -> No
 
     desk.watch.run()
 
-    coverage = desk.watch.figures(rig.task.name).trusted_coverage
+    coverage = desk.board.figures(rig.task.name).trusted_coverage
     assert coverage is not None
     assert coverage.value == pytest.approx(0.75)
     assert coverage.low < 0.75 < coverage.high
@@ -131,7 +135,7 @@ def test_coverage_is_of_the_last_minutes_when_they_hold_enough(rig: Rig) -> None
 
     desk.watch.run()
 
-    coverage = desk.watch.figures(rig.task.name).trusted_coverage
+    coverage = desk.board.figures(rig.task.name).trusted_coverage
     assert coverage is not None
     assert coverage.value == 0.0
 
@@ -146,7 +150,7 @@ def test_live_agreement_corrects_the_student_by_its_audits(rig: Rig) -> None:
 
     desk.watch.run()
 
-    agreement = desk.watch.figures(rig.task.name).agreement
+    agreement = desk.board.figures(rig.task.name).agreement
     assert agreement is not None
     by_hand = 0.9 + (30 * (1 - 0.9) + 10 * (0 - 0.9)) / 0.1 / 400
     assert agreement.value == pytest.approx(by_hand)
@@ -165,7 +169,7 @@ def test_what_came_before_the_promotion_does_not_count(rig: Rig) -> None:
 
     desk.watch.run()
 
-    agreement = desk.watch.figures(rig.task.name).agreement
+    agreement = desk.board.figures(rig.task.name).agreement
     assert agreement is not None
     assert agreement.n == 30
     assert agreement.value == pytest.approx(0.9 + 30 * 0.1 / 0.1 / 300)
@@ -189,7 +193,7 @@ def test_without_a_champion_there_is_no_quality_to_show(rig: Rig) -> None:
     desk = Desk(rig, champion=False)
     desk.watch.run()
 
-    figures = desk.watch.figures(rig.task.name)
+    figures = desk.board.figures(rig.task.name)
     assert figures.trusted_coverage is None
     assert figures.agreement is None
 
@@ -218,7 +222,7 @@ def test_an_operators_wish_is_heeded_once(rig: Rig) -> None:
     desk = Desk(rig, champion=False)
     rig.sample("one")
     rig.label("one", "refund")
-    desk.watch.ask_for_training(rig.task.name)
+    desk.board.want_training(rig.task.name)
 
     desk.watch.run()
     desk.watch.run()
@@ -249,5 +253,5 @@ def test_history_is_kept_for_the_charts(rig: Rig) -> None:
     desk.watch.run()
     desk.watch.run()
 
-    history = desk.watch.figures(rig.task.name).history
+    history = desk.board.figures(rig.task.name).history
     assert [point.coverage for point in history] == [1.0]

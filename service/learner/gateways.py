@@ -1,13 +1,13 @@
 """What the gateways report: who serves what now, and each change of it, kept as a swap."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from threading import Lock
+from datetime import datetime
 from typing import Any
 
 import structlog
 
 from pipelines.errors import FlywheelError
+from service.operator.board import Board
 from service.operator.status import GatewaySeen
 from service.planes import EVERYTHING
 from storage.database import Database
@@ -15,17 +15,14 @@ from storage.swaps import add_swap, last_reported
 
 log = structlog.get_logger()
 
-FORGOTTEN = timedelta(minutes=10)
-
 
 class Gateways:
-    """Remembers the last report of each gateway. Safe to use from several threads."""
+    """Puts the last report of each gateway on the board. Safe to use from several threads."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, board: Board, now: Callable[[], datetime]) -> None:
         self._database = database
+        self._board = board
         self._now = now
-        self._seen: dict[str, GatewaySeen] = {}
-        self._lock = Lock()
 
     def heard(self, said: Mapping[str, Any]) -> None:
         """A report. Logged and stored when something has changed."""
@@ -35,9 +32,7 @@ class Gateways:
             serving=_texts(said.get("serving")),
             failed=_texts(said.get("failed")),
         )
-        with self._lock:
-            before = self._seen.get(seen.name)
-            self._seen[seen.name] = seen
+        before = self._board.hear(seen)
         if before and (before.serving, before.failed) == (seen.serving, seen.failed):
             return
         log.info("gateway_reported", gateway=seen.name, serving=seen.serving, failed=seen.failed)
@@ -45,13 +40,6 @@ class Gateways:
             self._store(seen)
         except FlywheelError as error:  # a full disk: what is served matters more than its record
             log.warning("swap_not_recorded", gateway=seen.name, error=str(error))
-
-    def seen(self) -> tuple[GatewaySeen, ...]:
-        """Those that reported lately, by name; the silent ones with when they did."""
-        oldest = self._now() - FORGOTTEN
-        with self._lock:
-            self._seen = {n: one for n, one in self._seen.items() if one.heard_at >= oldest}
-            return tuple(self._seen[name] for name in sorted(self._seen))
 
     def _store(self, seen: GatewaySeen) -> None:
         with self._database.transaction() as tx:

@@ -18,9 +18,11 @@ from pipelines.errors import BrokerUnavailable, DiskFull, OffsetsLost
 from pipelines.intake import Assessed, Rules, sample_of
 from pipelines.sample import settle
 from pipelines.tally import Tally, TrafficKey
-from pipelines.types import DeadLetter, Group, Label, PromptEvent, Sample, StudentAnswer
+from pipelines.types import BY_ITSELF, DeadLetter, Group, Label, PromptEvent, Sample, StudentAnswer
 from service.learner.sampling import Sampling
+from service.learner.schedule import INGEST_JOB
 from service.metrics import LearnerMetrics
+from service.operator.board import Board
 from service.operator.status import HoldReason
 from service.sections import IngestSettings
 from service.topics import Batch, TopicReader
@@ -30,12 +32,11 @@ from storage.failpoints import passing
 from storage.groups import add_groups, stored_groups
 from storage.labels import add_labels
 from storage.samples import add_samples
-from storage.ticks import ALL_JOBS, BY_ITSELF, pause, pauses
+from storage.ticks import ALL_JOBS, pause, pauses
 from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
 
 log = structlog.get_logger()
 
-JOB = "ingest"
 RETRY_SECONDS = 2.0
 # From so many records on, the next batch is read while this one is on its way to the disk.
 OVERLAP_RECORDS = 1_000
@@ -74,11 +75,11 @@ class Ingest:
         rules: Rules,
         sampling: Sampling,
         assessor: Assesses,
-        has_student: Callable[[str], bool],
         group_salt: bytes,
         settings: IngestSettings,
         data_dir: Path,
         metrics: LearnerMetrics,
+        board: Board,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reader = reader
@@ -86,10 +87,10 @@ class Ingest:
         self._rules = rules
         self._sampling = sampling
         self._assessor = assessor
-        self._has_student = has_student
         self._settings = settings
         self._data_dir = data_dir
         self._metrics = metrics
+        self._board = board
         self._now = now
         self._identity = ""
         self._stop = Event()
@@ -99,7 +100,6 @@ class Ingest:
         self._writing: Future[None] | None = None  # at most one transaction is on its way
         self._outcomes: deque[bool] = deque(maxlen=settings.dead_letter_window)
         self.held: HoldReason | None = None
-        self.why_stopped: str | None = None
         self.last_poll = time.monotonic()
 
     def start(self) -> None:
@@ -117,6 +117,7 @@ class Ingest:
             )
         gaps = self._reader.seek(offsets)
         self._note_gaps([(gap.partition, gap.first, gap.last) for gap in gaps])
+        self._board.say_of_ingest(polled_at=self.last_poll)
 
     def run(self, stop: Event) -> None:
         """Run until asked to stop. The current batch is always finished first."""
@@ -155,7 +156,9 @@ class Ingest:
             self._store(batch)
         else:
             self.settle()
-        self._metrics.topic_lag.set(sum(self._reader.lag().values()))
+        lag = sum(self._reader.lag().values())
+        self._board.say_of_ingest(lag=lag, polled_at=self.last_poll)
+        self._metrics.topic_lag.set(lag)
         self._metrics.topic_problems.set(len(self._reader.problems()))
         return len(batch.records)
 
@@ -168,15 +171,15 @@ class Ingest:
             else:
                 log.info("ingest_resumed")
             self._outcomes.clear()
-        self.why_stopped = why
-        self._hold(reason)
+        self._hold(reason, why)
         if reason:
             self._reader.pause()
         else:
             self._reader.resume()
 
-    def _hold(self, reason: HoldReason | None) -> None:
+    def _hold(self, reason: HoldReason | None, why: str | None) -> None:
         self.held = reason
+        self._board.say_of_ingest(held=why, reason=reason)
         for known in get_args(HoldReason):
             self._metrics.ingest_held.labels(reason=known).set(known == reason)
 
@@ -185,7 +188,7 @@ class Ingest:
         if free < self._settings.min_free_disk_mb:
             return "disk", f"only {free} MB are free on the disk of {self._data_dir}"
         with self._database.snapshot() as tx:
-            paused = [one for one in pauses(tx) if one.job in (JOB, ALL_JOBS)]
+            paused = [one for one in pauses(tx) if one.job in (INGEST_JOB, ALL_JOBS)]
         if not paused:
             return None, None
         by_itself = all(one.paused_by == BY_ITSELF for one in paused)
@@ -250,7 +253,7 @@ class Ingest:
                 break
             except DiskFull as error:
                 log.error("ingest_disk_full", error=str(error))
-                self._hold("disk")
+                self._hold("disk", str(error))
                 if self._stop.wait(RETRY_SECONDS):
                     raise
         stored = [sample for sample in work.samples if sample.event.event_id in new]
@@ -261,7 +264,7 @@ class Ingest:
         """Have the gateway assess what came without a student's answer."""
         missing: dict[str, list[PromptEvent]] = {}
         for event in events:
-            if event.task and event.student is None and self._has_student(event.task):
+            if event.task and event.student is None and self._board.has_student(event.task):
                 missing.setdefault(event.task, []).append(event)
         found: dict[str, StudentAnswer] = {}
         for task, unassessed in missing.items():
@@ -344,7 +347,7 @@ class Ingest:
         rate = sum(self._outcomes) / len(self._outcomes)
         if rate > self._settings.max_dead_letter_rate:
             with self._database.transaction() as tx:
-                pause(tx, job=JOB, operator=BY_ITSELF, now=self._now())
+                pause(tx, job=INGEST_JOB, operator=BY_ITSELF, now=self._now())
             log.error("ingest_paused_on_poison", dead_letter_rate=round(rate, 3))
 
     def _note_gaps(self, gaps: Sequence[tuple[int, int, int]]) -> None:

@@ -7,7 +7,11 @@ from threading import Lock
 from typing import Any
 
 import structlog
-from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
+from apscheduler.events import (
+    EVENT_JOB_MAX_INSTANCES,
+    EVENT_JOB_MISSED,
+    EVENT_JOB_SUBMITTED,
+)
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
@@ -16,6 +20,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from pipelines.errors import FlywheelError, TrainingRunFailed
 from service.host.durations import parse_schedule
 from service.metrics import LearnerMetrics
+from service.operator.board import Board
 from storage.database import Database
 from storage.ticks import (
     JobResult,
@@ -31,6 +36,7 @@ from storage.ticks import (
 log = structlog.get_logger()
 
 Job = Callable[[], JobResult]
+INGEST_JOB = "ingest"
 # A tick that could not start in time is still worth starting within this.
 GRACE = timedelta(minutes=5)
 
@@ -43,9 +49,11 @@ class Schedule:
         jobs: Mapping[str, tuple[str, Job]],
         database: Database,
         metrics: LearnerMetrics,
+        board: Board,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._jobs = jobs
+        self._board = board
         self._database = database
         self._metrics = metrics
         self._now = now
@@ -62,6 +70,11 @@ class Schedule:
             },
         )
         self._scheduler.add_listener(self._missed, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
+        # Told after the next time is known, also of a job that could not be fired.
+        self._scheduler.add_listener(
+            lambda event: self._show_next(), EVENT_JOB_SUBMITTED | EVENT_JOB_MAX_INSTANCES
+        )
+        self._show_next()
 
     def start(self) -> None:
         """Start firing. What a crash left running is recorded as failed first."""
@@ -74,6 +87,7 @@ class Schedule:
         for name, (when, _) in self._jobs.items():
             self._scheduler.add_job(self._fire, _trigger(when), args=[name], id=name)
         self._scheduler.start()
+        self._show_next()
 
     def stop(self) -> None:
         """No new firing; those that run are waited for."""
@@ -88,13 +102,13 @@ class Schedule:
             self._fire, args=[name, self._now()], id=f"{name}-now", replace_existing=True
         )
 
-    def next_ticks(self) -> dict[str, datetime | None]:
-        """The next firing of each job."""
-        ticks: dict[str, datetime | None] = {}
+    def _show_next(self) -> None:
+        """The next firing of each job; ingest is one that no clock decides about."""
+        ticks: dict[str, datetime | None] = {INGEST_JOB: None}
         for name in self._jobs:
             job = self._scheduler.get_job(name)
             ticks[name] = getattr(job, "next_run_time", None)  # none while it is being added
-        return ticks
+        self._board.next_ticks = ticks
 
     def _fire(self, name: str, asked_at: datetime | None = None) -> None:
         scheduled = asked_at or self._planned.get(name) or self._now()

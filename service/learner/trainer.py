@@ -22,7 +22,6 @@ import structlog
 
 from pipelines.errors import TrainingFailed, TrainingInterrupted
 from service.host.process import child_environment
-from service.operator.status import Progress as RunningProgress
 from service.sections import TrainerSettings
 
 log = structlog.get_logger()
@@ -34,36 +33,25 @@ Progress = Mapping[str, Any]
 
 
 class Trainer:
-    """Starts children one after the other. `progress` is what the present one last told."""
+    """Starts children one after the other. `on_progress` hears what the present one tells."""
 
     def __init__(
         self,
         settings: TrainerSettings,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        stop: Event | None = None,
     ) -> None:
         self._settings = settings
         self._on_progress = on_progress
-        self._stopping = Event()
+        self._on_end = on_end
+        self._stopping = stop or Event()
         self._one_at_a_time = Lock()
-        self.progress: Progress | None = None
 
     @property
     def threads(self) -> int:
         return self._settings.threads or os.cpu_count() or 1
-
-    def told(self) -> RunningProgress | None:
-        """What the present child last told; None while there is none."""
-        told = self.progress
-        if told is None:
-            return None
-        return RunningProgress(
-            step=told["step"],
-            total=told["total"],
-            examples_per_second=told["examples_per_second"],
-            seconds_left=told["seconds_left"],
-            phase=told["phase"],
-            loss=told.get("loss"),
-        )
 
     @property
     def stopping(self) -> bool:
@@ -114,7 +102,7 @@ class Trainer:
             _join(readers)
             child.stdout.close()
             child.stderr.close()
-            self.progress = None
+            self._on_end()
             specification.unlink(missing_ok=True)
 
     def _start(self, module: str, specification: Path) -> "subprocess.Popen[bytes]":
@@ -153,7 +141,6 @@ class Trainer:
                 if "announcement" in message:
                     log.info("training_announced", plan=message["announcement"])
                 if "progress" in message:
-                    self.progress = message["progress"]
                     self._on_progress(message["progress"])
             self._check_limits(child, started, last_heard)
 

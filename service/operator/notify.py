@@ -20,7 +20,8 @@ import structlog
 
 from pipelines.errors import FlywheelError
 from service.metrics import LearnerMetrics
-from service.operator.occasions import Occasion, Seen
+from service.operator.needs import REFUSED
+from service.operator.status import Need
 from service.sections import NotifyKind, NotifySettings
 from service.settings import Settings
 from storage.durable import write_json
@@ -42,6 +43,46 @@ State = Literal["needed", "over"]
 
 class NotDelivered(FlywheelError):
     """The webhook did not take it. The message never names its address, which is a secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """What is kept in the file of a need: as much as there is to say about it later."""
+
+    name: str
+    kind: str
+    title: str
+    text: str
+    page: str
+    task: str = ""
+    over: str = ""
+
+    @classmethod
+    def of(cls, need: Need) -> "Occasion":
+        return cls(
+            name=need.name,
+            kind=need.kind,
+            title=need.title,
+            text=need.text,
+            page=need.link,
+            task=need.task,
+            over=need.over,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What holds now. Of the names in `unclear` nobody can tell at the moment."""
+
+    present: tuple[Occasion, ...]
+    unclear: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, needs: Iterable[Need], *, teacher_refuses: bool | None) -> "Seen":
+        """Whether the teacher refuses our key is unclear until the first call."""
+        unclear = frozenset({REFUSED}) if teacher_refuses is None else frozenset[str]()
+        told = tuple(Occasion.of(need) for need in needs if need.told)
+        return cls(present=told, unclear=unclear)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 
 import structlog
 
@@ -14,14 +13,16 @@ from pipelines.decide import (
     rollback_target,
 )
 from pipelines.errors import DataDamaged, DiskFull, FlywheelError, Refused
-from pipelines.types import DeadLetter, Decision, DecisionAction, StudentVersion
+from pipelines.types import BY_ITSELF, DeadLetter, Decision, DecisionAction, StudentVersion
 from service.keys import Keys
+from service.metrics import LearnerMetrics
+from service.operator.board import Board
+from service.operator.held_calls import HeldCalls
 from service.operator.overview import Overview
 from service.operator.publish import publish, verify_servable
 from service.operator.status import (
     Activity,
     ActivityKind,
-    Callbacks,
     Reign,
     Status,
     UnknownOutcome,
@@ -30,19 +31,20 @@ from service.operator.status import (
 )
 from service.operator.versions import History, load_history
 from service.settings import Settings
+from service.topics import TopicWriter
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.dead_letters import dead_letter, dead_letters, mark_replayed
 from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.dump import Frozen, freeze
-from storage.live import Live
+from storage.ledger import Ledger
+from storage.live import Live, read_live
 from storage.reports import read_card
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 from storage.traffic import all_offsets
 
 log = structlog.get_logger()
 
-AUTOMATIC = "flywheel"  # the operator's name in decisions that nobody took
 REPLAY_TIMEOUT_SECONDS = 10.0
 
 
@@ -57,28 +59,38 @@ class Operations:
         self,
         *,
         database: Database,
+        ledger: Ledger,
         artifacts: Artifacts,
         settings: Settings,
         keys: Keys,
-        live_path: Path,
+        board: Board,
+        metrics: LearnerMetrics,
         now: Callable[[], datetime],
-        callbacks: Callbacks,
+        open_writer: Callable[[], TopicWriter],
     ) -> None:
         self._database = database
         self._artifacts = artifacts
         self._settings = settings
         self._keys = keys
-        self._live_path = live_path
+        self._board = board
+        self._metrics = metrics
         self._now = now
-        self._callbacks = callbacks
+        self._open_writer = open_writer
+        self._writer: TopicWriter | None = None  # opened for the first replay
         self._file = settings.folder.decisions
-        self._overview = Overview(database, artifacts, settings, now, callbacks)
+        self._held = HeldCalls(database, ledger, now)
+        self._overview = Overview(database, artifacts, settings, now, board, ledger)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def recover(self) -> None:
         """At start: both copies of the decisions agree, and `live.json` says the same."""
         for link in reconcile(self._database, self._file):
             log.warning("decision_recovered", sequence=link.sequence, task=link.task)
-        self.publish()
+        if self.publish() is None:
+            self._show(read_live(self._settings.folder.live, self._keys.live))
 
     def settle(self) -> None:
         """Make up for what a full disk has kept from happening: now and then, from the watch.
@@ -97,11 +109,11 @@ class Operations:
             self._database,
             self._artifacts,
             self._settings.tasks,
-            self._live_path,
+            self._settings.folder.live,
             self._keys.live,
         )
         if live is not None:
-            self._callbacks.published(live)
+            self._show(live)
         return live
 
     # What an operator sees.
@@ -194,7 +206,7 @@ class Operations:
 
     def automatic_rollback(self, task: str, reason: str) -> Decision:
         """The watch saw a significant regression: back to the version approved before."""
-        return self.rollback(task, None, reason=reason, operator=AUTOMATIC)
+        return self.rollback(task, None, reason=reason, operator=BY_ITSELF)
 
     def damaged_champions(self) -> list[str]:
         """The tasks whose champion's files, read byte by byte, are not what was approved."""
@@ -249,7 +261,7 @@ class Operations:
                 "and teacher.terms_allow_training"
             )
         log.info("training_requested", task=task, operator=operator)
-        self._callbacks.request_train(task)
+        self._board.want_training(task)
 
     # What could not be processed by itself.
 
@@ -262,7 +274,7 @@ class Operations:
         letter = self._find_letter(topic, partition, offset)
         if letter.payload is None:
             raise Refused("the record was empty; there is nothing to replay")
-        writer = self._callbacks.topic_writer()
+        writer = self._writer = self._writer or self._open_writer()
         writer.send(letter.payload, headers=letter.headers)
         writer.flush(REPLAY_TIMEOUT_SECONDS)
         with self._database.transaction() as tx:
@@ -271,19 +283,19 @@ class Operations:
         self._overview.forget()
 
     def unknown_outcomes(self) -> list[UnknownOutcome]:
-        return list(self._callbacks.unknown_outcomes.list())
+        return list(self._held.list())
 
     def release(self, key: str, *, operator: str) -> None:
         """Ask the teacher again, although the first answer may have been paid for."""
         self._check_unknown(key)
-        self._callbacks.unknown_outcomes.release(key)
+        self._held.release(key)
         log.info("unknown_outcome_released", key=key, operator=operator)
         self._overview.forget()
 
     def drop(self, key: str, *, operator: str) -> None:
         """Never ask the teacher for this one again."""
         self._check_unknown(key)
-        self._callbacks.unknown_outcomes.drop(key)
+        self._held.drop(key)
         log.info("unknown_outcome_dropped", key=key, operator=operator)
         self._overview.forget()
 
@@ -301,6 +313,18 @@ class Operations:
     def note_change(self) -> None:
         """Something that the overview shows has changed; the pages are told at once."""
         self._overview.forget()
+
+    def _show(self, live: Live) -> None:
+        """What is served now, for the other parts and for Prometheus."""
+        self._board.live = live.tasks
+        self._metrics.student_info.clear()
+        for task, one in live.tasks.items():
+            for role, student in (("champion", one.champion), ("previous", one.previous)):
+                if student is not None:
+                    info = self._metrics.student_info.labels(
+                        task=task, version=student.name, role=role
+                    )
+                    info.set(1)
 
     def _find(self, tx: Cursor, task: str, number: int) -> tuple[StudentVersion, History]:
         self._check_task(task)
@@ -367,7 +391,7 @@ class Operations:
             operator=decision.operator,
             sequence=decision.sequence,
         )
-        self._callbacks.decided(decision)
+        self._metrics.decisions.labels(task=decision.task, action=decision.action).inc()
         self._overview.forget()
         try:
             self.publish()
@@ -393,10 +417,10 @@ class Operations:
             raise Refused(f"there is no task {task}; the settings have: {known}")
 
     def _check_job(self, job: str) -> None:
-        jobs = self._callbacks.next_ticks()
+        jobs = self._board.next_ticks
         if job != ALL_JOBS and job not in jobs:
             raise Refused(f"there is no job {job}; there are: {', '.join(sorted(jobs))}, all")
 
     def _check_unknown(self, key: str) -> None:
-        if key not in {held.key for held in self._callbacks.unknown_outcomes.list()}:
+        if key not in {held.key for held in self._held.list()}:
             raise Refused(f"no held call has the key {key}")

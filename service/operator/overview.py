@@ -11,16 +11,16 @@ import structlog
 
 from pipelines.errors import ArtifactDamaged, Refused
 from service.operator.activity import recent_activity
+from service.operator.board import Board
+from service.operator.needs import NeedFacts, needs
 from service.operator.status import (
     Activity,
     ActivityKind,
-    Callbacks,
     Figures,
     GatewaySeen,
     IngestState,
     JobStatus,
     Money,
-    Need,
     Progress,
     Reign,
     Status,
@@ -39,7 +39,6 @@ from service.operator.versions import (
     reigns,
     short_name,
 )
-from service.operator.words import counted as counted
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
@@ -47,8 +46,9 @@ from storage.datasets import dataset_by_digest, latest_dataset
 from storage.dead_letters import count_dead_letters
 from storage.evaluations import evaluations_of
 from storage.leases import reported_spend
+from storage.ledger import Ledger
 from storage.reports import Report, read_report
-from storage.runs import TrainingRun, runs
+from storage.runs import TrainingRun, failures_in_a_row, runs
 from storage.samples import drawn_since, last_drawn
 from storage.swaps import last_swap
 from storage.ticks import ALL_JOBS, Tick, last_successes, last_ticks, last_worked, pauses
@@ -82,12 +82,14 @@ class Overview:
         artifacts: Artifacts,
         settings: Settings,
         now: Callable[[], datetime],
-        callbacks: Callbacks,
+        board: Board,
+        ledger: Ledger,
     ) -> None:
         self._database = database
         self._settings = settings
         self._now = now
-        self._callbacks = callbacks
+        self._board = board
+        self._ledger = ledger
         self._lock = Lock()
         self._cached: tuple[float, Status] | None = None
 
@@ -130,7 +132,7 @@ class Overview:
             dataset = dataset_by_digest(tx, found[0].dataset)
             evaluations = evaluations_of(tx, task, found[0].student)
         version = found[0]
-        figures = self._callbacks.figures(task)
+        figures = self._board.figures(task)
         return VersionDetail(
             version=version,
             report=self._read(version.report) if version.report else None,
@@ -157,9 +159,9 @@ class Overview:
             return recent_activity(tx, tasks, limit, before=before, kind=kind)
 
     def _status(self) -> Status:
-        unknown = len(self._callbacks.unknown_outcomes.list())
-        now, ingest, told = self._now(), self._callbacks.ingest(), self._callbacks.progress()
-        gateways = tuple(self._callbacks.gateways())
+        unknown = len(self._ledger.unknown())
+        now, ingest, told = self._now(), self._board.ingest, self._board.progress
+        gateways, spent = self._board.gateways(now), self._ledger.spent_on(now)
         with self._database.snapshot() as tx:
             jobs = self._jobs(tx)
             present = _Present(
@@ -174,6 +176,7 @@ class Overview:
             tasks = tuple(self._task(tx, task, present) for task in self._settings.tasks)
             escalated = reported_spend(tx, now.astimezone(UTC).date())
             letters = count_dead_letters(tx)
+            failures = {task: failures_in_a_row(tx, task) for task in self._settings.tasks}
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
             feed = tuple(recent_activity(tx, list(self._settings.tasks), FEED_LENGTH))
         teacher = teacher_status(self._settings)
@@ -181,7 +184,24 @@ class Overview:
         return Status(
             at=now,
             tasks=tasks,
-            needs=needs(tasks, jobs, teacher, letters, unknown, all_paused=all_paused),
+            needs=needs(
+                NeedFacts(
+                    today=now.astimezone(UTC).date(),
+                    tasks=tasks,
+                    failures=failures,
+                    jobs=jobs,
+                    all_paused=all_paused,
+                    teacher=teacher,
+                    teacher_refuses=self._board.teacher_refuses,
+                    letters=letters,
+                    unknown=unknown,
+                    held=ingest.reason,
+                    labels=spent,
+                    escalated=escalated,
+                    budget=budget,
+                    budget_share=self._settings.notify.budget_share,
+                )
+            ),
             jobs=jobs,
             all_paused=all_paused,
             progress=_named(told, tasks),
@@ -190,7 +210,7 @@ class Overview:
             unknown_outcomes=unknown,
             activity=feed,
             money=Money(
-                labels=self._callbacks.label_spend(),
+                labels=spent.money,
                 label_budget=budget.label_money,
                 escalations=escalated.money,
                 escalation_budget=budget.escalation_money,
@@ -205,7 +225,7 @@ class Overview:
         settings = self._settings.tasks[task]
         history = load_history(tx, task)
         described = describe(history, self._read)
-        figures = self._callbacks.figures(task)
+        figures = self._board.figures(task)
         champion = next((v for v in described if v.state == "champion"), None)
         last_run = runs(tx, task, 1)
         return TaskStatus(
@@ -269,7 +289,7 @@ class Overview:
     def _jobs(self, tx: Cursor) -> tuple[JobStatus, ...]:
         last, successes = last_ticks(tx), last_successes(tx)
         paused = {pause.job: pause.paused_by for pause in pauses(tx)}
-        coming = self._callbacks.next_ticks()
+        coming = self._board.next_ticks
         return tuple(
             JobStatus(
                 job=job,
@@ -292,69 +312,6 @@ def teacher_status(settings: Settings) -> TeacherStatus:
         terms=teacher.terms,
         terms_allow_training=teacher.terms_allow_training,
     )
-
-
-def needs(
-    tasks: tuple[TaskStatus, ...],
-    jobs: tuple[JobStatus, ...],
-    teacher: TeacherStatus,
-    letters: int,
-    unknown: int,
-    *,
-    all_paused: bool,
-) -> tuple[Need, ...]:
-    """What only a person can settle, the most pressing first."""
-    found = [
-        Need(
-            kind="approval",
-            sentence=f"{one.task}-v{one.waiting.number} waits for your approval",
-            link=f"/tasks/{one.task}/versions/{one.waiting.number}",
-            urgent=True,
-        )
-        for one in tasks
-        if one.waiting
-    ]
-    if teacher.model and not teacher.terms_allow_training:
-        found.append(
-            Need(
-                kind="terms",
-                sentence="The teacher's terms are not recorded as allowing training: nothing is "
-                "labelled or trained",
-                link="/#teacher",
-                urgent=True,
-            )
-        )
-    found += [
-        Need(
-            kind="failed",
-            sentence=f"The last training of {one.task} failed: {one.last_run.failure}",
-            link="/#activity",
-        )
-        for one in tasks
-        if one.last_run and one.last_run.status == "failed"
-    ]
-    if unknown:
-        found.append(
-            Need(
-                kind="unknown_outcomes",
-                sentence=f"{counted(unknown, 'teacher call')} may have been paid for without an "
-                "answer: ask again, or drop",
-                link="/unknown-outcomes",
-            )
-        )
-    if letters:
-        found.append(
-            Need(
-                kind="dead_letters",
-                sentence=f"{counted(letters, 'record')} could not be read",
-                link="/dead-letters",
-            )
-        )
-    paused = [job.job for job in jobs if job.paused]
-    if all_paused or paused:
-        what = "The whole learner is" if all_paused else f"{', '.join(paused)}:"
-        found.append(Need(kind="paused", sentence=f"{what} paused", link="/#jobs"))
-    return tuple(found)
 
 
 def _named(progress: Progress | None, tasks: tuple[TaskStatus, ...]) -> Progress | None:

@@ -1,14 +1,12 @@
 """What an operator can see, as plain data. The console and the API show the same."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Literal
 
-from pipelines.types import Decision, Estimate, Verdict
-from service.topics import TopicWriter
+from pipelines.types import Estimate, Verdict
 from storage.datasets import StoredDataset
-from storage.live import Live
 from storage.reports import Report
 from storage.runs import TrainingRun
 from storage.ticks import Tick
@@ -83,8 +81,10 @@ class Progress:
 class IngestState:
     """What ingest is doing right now."""
 
-    held: str | None = None  # why it reads nothing
+    held: str | None = None  # why it reads nothing, in a sentence
+    reason: HoldReason | None = None
     lag: int = 0  # records not read yet
+    polled_at: float = 0.0  # of the monotonic clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,33 +107,6 @@ class UnknownOutcome:
     reserved: float  # money set aside for it
     detail: str
     task: str = ""
-
-
-class UnknownOutcomes(Protocol):
-    """The held calls: `release` asks the teacher again, `drop` never does."""
-
-    def list(self) -> Sequence[UnknownOutcome]: ...
-
-    def release(self, key: str) -> None: ...
-
-    def drop(self, key: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callbacks:
-    """What operations need from the rest of the learner."""
-
-    figures: Callable[[str], Figures]
-    progress: Callable[[], Progress | None]
-    next_ticks: Callable[[], Mapping[str, datetime | None]]  # also names all jobs
-    request_train: Callable[[str], None]
-    published: Callable[[Live], None]
-    decided: Callable[[Decision], None]
-    topic_writer: Callable[[], TopicWriter]
-    unknown_outcomes: UnknownOutcomes
-    ingest: Callable[[], IngestState] = IngestState
-    gateways: Callable[[], Sequence[GatewaySeen]] = tuple
-    label_spend: Callable[[], float] = float  # today, as the budget counts it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,12 +190,18 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Something that only a person can settle."""
+    """Something that only a person can settle. The same name is the same need."""
 
-    kind: Literal["approval", "unknown_outcomes", "dead_letters", "terms", "paused", "failed"]
-    sentence: str
-    link: str
+    name: str
+    kind: str
+    title: str
+    sentence: str  # the title with what only the console shows
+    link: str  # of the console
+    text: str = ""  # what it means and what to do
+    over: str = ""  # what there is to say when nobody is needed any more
+    task: str = ""
     urgent: bool = False
+    told: bool = True  # outside too, where somebody wants to be told
 
 
 ActivityKind = Literal["decision", "evaluation", "training", "swap", "trouble"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from pipelines.types import Decision, GateReport
+from pipelines.types import BY_ITSELF, Decision, GateReport
 from service.operator.status import (
     SILENT,
     Figures,
@@ -20,7 +20,7 @@ from service.operator.status import (
 from service.operator.words import counted, sentence
 from storage.datasets import StoredDataset
 from storage.runs import TrainingRun
-from storage.ticks import BY_ITSELF, Tick
+from storage.ticks import Tick
 
 LATELY = timedelta(minutes=5)  # over which prompts are counted
 DRAWN = timedelta(hours=1)  # over which samples are counted

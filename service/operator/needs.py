@@ -1,0 +1,258 @@
+"""What only a person can settle: one list, for the console and for who is told outside."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from pipelines.types import BY_ITSELF
+from service.operator.status import HoldReason, JobStatus, Need, TaskStatus, TeacherStatus
+from service.operator.words import counted
+from service.sections import BudgetSettings
+from storage.leases import Spend
+from storage.ledger import DaySpend
+
+REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
+REFUSED = "teacher_refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedFacts:
+    """All that the list is made from."""
+
+    today: date
+    tasks: Sequence[TaskStatus]
+    failures: Mapping[str, int]  # trainings that failed in a row, by task
+    jobs: Sequence[JobStatus]
+    all_paused: bool
+    teacher: TeacherStatus
+    teacher_refuses: bool | None
+    letters: int
+    unknown: int
+    held: HoldReason | None  # why ingest reads nothing
+    labels: DaySpend
+    escalated: Spend
+    budget: BudgetSettings
+    budget_share: float  # from which on a budget is nearly spent
+
+
+def needs(facts: NeedFacts) -> tuple[Need, ...]:
+    """Everything that wants a person, the most pressing first. No prompt's text is in it."""
+    return (
+        *_approvals(facts),
+        *_terms(facts),
+        *(need for task in facts.tasks for need in _of_task(task, facts.failures)),
+        *_budgets(facts),
+        *_held(facts.held),
+        *_unknown(facts.unknown),
+        *_refused(facts.teacher_refuses),
+        *_letters(facts.letters),
+        *_paused(facts),
+    )
+
+
+def _need(
+    kind: str,
+    title: str,
+    link: str,
+    *,
+    name: str = "",
+    detail: str = "",
+    text: str = "",
+    over: str = "",
+    task: str = "",
+    urgent: bool = False,
+    told: bool = True,
+) -> Need:
+    """`detail` is for the console only: it may quote an error."""
+    return Need(
+        name=name or kind,
+        kind=kind,
+        title=title,
+        sentence=f"{title}: {detail}" if detail else title,
+        link=link,
+        text=text,
+        over=over,
+        task=task,
+        urgent=urgent,
+        told=told,
+    )
+
+
+def _approvals(facts: NeedFacts) -> Iterator[Need]:
+    for task in facts.tasks:
+        if version := task.waiting:
+            yield _need(
+                "approval",
+                f"{task.task}-v{version.number} waits for your approval",
+                f"/tasks/{task.task}/versions/{version.number}",
+                name=f"approval:{task.task}:{version.student}",
+                text="It passed the gate. Look at its report, then approve or reject it.",
+                over=f"{task.task}-v{version.number} does not wait any more.",
+                task=task.task,
+                urgent=True,
+            )
+
+
+def _terms(facts: NeedFacts) -> Iterator[Need]:
+    if facts.teacher.model and not facts.teacher.terms_allow_training:
+        yield _need(
+            "terms",
+            "The teacher's terms are not recorded as allowing training: nothing is labelled or "
+            "trained",
+            "/#teacher",
+            urgent=True,
+            told=False,
+        )
+
+
+def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
+    yield from _failed(status, failures.get(status.task, 0))
+    champion = status.champion
+    if champion is None:
+        return
+    page = f"/tasks/{status.task}/versions/{champion.number}"
+    if champion.decided_by == BY_ITSELF and champion.decided_at is not None:
+        yield _need(
+            "rollback",
+            f"{status.task} was rolled back to version {champion.number} by itself",
+            page,
+            name=f"rollback:{status.task}:{champion.decided_at.isoformat()}",
+            text="The version after it agreed with the teacher less than it should. Look at "
+            "what it got wrong before another one is approved.",
+            task=status.task,
+        )
+    served = status.figures.served_agreement
+    if served is not None and served.high < status.target:
+        yield _need(
+            "agreement",
+            f"{status.task} agrees with its teacher less than promised",
+            page,
+            name=f"agreement:{status.task}:{champion.number}",
+            text=f"Even the upper end of the interval, {served.high:.1%}, is below the target "
+            f"of {status.target:.1%}. Roll back, or look at what changed.",
+            over=f"The live agreement of {status.task} is not below its target any more.",
+            task=status.task,
+        )
+
+
+def _failed(status: TaskStatus, times: int) -> Iterator[Need]:
+    """In the list from the first failure on; told outside when it is no accident."""
+    last = status.last_run
+    if not times:
+        return
+    yield _need(
+        "training_failed",
+        f"Training of {status.task} failed {times} times in a row"
+        if times >= REPEATEDLY
+        else f"The last training of {status.task} failed",
+        "/#activity",
+        name=f"training_failed:{status.task}",
+        detail=(last.failure or "") if last and last.status == "failed" else "",
+        text="The champion serves on, but learns nothing new. The console has the reason.",
+        over=f"A training of {status.task} succeeded.",
+        task=status.task,
+        told=times >= REPEATEDLY,
+    )
+
+
+def _budgets(facts: NeedFacts) -> Iterator[Need]:
+    labels, escalated, budget = facts.labels, facts.escalated, facts.budget
+    for name, what, then, pairs in (
+        (
+            "labels",
+            "label budget",
+            "At its end labelling rests until midnight UTC; serving goes on.",
+            (
+                (labels.calls, budget.label_calls),
+                (labels.tokens, budget.label_tokens),
+                (labels.money, budget.label_money),
+            ),
+        ),
+        (
+            "escalations",
+            "escalation budget",
+            "At its end the student answers what it is unsure of, marked, until midnight UTC.",
+            (
+                (escalated.calls, budget.escalation_calls),
+                (escalated.money, budget.escalation_money),
+            ),
+        ),
+    ):
+        share = max((used / limit for used, limit in pairs if limit), default=0.0)
+        if share >= facts.budget_share:
+            yield _need(
+                "budget",
+                f"Today's {what} is nearly spent",
+                "/",
+                name=f"budget:{name}:{facts.today}",
+                text=f"{then} The setting is `[budget]`.",
+            )
+
+
+HOLDS: Mapping[HoldReason, tuple[str, str, str]] = {
+    "disk": (
+        "Ingest is held: the disk is nearly full",
+        "Nothing is lost while the topic keeps its records. Make room; it goes on by itself.",
+        "/",
+    ),
+    "poison": (
+        "Ingest paused itself: almost nothing on the topic can be read",
+        "Find the producer, look at the dead letters, then `flywheel resume ingest`.",
+        "/dead-letters",
+    ),
+}
+
+
+def _held(why: HoldReason | None) -> Iterator[Need]:
+    """Who paused it himself need not be told."""
+    if why is not None and why in HOLDS:
+        title, text, link = HOLDS[why]
+        yield _need(
+            "ingest_held",
+            title,
+            link,
+            name=f"ingest_held:{why}",
+            text=text,
+            over="Ingest goes on.",
+        )
+
+
+def _unknown(calls: int) -> Iterator[Need]:
+    if calls:
+        yield _need(
+            "unknown_outcomes",
+            f"{counted(calls, 'teacher call')} may have been paid for without an answer",
+            "/unknown-outcomes",
+            detail="ask again, or drop",
+            text="Held until somebody decides: ask again, or drop.",
+            over="No teacher call is held any more.",
+        )
+
+
+def _refused(refuses: bool | None) -> Iterator[Need]:
+    if refuses:
+        yield _need(
+            REFUSED,
+            "The teacher refuses our calls",
+            "/#teacher",
+            text="Its key, the model's name or the account. Nothing is labelled until it is "
+            "repaired.",
+            over="The teacher answers again.",
+        )
+
+
+def _letters(letters: int) -> Iterator[Need]:
+    if letters:
+        yield _need(
+            "dead_letters",
+            f"{counted(letters, 'record')} could not be read",
+            "/dead-letters",
+            told=False,
+        )
+
+
+def _paused(facts: NeedFacts) -> Iterator[Need]:
+    paused = [job.job for job in facts.jobs if job.paused]
+    if facts.all_paused or paused:
+        what = "The whole learner is" if facts.all_paused else f"{', '.join(paused)}:"
+        yield _need("paused", f"{what} paused", "/#jobs", told=False)
