@@ -14,7 +14,8 @@ from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
 from service.learner.trainer import Trainer
-from service.learner.training import Training, Workshop
+from service.learner.training import Training
+from service.learner.workshop import Workshop
 from service.sections import TrainerSettings
 from storage.artifacts import Artifacts
 

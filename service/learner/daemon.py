@@ -33,8 +33,9 @@ from service.learner.retention import Retention
 from service.learner.sampling import Sampling
 from service.learner.teacher import Teacher
 from service.learner.trainer import Trainer
-from service.learner.training import Training, Workshop
+from service.learner.training import Training
 from service.learner.watch import Watch
+from service.learner.workshop import Workshop
 from service.metrics import LearnerMetrics
 from service.operator.board import Board
 from service.operator.notify import Notifier, Seen

@@ -16,7 +16,7 @@ from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
-from service.learner.training import Workshop
+from service.learner.workshop import Workshop
 from storage.artifacts import Artifact, base_kind
 from storage.database import Cursor
 from storage.datasets import read_training_texts, write_items

@@ -2,103 +2,40 @@
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import structlog
 
-from pipelines.curate import Curated, CurationPolicy, curate
 from pipelines.errors import (
     FlywheelError,
     TrainingFailed,
     TrainingInterrupted,
     TrainingRunFailed,
 )
-from pipelines.identities import dataset_content, settings_digest, training_fingerprint
+from pipelines.identities import training_fingerprint
 from pipelines.recipes import Recipe
 from pipelines.students.causal import load_config
 from pipelines.students.head import load_head
 from pipelines.types import StudentVersion, Task
-from service.learner.base_models import BaseModel, BaseModels
-from service.learner.trainer import Trainer
-from service.metrics import LearnerMetrics
-from service.settings import Settings
-from storage.artifacts import Artifact, Artifacts, base_kind
-from storage.database import Database
-from storage.datasets import add_dataset, dataset_by_digest, latest_dataset, write_dataset
+from service.learner.base_models import BaseModel
+from service.learner.datasets import Datasets
+from service.learner.workshop import Workshop
+from storage.artifacts import Artifact, base_kind
+from storage.datasets import dataset_by_digest
 from storage.failpoints import passing
-from storage.labels import count_labels, labelled_samples
 from storage.runs import end_run, fail_running_runs, start_run
 from storage.ticks import JobResult
 from storage.versions import add_version, next_number, versions_by_content
 
 log = structlog.get_logger()
 
-MIN_EXAMPLES = 2
 MAX_RESUMES = 2  # of a training whose trainer was killed
 CHECKPOINT_FILE = "checkpoint.safetensors"
 DATASET_FILE = "dataset"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workshop:
-    """What training and evaluation work with: shared by both jobs."""
-
-    database: Database
-    artifacts: Artifacts
-    trainer: Trainer
-    settings: Settings
-    tasks: Mapping[str, Task]
-    encoder: Artifact
-    bases: BaseModels
-    metrics: LearnerMetrics
-    now: Callable[[], datetime]
-
-    def scratch(self) -> Path:
-        """A new folder for a child to write to; on the artifacts' disk, so that it can be moved."""
-        path = self.settings.folder.new_scratch()
-        path.mkdir(parents=True)
-        return path
-
-    def child_spec(self, encoder: Artifact) -> dict[str, object]:
-        """What every child is told about the encoder and its limits."""
-        cache = self.settings.folder.vectors(encoder.digest)
-        return {
-            "encoder": str(encoder.path.resolve()),
-            "encoder_digest": encoder.digest,
-            "cache": str(cache.resolve()),
-            "threads": self.trainer.threads,
-            "max_tokens": encoder.about["max_tokens"],
-        }
-
-    def settings_digest(self, recipe: Recipe) -> str:
-        """Of all in the settings that decides what a recipe makes of a dataset."""
-        base = self.settings.recipes.get(recipe.name)
-        return settings_digest(
-            recipe,
-            base_model=str(base and base.base_model),
-            encoder=self.encoder.digest if recipe.family == "head" else "",
-            seed=self.settings.trainer.seed,
-        )
-
-    def curated(self, task: Task, cut_off: datetime) -> Curated:
-        """Training examples and held-out items from everything labelled until the cut-off."""
-        dataset = self.settings.dataset
-        with self.database.snapshot() as tx:
-            samples = labelled_samples(tx, task.name, task.labels, cut_off)
-        return curate(
-            samples,
-            CurationPolicy(
-                max_per_user=dataset.max_per_user,
-                max_per_group=dataset.max_per_group,
-                held_out_window=dataset.held_out_window,
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +66,7 @@ class Training:
 
     def __init__(self, workshop: Workshop) -> None:
         self._shop = workshop
+        self._datasets = Datasets(workshop)
 
     def recover(self) -> list[str]:
         """After a crash: no trainer outlives its learner, and its scratch is rubbish.
@@ -148,7 +86,7 @@ class Training:
         if why := self._why_not():
             return JobResult("nothing", why), None
         name = self._shop.settings.tasks[task_name].recipe
-        dataset = self._interrupted(task_name) or self._dataset(task)
+        dataset = self._interrupted(task_name) or self._datasets.make(task)
         if isinstance(dataset, JobResult):
             return dataset, None
         return self._one(task, self._shop.settings.recipe(name), dataset, reason)
@@ -237,64 +175,12 @@ class Training:
             )
         return None
 
-    def _dataset(self, task: Task) -> Artifact | JobResult:
-        with self._shop.database.snapshot() as tx:
-            used = count_labels(tx, task.name).used
-        cut_off = self._shop.now()
-        curated = self._shop.curated(task, cut_off)
-        if len({example.label for example in curated.training}) < MIN_EXAMPLES:
-            return JobResult(
-                "nothing",
-                f"{task.name}: {len(curated.training)} training examples with fewer than two "
-                "labels teach nothing",
-            )
-        with self._shop.database.snapshot() as tx:
-            stored = latest_dataset(tx, task.name)
-        content, parent = dataset_content(curated.training), stored.digest if stored else None
-        if parent is not None and self._shop.artifacts.exists("dataset", parent):
-            dataset = self._shop.artifacts.open("dataset", parent)
-            if dataset.about["content"] == content:
-                return dataset
-        dataset = self._publish(task, curated, content, parent)
-        with self._shop.database.transaction() as tx:
-            add_dataset(
-                tx,
-                digest=dataset.digest,
-                task=task.name,
-                parent=parent,
-                labels=used,
-                examples=len(curated.training),
-                held_out=len(curated.held_out),
-                cut_off=cut_off,
-                now=self._shop.now(),
-            )
-        return dataset
-
     def _known(self, task: Task, recipe: Recipe, dataset: Artifact) -> StudentVersion | None:
         """Nothing is trained twice in the same way, but what failed may be tried again."""
         with self._shop.database.snapshot() as tx:
             trained = versions_by_content(tx, task.name, dataset.digest, recipe.name)
         wanted = self._shop.settings_digest(recipe)
         return next((one for one in trained if one.training.get("settings") == wanted), None)
-
-    def _publish(self, task: Task, curated: Curated, content: str, parent: str | None) -> Artifact:
-        about = {
-            "task": task.name,
-            "labels": list(task.labels),
-            "content": content,
-            "parent": parent,
-            "training": len(curated.training),
-            "held_out": len(curated.held_out),
-            "training_by_label": dict(Counter(example.label for example in curated.training)),
-            "dropped": dict(curated.dropped),
-            "terms": self._shop.settings.teacher.terms,
-        }
-        scratch = self._shop.scratch()
-        try:
-            write_dataset(scratch, curated, task)
-            return self._shop.artifacts.publish("dataset", scratch, about)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _train(self, order: Order, started: float) -> StudentVersion:
         shop, task, recipe = self._shop, order.task, order.recipe
