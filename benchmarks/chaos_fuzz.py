@@ -16,7 +16,7 @@ from pipelines.types import Message
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest
 from service.learner.sampling import Sampling
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.rules import first_policy
 from service.sections import IngestSettings, TaskSettings

@@ -38,7 +38,7 @@ from service.host.memory import collect_rarely
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest
 from service.learner.sampling import Sampling
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.rules import first_policy
 from service.settings import Settings

@@ -41,7 +41,7 @@ from service.keys import open_keys
 from service.learner.evaluation import Evaluating
 from service.learner.trainer import Trainer
 from service.learner.training import Training
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.sections import TrainerSettings
 from service.topics.embedded import EmbeddedTopicWriter, prune
 from storage import failpoints

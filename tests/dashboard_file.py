@@ -8,7 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from service.metrics import GatewayMetrics, LearnerMetrics
+from service.metrics.gateway import GatewayMetrics
+from service.metrics.learner import LearnerMetrics
 
 GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
 READERS = ("health", "quality", "money")

@@ -28,7 +28,7 @@ from pipelines.types import (
 )
 from service.learner.relabel import Relabel
 from service.learner.teacher import Teacher
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.held_calls import HeldCalls
 from service.settings import Settings
 from storage.database import Database

@@ -26,7 +26,7 @@ from pipelines.types import (
 )
 from service.keys import open_keys
 from service.learner.gateways import Gateways
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.operations import Operations
 from service.operator.status import (

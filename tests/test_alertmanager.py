@@ -41,7 +41,7 @@ from pipelines.types import StudentAnswer
 from service.keys import GATEWAY_PRODUCER
 from service.learner.sampling import Sampling
 from service.learner.watch import Watch
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.operator.board import Board
 from service.rules import first_policy
 from service.topics.kafka import KafkaOptions, KafkaTopicReader

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from pipelines.errors import ArtifactDamaged
 from service.gateway.batcher import Reply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed, EngineLimits
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 SECRET = "sk-nobody-may-know-this"
 PRIVATE = "my card number is 4444 and it is private"
@@ -33,7 +33,7 @@ import asyncio, sys, threading
 from pathlib import Path
 from prometheus_client import CollectorRegistry
 from service.gateway.engine import Engine
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 base, adapter, text = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 engine = Engine("d" * 64, lambda: base, GatewayMetrics(CollectorRegistry()), threads=1)

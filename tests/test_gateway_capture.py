@@ -35,7 +35,7 @@ from service.gateway.app import run_gateway
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.keys import open_keys
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.topics.embedded import EmbeddedTopicWriter
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from pipelines.errors import NotRunning
 from service.gateway.lease import Lease
 from service.learner.leases import LeaseBook
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.planes import LeaseReply, LeaseRequest
 from service.sections import BudgetSettings
 from storage.database import Database

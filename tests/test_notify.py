@@ -23,7 +23,7 @@ from pipelines.errors import SettingsError
 from pipelines.types import Estimate
 from service.care.check import find_problems, lines
 from service.console.app import console_app
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.notify import SETTLED, Notifier, Seen
 from service.operator.status import Figures, HoldReason
 from service.sections import NotifyKind, NotifySettings

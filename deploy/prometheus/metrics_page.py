@@ -1,4 +1,4 @@
-"""Write docs/reference/metrics.md from service/metrics.py: its metrics, and the comments on them.
+"""Write docs/reference/metrics.md from service/metrics/: its metrics, and the comments on them.
 
 python deploy/prometheus/metrics_page.py            write it
 python deploy/prometheus/metrics_page.py --print    print it
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCE = ROOT / "service" / "metrics.py"
+SOURCES = [ROOT / "service" / "metrics" / f"{plane}.py" for plane in ("gateway", "learner")]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
 PLANES = {"GatewayMetrics": "Gateway", "LearnerMetrics": "Learner"}
 INTRODUCTION = """\
-<!-- Written by `python deploy/prometheus/metrics_page.py` from service/metrics.py. -->
+<!-- Written by `python deploy/prometheus/metrics_page.py` from service/metrics/. -->
 
 # Metrics
 
@@ -33,7 +33,7 @@ The dashboards are in `deploy/grafana/dashboards/`, the alerts in `deploy/promet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One declaration of service/metrics.py."""
+    """One declaration in service/metrics/."""
 
     name: str
     kind: str
@@ -108,7 +108,7 @@ def page() -> str:
     """The whole page."""
     alerts = alerts_by_metric(ALERTS.read_text())
     parts = [INTRODUCTION]
-    for plane, metrics in declared(SOURCE.read_text()):
+    for plane, metrics in (found for path in SOURCES for found in declared(path.read_text())):
         parts.append(f"\n## {plane}\n")
         parts += [_entry(metric, alerts.get(metric.name, [])) for metric in metrics]
     return "".join(parts)

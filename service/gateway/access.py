@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.gateway.turn import Rejected, rejection
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -42,7 +42,7 @@ from service.gateway.wire import encode
 from service.host.memory import hoard_less
 from service.host.process import bind
 from service.keys import Keys, open_keys
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.planes import GatewayReport, LeaseReply, LeaseRequest, learner_address
 from service.settings import Settings
 from service.topics import TopicWriter

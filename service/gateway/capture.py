@@ -14,7 +14,7 @@ import structlog
 from pipelines.decode import NativeRecord, encode_native, sign
 from pipelines.errors import FlywheelError, InvalidMessage
 from service.keys import GATEWAY_PRODUCER
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.topics import TopicWriter
 from storage.failpoints import passing
 

@@ -47,7 +47,7 @@ from service.gateway.wire import (
     replace_fields,
     wire_usage,
 )
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 TEACHER: Literal["teacher"] = "teacher"
 NOBODY = "nobody"

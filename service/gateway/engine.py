@@ -15,7 +15,7 @@ from typing import Any
 from service.gateway.batcher import Reply
 from service.gateway.engine_keeper import EngineLimits, Job, Keeper, Rank
 from service.gateway.engine_process import EngineFailed
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 __all__ = ["Engine", "EngineBusy", "EngineFailed", "EngineLimits"]
 

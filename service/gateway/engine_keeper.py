@@ -14,7 +14,7 @@ import structlog
 
 from pipelines.errors import ArtifactDamaged
 from service.gateway.engine_process import Ended, EngineFailed, EngineProcess, Said
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from pipelines.types import Message, Task, Usage
 from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import ChatRequest, TeacherReply, read_reply, replace_fields
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.gateway.turn import Rejected, json_response, read_body
 from service.gateway.wire import ID_PREFIX, MALFORMED, WireMessage, encode, plain_messages
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 
 MAX_ID = 150
 

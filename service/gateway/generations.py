@@ -19,7 +19,7 @@ from pipelines.types import Task
 from service.gateway.batcher import Reply
 from service.gateway.engine import EngineFailed
 from service.gateway.students import Failures, Student, Students
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.failpoints import passing
 from storage.live import Live, LiveStudent, LiveTask

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from pipelines.errors import FlywheelError
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.planes import LeaseReply, LeaseRequest
 
 log = structlog.get_logger()

@@ -28,7 +28,7 @@ from pipelines.students.head import (
 from service.gateway.batcher import Batcher, Reply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed
 from service.host.memory import give_back
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.live import LiveStudent
 

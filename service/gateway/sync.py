@@ -12,7 +12,7 @@ from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
 from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
 from service.host.memory import give_back
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.planes import EVERYTHING
 from storage.artifacts import Artifacts, Kind, base_kind
 from storage.durable import write_durably

@@ -12,7 +12,7 @@ import httpx2
 from starlette.datastructures import Headers
 
 from pipelines.errors import FlywheelError
-from service.metrics import GatewayMetrics
+from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings, is_loopback
 
 # What travels on, either way. Everything else stays here, above all the app's own key.

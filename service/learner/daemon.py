@@ -36,7 +36,7 @@ from service.learner.trainer import Trainer
 from service.learner.training import Training
 from service.learner.watch import Watch
 from service.learner.workshop import Workshop
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.notify import Notifier, Seen
 from service.operator.operations import Operations

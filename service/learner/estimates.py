@@ -10,7 +10,7 @@ from prometheus_client import Gauge
 from pipelines.statistics.coverage import trusted_coverage
 from pipelines.statistics.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
 from pipelines.types import Estimate
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.status import Figures, HistoryPoint
 from service.settings import Settings
 from storage.database import Cursor, Database

@@ -21,7 +21,7 @@ from pipelines.tally import Tally, TrafficKey
 from pipelines.types import BY_ITSELF, DeadLetter, Group, Label, PromptEvent, Sample, StudentAnswer
 from service.learner.sampling import Sampling
 from service.learner.schedule import INGEST_JOB
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.status import HoldReason
 from service.sections import IngestSettings

@@ -16,7 +16,7 @@ from service.learner.schedule import Schedule
 from service.learner.teacher import Teacher
 from service.learner.training import Training
 from service.learner.watch import Watch
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.operations import Operations
 from service.settings import Settings

@@ -10,7 +10,7 @@ import structlog
 from pipelines.statistics.sequences import pair_e_value
 from pipelines.types import PairCounts, StudentAnswer
 from service.learner.assessor import Asked
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.planes import Role
 from service.sections import RollbackSettings
 from storage.database import Database

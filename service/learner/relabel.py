@@ -13,7 +13,7 @@ from pipelines.identities import prompt_version
 from pipelines.label import OUTSIDE, read_label
 from pipelines.types import Label, Task
 from service.learner.teacher import Reply, Teacher
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from storage.database import Database
 from storage.failpoints import passing
 from storage.labels import add_labels

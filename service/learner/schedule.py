@@ -19,7 +19,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from pipelines.errors import FlywheelError, TrainingRunFailed
 from service.host.durations import parse_schedule
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from storage.database import Database
 from storage.ticks import (

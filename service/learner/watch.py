@@ -10,7 +10,7 @@ from pipelines.types import Task
 from service.learner.due import Trigger
 from service.learner.estimates import Estimates
 from service.learner.sampling import Rates, Sampling
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.settings import Settings
 from storage.database import Database

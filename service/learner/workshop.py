@@ -11,7 +11,7 @@ from pipelines.recipes import Recipe
 from pipelines.types import Task
 from service.learner.base_models import BaseModels
 from service.learner.trainer import Trainer
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts
 from storage.database import Database

@@ -19,7 +19,7 @@ import httpx2
 import structlog
 
 from pipelines.errors import FlywheelError
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.needs import REFUSED
 from service.operator.status import Need
 from service.sections import NotifyKind, NotifySettings

@@ -15,7 +15,7 @@ from pipelines.decide import (
 from pipelines.errors import DataDamaged, DiskFull, FlywheelError, Refused
 from pipelines.types import BY_ITSELF, DeadLetter, Decision, DecisionAction, StudentVersion
 from service.keys import Keys
-from service.metrics import LearnerMetrics
+from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.held_calls import HeldCalls
 from service.operator.overview import Overview

@@ -139,7 +139,7 @@ def _served(settings: Settings, artifacts: Artifacts) -> Iterator[Finding]:
 def _golden(settings: Settings, artifacts: Artifacts, live: Live) -> Iterator[Finding]:
     """Load each champion as a gateway does, and ask what was asked at its evaluation."""
     from service.gateway.generations import Generations
-    from service.metrics import GatewayMetrics
+    from service.metrics.gateway import GatewayMetrics
 
     tasks = {name: settings.task_of(name) for name in settings.tasks}
     heads = {
