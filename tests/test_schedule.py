@@ -56,7 +56,9 @@ def test_every_firing_is_recorded_with_what_came_of_it(rig: Rig) -> None:
 
     with running(rig, look=("every 100ms", job)):
         wait_for(lambda: len(ticks(rig, "look", "nothing")) >= 3)
-    assert rig.scalar("SELECT count(*) FROM ticks") == len(calls)
+    # What a busy machine has missed is recorded too, as that.
+    assert len(ticks(rig, "look", "nothing")) == len(calls)
+    assert set(rig.rows("SELECT outcome FROM ticks")) <= {("nothing",), ("missed",)}
     assert set(ticks(rig, "look", "nothing")) == {"there was nothing to do"}
     assert rig.metrics.registry.get_sample_value(
         "flywheel_job_last_success_timestamp_seconds", {"job": "look"}
