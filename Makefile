@@ -15,8 +15,8 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-shuffled check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
-.PHONY: deploy-tools system-packages clean
+.PHONY: help run test check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
+.PHONY: test-shuffled deploy-tools system-packages clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
