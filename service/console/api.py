@@ -46,141 +46,158 @@ class CodeBody(BaseModel):
     operator: str | None = None
 
 
-def api_routes(operations: Operations, sessions: Sessions, settings: Settings) -> APIRouter:
-    """All under /api."""
-    router = APIRouter(prefix="/api")
+class OperatorApi:
+    """The endpoints. Each calls one operation, as the operator whom the guard has let in."""
 
-    @router.get("/status")
-    def status() -> Response:
+    def __init__(self, operations: Operations, sessions: Sessions, settings: Settings) -> None:
+        self._operations = operations
+        self._sessions = sessions
+        self._settings = settings
+
+    def routes(self) -> APIRouter:
+        """All under /api."""
+        router = APIRouter(prefix="/api")
+        for method, path, endpoint in (
+            ("GET", "/status", self.status),
+            ("GET", "/activity", self.activity),
+            ("GET", "/ticks", self.ticks),
+            ("GET", "/tasks/{task}/versions", self.versions),
+            ("GET", "/tasks/{task}/champions", self.champions),
+            ("GET", "/tasks/{task}/versions/{number}", self.show),
+            ("GET", "/tasks/{task}/versions/{number}/card", self.card),
+            ("POST", "/tasks/{task}/versions/{number}/approve", self.approve),
+            ("POST", "/tasks/{task}/versions/{number}/reject", self.reject),
+            ("POST", "/tasks/{task}/rollback", self.rollback),
+            ("POST", "/tasks/{task}/train", self.train),
+            ("POST", "/jobs/{job}/pause", self.pause),
+            ("POST", "/jobs/{job}/resume", self.resume),
+            ("GET", "/dead-letters", self.dead_letters),
+            ("POST", "/dead-letters/{topic}/{partition}/{offset}/replay", self.replay),
+            ("GET", "/unknown-outcomes", self.unknown_outcomes),
+            ("POST", "/unknown-outcomes/{key}/release", self.release),
+            ("POST", "/unknown-outcomes/{key}/drop", self.drop),
+            ("GET", "/offsets", self.offsets),
+            ("POST", "/backups", self.backups),
+            ("POST", "/login-codes", self.login_codes),
+            ("GET", "/events", self.events),
+        ):
+            router.add_api_route(path, endpoint, methods=[method], response_model=None)
+        return router
+
+    def status(self) -> Response:
         """What is served, how good it is, what waits, and every job's last tick."""
-        return as_json(operations.status())
+        return as_json(self._operations.status())
 
-    @router.get("/activity")
     def activity(
+        self,
         limit: int = Query(50, ge=1, le=1000),
         before: AwareDatetime | None = None,
         kind: ActivityKind | None = None,
     ) -> Response:
         """What happened, newest first; of one `kind` or of all, `before` a moment or until now."""
-        return as_json(operations.activity(limit, before, kind))
+        return as_json(self._operations.activity(limit, before, kind))
 
-    @router.get("/ticks")
-    def ticks(limit: int = Query(100, ge=1, le=1000), job: str | None = None) -> Response:
+    def ticks(self, limit: int = Query(100, ge=1, le=1000), job: str | None = None) -> Response:
         """What the jobs did, and why they did nothing."""
-        return as_json(operations.ticks(limit, job))
+        return as_json(self._operations.ticks(limit, job))
 
-    @router.get("/tasks/{task}/versions")
-    def versions(task: str) -> Response:
+    def versions(self, task: str) -> Response:
         """All versions and what became of them."""
-        return as_json(operations.versions(task))
+        return as_json(self._operations.versions(task))
 
-    @router.get("/tasks/{task}/champions")
-    def champions(task: str) -> Response:
+    def champions(self, task: str) -> Response:
         """Who was the champion when, and who made it so."""
-        return as_json(operations.champions(task))
+        return as_json(self._operations.champions(task))
 
-    @router.get("/tasks/{task}/versions/{number}")
-    def show(task: str, number: int) -> Response:
+    def show(self, task: str, number: int) -> Response:
         """One version with its report."""
-        return as_json(operations.show(task, number))
+        return as_json(self._operations.show(task, number))
 
-    @router.get("/tasks/{task}/versions/{number}/card")
-    def card(task: str, number: int) -> Response:
+    def card(self, task: str, number: int) -> Response:
         """Its model card, as Markdown in plain text."""
         # As plain text every browser shows it.
-        return Response(operations.card(task, number), media_type="text/plain")
+        return Response(self._operations.card(task, number), media_type="text/plain")
 
-    @router.post("/tasks/{task}/versions/{number}/approve")
-    def approve(request: Request, task: str, number: int, body: ApproveBody) -> Response:
+    def approve(self, request: Request, task: str, number: int, body: ApproveBody) -> Response:
         """Let it serve. `report` is the hash of the report that was looked at."""
         operator = request.state.operator
-        return as_json(operations.approve(task, number, report=body.report, operator=operator))
+        return as_json(
+            self._operations.approve(task, number, report=body.report, operator=operator)
+        )
 
-    @router.post("/tasks/{task}/versions/{number}/reject")
-    def reject(request: Request, task: str, number: int, body: ReasonBody) -> Response:
+    def reject(self, request: Request, task: str, number: int, body: ReasonBody) -> Response:
         """Say no to it, with the reason."""
         operator = request.state.operator
-        return as_json(operations.reject(task, number, reason=body.reason, operator=operator))
+        return as_json(self._operations.reject(task, number, reason=body.reason, operator=operator))
 
-    @router.post("/tasks/{task}/rollback")
-    def rollback(request: Request, task: str, body: RollbackBody) -> Response:
+    def rollback(self, request: Request, task: str, body: RollbackBody) -> Response:
         """Serve version `to` again; left out, the one that was approved before."""
         operator = request.state.operator
-        done = operations.rollback(task, body.to, reason=body.reason, operator=operator)
-        champion = [v for v in operations.versions(task) if v.student == done.student]
+        done = self._operations.rollback(task, body.to, reason=body.reason, operator=operator)
+        champion = [v for v in self._operations.versions(task) if v.student == done.student]
         return as_json({"name": f"{task}-v{champion[0].number}", "decision": done})
 
-    @router.post("/tasks/{task}/train")
-    def train(request: Request, task: str) -> Response:
+    def train(self, request: Request, task: str) -> Response:
         """Train without waiting for the schedule."""
-        operations.request_train(task, operator=request.state.operator)
+        self._operations.request_train(task, operator=request.state.operator)
         return as_json({"requested": task})
 
-    @router.post("/jobs/{job}/pause")
-    def pause(request: Request, job: str) -> Response:
+    def pause(self, request: Request, job: str) -> Response:
         """Stop a job, or `all`, from the next tick on."""
-        operations.pause(job, operator=request.state.operator)
+        self._operations.pause(job, operator=request.state.operator)
         return as_json({"paused": job})
 
-    @router.post("/jobs/{job}/resume")
-    def resume(request: Request, job: str) -> Response:
+    def resume(self, request: Request, job: str) -> Response:
         """Let a job, or `all`, run again."""
-        operations.resume(job, operator=request.state.operator)
+        self._operations.resume(job, operator=request.state.operator)
         return as_json({"resumed": job})
 
-    @router.get("/dead-letters")
-    def dead_letters(limit: int = Query(100, ge=1, le=1000), pending: bool = False) -> Response:
+    def dead_letters(
+        self, limit: int = Query(100, ge=1, le=1000), pending: bool = False
+    ) -> Response:
         """What could not be read, and why."""
-        found = operations.dead_letters(limit, pending_only=pending)
+        found = self._operations.dead_letters(limit, pending_only=pending)
         return as_json([letter_content(letter) for letter in found])
 
-    @router.post("/dead-letters/{topic}/{partition}/{offset}/replay")
-    def replay(request: Request, topic: str, partition: int, offset: int) -> Response:
+    def replay(self, request: Request, topic: str, partition: int, offset: int) -> Response:
         """Put it back onto the topic, as it came."""
-        operations.replay(topic, partition, offset, operator=request.state.operator)
+        self._operations.replay(topic, partition, offset, operator=request.state.operator)
         return as_json({"replayed": f"{topic}/{partition}/{offset}"})
 
-    @router.get("/unknown-outcomes")
-    def unknown_outcomes() -> Response:
+    def unknown_outcomes(self) -> Response:
         """Teacher calls that were sent and never answered."""
-        return as_json(operations.unknown_outcomes())
+        return as_json(self._operations.unknown_outcomes())
 
-    @router.post("/unknown-outcomes/{key}/release")
-    def release(request: Request, key: str) -> Response:
+    def release(self, request: Request, key: str) -> Response:
         """Ask the teacher again."""
-        operations.release(key, operator=request.state.operator)
+        self._operations.release(key, operator=request.state.operator)
         return as_json({"released": key})
 
-    @router.post("/unknown-outcomes/{key}/drop")
-    def drop(request: Request, key: str) -> Response:
+    def drop(self, request: Request, key: str) -> Response:
         """Never ask again."""
-        operations.drop(key, operator=request.state.operator)
+        self._operations.drop(key, operator=request.state.operator)
         return as_json({"dropped": key})
 
-    @router.get("/offsets")
-    def offsets() -> Response:
+    def offsets(self) -> Response:
         """Where each topic was read to, by partition."""
-        return as_json(operations.offsets())
+        return as_json(self._operations.offsets())
 
-    @router.post("/backups")
-    def backups(request: Request) -> Response:
+    def backups(self, request: Request) -> Response:
         """Freeze one state of the database in files, for `flywheel backup` on the same host."""
-        return as_json(operations.freeze(operator=request.state.operator))
+        return as_json(self._operations.freeze(operator=request.state.operator))
 
-    @router.post("/login-codes")
-    def login_codes(request: Request, body: CodeBody | None = None) -> Response:
+    def login_codes(self, request: Request, body: CodeBody | None = None) -> Response:
         """A link that logs a browser in once, within two minutes."""
         named = body.operator if body and body.operator else request.state.operator
-        code = sessions.make_code(clean_name(named))
-        base = settings.learner.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+        code = self._sessions.make_code(clean_name(named))
+        base = self._settings.learner.public_url.rstrip("/") or str(request.base_url).rstrip("/")
         return as_json({"code": code, "link": f"{base}/login?code={code}"})
 
-    @router.get("/events")
-    async def events(request: Request) -> StreamingResponse:
+    async def events(self, request: Request) -> StreamingResponse:
         """Says `changed` when the status is another one; the page then looks again."""
-        return StreamingResponse(_changes(request, operations), media_type="text/event-stream")
-
-    return router
+        return StreamingResponse(
+            _changes(request, self._operations), media_type="text/event-stream"
+        )
 
 
 def as_json(content: object) -> Response:

@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
 from pipelines.errors import DataDamaged, ExitCode, FlywheelError, Refused
-from service.console.api import api_routes
+from service.console.api import OperatorApi
 from service.console.auth import Sessions, SlowFailures, allowed_hosts
 from service.console.guard import Guard, error_response
-from service.console.pages import error_page, page_routes
+from service.console.pages import Pages, error_page
 from service.operator.operations import Operations
 from service.settings import Settings
 
@@ -53,8 +53,8 @@ def console_app(
     failures = SlowFailures(failure_seconds)
     app.add_middleware(Guard, sessions=sessions, hosts=allowed_hosts(settings), failures=failures)
     _add_health(app, registry or CollectorRegistry(), ready)
-    app.include_router(api_routes(operations, sessions, settings))
-    app.include_router(page_routes(operations, sessions, failures, settings))
+    app.include_router(OperatorApi(operations, sessions, settings).routes())
+    app.include_router(Pages(operations, sessions, failures, settings).routes())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.router.routes.extend(extra_routes)
     _add_error_answers(app)

@@ -70,28 +70,61 @@ _environment.globals.update(
 )
 
 
-def page_routes(
-    operations: Operations, sessions: Sessions, failures: SlowFailures, settings: Settings
-) -> APIRouter:
+class Pages:
     """Everything that a browser opens."""
-    router = APIRouter(include_in_schema=False)
 
-    def page(request: Request, template: str, **content: Any) -> Response:
-        status = operations.status()
+    def __init__(
+        self,
+        operations: Operations,
+        sessions: Sessions,
+        failures: SlowFailures,
+        settings: Settings,
+    ) -> None:
+        self._operations = operations
+        self._sessions = sessions
+        self._failures = failures
+        self._settings = settings
+
+    def routes(self) -> APIRouter:
+        """The pages, and what their forms do."""
+        router = APIRouter(include_in_schema=False)
+        for method, path, endpoint in (
+            ("GET", "/", self.overview),
+            ("GET", "/tasks/{task}/versions", self.versions),
+            ("GET", "/tasks/{task}/versions/{number}", self.version),
+            ("GET", "/activity", self.activity),
+            ("GET", "/dead-letters", self.dead_letters),
+            ("GET", "/unknown-outcomes", self.unknown_outcomes),
+            ("POST", "/tasks/{task}/versions/{number}/approve", self.approve),
+            ("POST", "/tasks/{task}/versions/{number}/reject", self.reject),
+            ("POST", "/tasks/{task}/versions/{number}/rollback", self.rollback),
+            ("POST", "/tasks/{task}/train", self.train),
+            ("POST", "/jobs/{job}/{verb}", self.job),
+            ("POST", "/dead-letters/{topic}/{partition}/{offset}/replay", self.replay),
+            ("POST", "/unknown-outcomes/{key}/{verb}", self.settle),
+            ("GET", "/login", self.login),
+            ("POST", "/login", self.log_in),
+            ("POST", "/logout", self.log_out),
+        ):
+            router.add_api_route(path, endpoint, methods=[method], response_model=None)
+        return router
+
+    def _page(self, request: Request, template: str, **content: Any) -> Response:
+        status = self._operations.status()
         return _render(
             request, template, status=status, now=status.at, teacher=status.teacher, **content
         )
 
-    def version_page(
-        request: Request, task: str, number: int, problem: str = "", reason: str = ""
+    def _version_page(
+        self, request: Request, task: str, number: int, problem: str = "", reason: str = ""
     ) -> Response:
-        detail = operations.show(task, number)
-        return page(request, "version.html", detail=detail, problem=problem, reason=reason)
+        detail = self._operations.show(task, number)
+        return self._page(request, "version.html", detail=detail, problem=problem, reason=reason)
 
-    def versions_page(request: Request, task: str, problem: str = "") -> Response:
-        found, reigns = operations.versions(task), operations.champions(task)
-        bars = charts.reign_bars(reigns, operations.status().at)
-        return page(
+    def _versions_page(self, request: Request, task: str, problem: str = "") -> Response:
+        found, reigns = self._operations.versions(task), self._operations.champions(task)
+        bars = charts.reign_bars(reigns, self._operations.status().at)
+        return self._page(
             request,
             "versions.html",
             task=task,
@@ -101,25 +134,21 @@ def page_routes(
             problem=problem,
         )
 
-    @router.get("/")
-    def overview(request: Request) -> Response:
-        return page(request, "overview.html", problem="")
+    def overview(self, request: Request) -> Response:
+        return self._page(request, "overview.html", problem="")
 
-    @router.get("/tasks/{task}/versions")
-    def versions(request: Request, task: str) -> Response:
-        return versions_page(request, task)
+    def versions(self, request: Request, task: str) -> Response:
+        return self._versions_page(request, task)
 
-    @router.get("/tasks/{task}/versions/{number}")
-    def version(request: Request, task: str, number: int) -> Response:
-        return version_page(request, task, number)
+    def version(self, request: Request, task: str, number: int) -> Response:
+        return self._version_page(request, task, number)
 
-    @router.get("/activity")
-    def activity(request: Request, before: str = "", kind: str = "") -> Response:
+    def activity(self, request: Request, before: str = "", kind: str = "") -> Response:
         chosen = next((one for one in KINDS if one == kind), None)
         until = _moment(before)
-        found = operations.activity(PAGE_LENGTH + 1, until, chosen)
+        found = self._operations.activity(PAGE_LENGTH + 1, until, chosen)
         entries = found[:PAGE_LENGTH]
-        return page(
+        return self._page(
             request,
             "activity.html",
             entries=entries,
@@ -130,113 +159,105 @@ def page_routes(
             problem="",
         )
 
-    @router.get("/dead-letters")
-    def dead_letters(request: Request) -> Response:
-        letters = [letter_content(letter) for letter in operations.dead_letters()]
-        return page(request, "dead_letters.html", letters=letters, problem="")
+    def dead_letters(self, request: Request) -> Response:
+        letters = [letter_content(letter) for letter in self._operations.dead_letters()]
+        return self._page(request, "dead_letters.html", letters=letters, problem="")
 
-    @router.get("/unknown-outcomes")
-    def unknown_outcomes(request: Request) -> Response:
-        held = operations.unknown_outcomes()
-        return page(request, "unknown_outcomes.html", held=held, problem="")
+    def unknown_outcomes(self, request: Request) -> Response:
+        held = self._operations.unknown_outcomes()
+        return self._page(request, "unknown_outcomes.html", held=held, problem="")
 
-    @router.post("/tasks/{task}/versions/{number}/approve")
-    async def approve(request: Request, task: str, number: int) -> Response:
-        form, operator = await _form(request), request.state.operator
+    async def approve(self, request: Request, task: str, number: int) -> Response:
+        form, operator = await _posted(request), request.state.operator
 
         def act() -> Response:
             try:
-                operations.approve(task, number, report=form.get("report", ""), operator=operator)
+                self._operations.approve(
+                    task, number, report=form.get("report", ""), operator=operator
+                )
             except FlywheelError as error:
-                return _conflict(version_page(request, task, number, str(error)))
+                return _conflict(self._version_page(request, task, number, str(error)))
             return _see(f"/tasks/{task}/versions/{number}", "approved")
 
         return await run_in_threadpool(act)
 
-    @router.post("/tasks/{task}/versions/{number}/reject")
-    async def reject(request: Request, task: str, number: int) -> Response:
-        form, operator = await _form(request), request.state.operator
+    async def reject(self, request: Request, task: str, number: int) -> Response:
+        form, operator = await _posted(request), request.state.operator
         reason = form.get("reason", "")
 
         def act() -> Response:
             try:
-                operations.reject(task, number, reason=reason, operator=operator)
+                self._operations.reject(task, number, reason=reason, operator=operator)
             except FlywheelError as error:
-                return _conflict(version_page(request, task, number, str(error), reason))
+                return _conflict(self._version_page(request, task, number, str(error), reason))
             return _see(f"/tasks/{task}/versions/{number}", "rejected")
 
         return await run_in_threadpool(act)
 
-    @router.post("/tasks/{task}/versions/{number}/rollback")
-    async def rollback(request: Request, task: str, number: int) -> Response:
-        form, operator = await _form(request), request.state.operator
+    async def rollback(self, request: Request, task: str, number: int) -> Response:
+        form, operator = await _posted(request), request.state.operator
         reason = form.get("reason", "")
 
         def act() -> Response:
             try:
-                operations.rollback(task, number, reason=reason, operator=operator)
+                self._operations.rollback(task, number, reason=reason, operator=operator)
             except FlywheelError as error:
-                return _conflict(versions_page(request, task, str(error)))
+                return _conflict(self._versions_page(request, task, str(error)))
             return _see(f"/tasks/{task}/versions", "rolled-back")
 
         return await run_in_threadpool(act)
 
-    @router.post("/tasks/{task}/train")
-    def train(request: Request, task: str) -> Response:
-        operations.request_train(task, operator=request.state.operator)
+    def train(self, request: Request, task: str) -> Response:
+        self._operations.request_train(task, operator=request.state.operator)
         return _see("/", "training")
 
-    @router.post("/jobs/{job}/{verb}")
-    def job(request: Request, job: str, verb: str) -> Response:
+    def job(self, request: Request, job: str, verb: str) -> Response:
         if verb == "pause":
-            operations.pause(job, operator=request.state.operator)
+            self._operations.pause(job, operator=request.state.operator)
             return _see("/", "paused")
-        operations.resume(job, operator=request.state.operator)
+        self._operations.resume(job, operator=request.state.operator)
         return _see("/", "resumed")
 
-    @router.post("/dead-letters/{topic}/{partition}/{offset}/replay")
-    def replay(request: Request, topic: str, partition: int, offset: int) -> Response:
-        operations.replay(topic, partition, offset, operator=request.state.operator)
+    def replay(self, request: Request, topic: str, partition: int, offset: int) -> Response:
+        self._operations.replay(topic, partition, offset, operator=request.state.operator)
         return _see("/dead-letters", "replayed")
 
-    @router.post("/unknown-outcomes/{key}/{verb}")
-    def settle(request: Request, key: str, verb: str) -> Response:
+    def settle(self, request: Request, key: str, verb: str) -> Response:
         if verb == "release":
-            operations.release(key, operator=request.state.operator)
+            self._operations.release(key, operator=request.state.operator)
             return _see("/unknown-outcomes", "released")
-        operations.drop(key, operator=request.state.operator)
+        self._operations.drop(key, operator=request.state.operator)
         return _see("/unknown-outcomes", "dropped")
 
-    _add_login(router, sessions, failures, settings)
-    return router
-
-
-def _add_login(
-    router: APIRouter, sessions: Sessions, failures: SlowFailures, settings: Settings
-) -> None:
-    teacher = teacher_status(settings)
-
-    def form(request: Request, next_page: str, problem: str = "", status: int = 200) -> Response:
+    def _login_form(
+        self, request: Request, next_page: str, problem: str = "", status: int = 200
+    ) -> Response:
         return _render(
             request,
             "login.html",
             status_code=status,
             status=None,
-            teacher=teacher,
+            teacher=teacher_status(self._settings),
             next=safe_path(next_page),
             problem=problem,
         )
 
-    def enter(request: Request, operator: str, target: str) -> Response:
+    def _enter(self, request: Request, operator: str, target: str) -> Response:
         # A page that goes on by itself, not a redirect: after a link from elsewhere a browser
         # would not send a strict cookie along with the redirected request.
         answer = _render(
-            request, "entering.html", status=None, teacher=teacher, target=safe_path(target)
+            request,
+            "entering.html",
+            status=None,
+            teacher=teacher_status(self._settings),
+            target=safe_path(target),
         )
-        secure = request.url.scheme == "https" or settings.learner.public_url.startswith("https:")
+        secure = request.url.scheme == "https" or self._settings.learner.public_url.startswith(
+            "https:"
+        )
         answer.set_cookie(
             COOKIE,
-            sessions.make_cookie(operator),
+            self._sessions.make_cookie(operator),
             max_age=SESSION_SECONDS,
             httponly=True,
             samesite="strict",
@@ -244,28 +265,31 @@ def _add_login(
         )
         return answer
 
-    @router.get("/login")
-    async def login(request: Request, code: str = "", next: str = "/") -> Response:
+    async def login(self, request: Request, code: str = "", next: str = "/") -> Response:
         if not code:
-            return form(request, next)
-        operator = sessions.take_code(code)
+            return self._login_form(request, next)
+        operator = self._sessions.take_code(code)
         if operator is not None:
-            return enter(request, operator, next)
-        await failures.wait()
+            return self._enter(request, operator, next)
+        await self._failures.wait()
         problem = "This link was used already or is too old. Make a new one: flywheel open"
-        return form(request, next, problem, 401)
+        return self._login_form(request, next, problem, 401)
 
-    @router.post("/login")
-    async def log_in(request: Request) -> Response:
-        given = await _form(request)
-        if sessions.is_token(given.get("token", "").strip()):
-            return enter(request, clean_name(given.get("operator", "")), given.get("next", "/"))
-        if not await failures.wait():
-            return form(request, given.get("next", "/"), "Too many attempts. Wait a moment.", 429)
-        return form(request, given.get("next", "/"), "This is not the operator token.", 401)
+    async def log_in(self, request: Request) -> Response:
+        given = await _posted(request)
+        if self._sessions.is_token(given.get("token", "").strip()):
+            return self._enter(
+                request, clean_name(given.get("operator", "")), given.get("next", "/")
+            )
+        if not await self._failures.wait():
+            return self._login_form(
+                request, given.get("next", "/"), "Too many attempts. Wait a moment.", 429
+            )
+        return self._login_form(
+            request, given.get("next", "/"), "This is not the operator token.", 401
+        )
 
-    @router.post("/logout")
-    def log_out() -> Response:
+    def log_out(self) -> Response:
         answer = RedirectResponse("/login", status_code=303)
         answer.delete_cookie(COOKIE)
         return answer
@@ -290,7 +314,7 @@ def _render(
     return HTMLResponse(html, status_code=status_code)
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def _posted(request: Request) -> dict[str, str]:
     """A posted form. The guard has limited its size."""
     body = (await request.body()).decode("utf-8", "replace")
     return {name: values[0] for name, values in parse_qs(body, max_num_fields=20).items()}
