@@ -10,8 +10,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from benchmarks.chaos_witnesses import LABELS, TASK, text_of
-from pipelines.decode import SCHEMA, DecodePolicy, NativeRecord, encode_native, sign
 from pipelines.intake import Rules
+from pipelines.records.common import DecodePolicy
+from pipelines.records.native import SCHEMA, NativeRecord, encode_native
+from pipelines.records.signature import sign
 from pipelines.types import Message
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest

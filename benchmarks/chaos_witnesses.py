@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx2
 
-from pipelines.decode import SCHEMA, NativeRecord, NativeStudent, encode_native, sign
 from pipelines.errors import FlywheelError
+from pipelines.records.native import SCHEMA, NativeRecord, NativeStudent, encode_native
+from pipelines.records.signature import sign
 from pipelines.types import Message
 from service.client import LearnerClient
 from service.settings import Settings

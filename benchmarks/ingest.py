@@ -29,9 +29,9 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.results import ROOT, write_results
 from benchmarks.traffic import TASK, gateway_records
-from pipelines.decode import DecodePolicy
 from pipelines.errors import BrokerUnavailable
 from pipelines.intake import Rules
+from pipelines.records.common import DecodePolicy
 from pipelines.sample import SamplingPolicy
 from pipelines.types import Headers, PromptEvent, StudentAnswer
 from service.host.memory import collect_rarely

@@ -27,7 +27,7 @@ import httpx2
 
 from benchmarks.results import ROOT, write_results
 from benchmarks.running import Running, running_service, scripted_teacher
-from pipelines.decode import SCHEMA, NativeRecord, encode_native
+from pipelines.records.native import SCHEMA, NativeRecord, encode_native
 from pipelines.types import Message
 from service.settings import load_settings
 from service.topics.opening import open_writer

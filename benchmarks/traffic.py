@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from msgspec.structs import replace
 
 from benchmarks.results import ROOT
-from pipelines.decode import SCHEMA, NativeRecord, NativeStudent, encode_native, sign
+from pipelines.records.native import SCHEMA, NativeRecord, NativeStudent, encode_native
+from pipelines.records.signature import sign
 from pipelines.types import Headers, Message, Task
 from service.keys import GATEWAY_PRODUCER
 

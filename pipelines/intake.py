@@ -12,10 +12,11 @@ import msgspec
 
 from pipelines.ask import TeacherPolicy, cost
 from pipelines.assess import assess
-from pipelines.decode import DecodePolicy, decode
+from pipelines.decode import decode
 from pipelines.errors import InvalidMessage
 from pipelines.identities import prompt_version
 from pipelines.label import read_label
+from pipelines.records.common import DecodePolicy
 from pipelines.render import classifier_text
 from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback
 from pipelines.tally import Tally, TrafficKey, tally

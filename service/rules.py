@@ -1,7 +1,7 @@
 """What the settings say about records and draws, as the core wants to hear it."""
 
-from pipelines.decode import DecodePolicy
 from pipelines.intake import Rules
+from pipelines.records.common import DecodePolicy
 from pipelines.sample import SamplingPolicy
 from pipelines.types import Task
 from service.keys import GATEWAY_PRODUCER, Keys

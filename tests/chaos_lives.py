@@ -32,7 +32,7 @@ from training_rig import Shop, open_shop
 import pipelines.answer
 import pipelines.train
 from pipelines.child import Channel
-from pipelines.decode import NativeRecord
+from pipelines.records.native import NativeRecord
 from pipelines.types import Message
 from service.gateway.capture import Capture
 from service.gateway.generations import Generations

@@ -4,14 +4,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.decode import (
-    SCHEMA,
-    DecodePolicy,
-    Headers,
-    decode,
-    sign,
-)
+from pipelines.decode import decode
+from pipelines.records.common import DecodePolicy
+from pipelines.records.native import SCHEMA
+from pipelines.records.signature import sign
 from pipelines.types import (
+    Headers,
     PromptEvent,
     SourceOffset,
 )

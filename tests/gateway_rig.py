@@ -30,7 +30,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from pipelines.decode import DecodePolicy, decode
+from pipelines.decode import decode
+from pipelines.records.common import DecodePolicy
 from pipelines.students.encoder import Encoder, installed_encoder_files
 from pipelines.students.head import Head, save_head
 from pipelines.types import PromptEvent, SourceOffset

@@ -14,8 +14,10 @@ from typing import Any
 from core_samples import TASK
 from learner_rig import Rig, open_rig
 
-from pipelines.decode import DecodePolicy, NativeRecord, encode_native, sign
 from pipelines.intake import Rules
+from pipelines.records.common import DecodePolicy
+from pipelines.records.native import NativeRecord, encode_native
+from pipelines.records.signature import sign
 from pipelines.types import Headers, Message, PromptEvent, StudentAnswer
 from service.keys import GATEWAY_PRODUCER
 from service.learner.ingest import Ingest

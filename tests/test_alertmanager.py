@@ -36,7 +36,8 @@ from prometheus_server import (
 )
 from webhook import Webhook, running_webhook
 
-from pipelines.decode import encode_native, sign
+from pipelines.records.native import encode_native
+from pipelines.records.signature import sign
 from pipelines.types import StudentAnswer
 from service.keys import GATEWAY_PRODUCER
 from service.learner.sampling import Sampling

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from benchmarks.running import Running, running_service, scripted_teacher
-from pipelines.decode import SCHEMA, NativeRecord, encode_native
 from pipelines.errors import ExitCode
+from pipelines.records.native import SCHEMA, NativeRecord, encode_native
 from pipelines.types import Message
 from service.settings import load_settings
 from service.topics.opening import open_writer

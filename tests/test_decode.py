@@ -22,27 +22,22 @@ from decode_samples import (
     signed,
 )
 
-from pipelines.decode import (
-    MAX_REASON_CHARACTERS,
-    PRODUCER_HEADER,
+from pipelines.decode import MAX_REASON_CHARACTERS, UNREADABLE_HEADER, decode
+from pipelines.errors import InvalidMessage
+from pipelines.records.common import DecodePolicy, user_key
+from pipelines.records.native import (
     SCHEMA,
-    SIGNATURE_HEADER,
-    UNREADABLE_HEADER,
-    DecodePolicy,
-    Headers,
     NativeFeedback,
     NativeRecord,
     NativeStudent,
     NativeUsage,
-    decode,
     encode_native,
     json_schema,
-    sign,
-    user_key,
 )
-from pipelines.errors import InvalidMessage
+from pipelines.records.signature import PRODUCER_HEADER, SIGNATURE_HEADER, sign
 from pipelines.types import (
     Feedback,
+    Headers,
     Message,
     PromptEvent,
     StudentAnswer,
@@ -407,7 +402,7 @@ def test_secrets_do_not_show_in_the_policys_repr() -> None:
 
 def test_the_published_schema_is_the_one_that_decode_follows() -> None:
     assert json.loads(PUBLISHED.read_text()) == json_schema(), (
-        "run `python -m pipelines.decode > docs/prompt-event.schema.json`"
+        "run `python -m pipelines.records.native > docs/prompt-event.schema.json`"
     )
 
 

@@ -19,14 +19,12 @@ from decode_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.decode import (
-    Headers,
-    decode,
-    json_schema,
-    sign,
-)
+from pipelines.decode import decode
 from pipelines.errors import InvalidMessage
+from pipelines.records.native import json_schema
+from pipelines.records.signature import sign
 from pipelines.types import (
+    Headers,
     PromptEvent,
 )
 

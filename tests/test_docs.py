@@ -15,7 +15,8 @@ from generate import documents
 from generator.files_page import file_tree
 from generator.settings_page import settings_without_meaning
 
-from pipelines.decode import DecodePolicy, decode
+from pipelines.decode import decode
+from pipelines.records.common import DecodePolicy
 from pipelines.types import SourceOffset
 from service.cli import app
 from service.sections import TaskSettings

@@ -28,8 +28,8 @@ from gateway_rig import (
 from prometheus_client import CollectorRegistry
 
 from benchmarks.chaos_witnesses import Worker
-from pipelines.decode import NativeRecord
 from pipelines.errors import BrokerUnavailable, ExitCode, PortInUse
+from pipelines.records.native import NativeRecord
 from pipelines.types import Headers, Message
 from service.gateway.app import run_gateway
 from service.gateway.capture import Capture

@@ -10,8 +10,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from pipelines.decode import SCHEMA, DecodePolicy, decode
+from pipelines.decode import decode
 from pipelines.errors import SettingsError
+from pipelines.records.common import DecodePolicy
+from pipelines.records.native import SCHEMA
 from pipelines.types import Message, PromptEvent, SourceOffset
 from service.care.import_log import Columns, ImportCounts, ImportPolicy, import_file
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter

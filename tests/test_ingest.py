@@ -17,14 +17,9 @@ from core_samples import TASK
 from ingest_rig import KEY, SALT, TOPIC, Assessor, Producer, drain, make_ingest, record
 from learner_rig import Rig, open_rig
 
-from pipelines.decode import (
-    NativeFeedback,
-    NativeStudent,
-    NativeUsage,
-    encode_native,
-    sign,
-)
 from pipelines.errors import OffsetsLost
+from pipelines.records.native import NativeFeedback, NativeStudent, NativeUsage, encode_native
+from pipelines.records.signature import sign
 from pipelines.sample import side_of
 from pipelines.types import Side
 from service.keys import GATEWAY_PRODUCER

@@ -22,8 +22,8 @@ from lived_in import (
 from operating import Desk, open_desk
 
 from benchmarks.running import running_service
-from pipelines.decode import NativeRecord, encode_native
 from pipelines.errors import DataDamaged, DataLocked, ExitCode, Refused
+from pipelines.records.native import NativeRecord, encode_native
 from pipelines.types import Message
 from service.care.rebuild.run import rebuild
 from service.host.process import lock_data_folder

@@ -13,18 +13,12 @@ from typing import Any, NamedTuple
 import duckdb
 import msgspec
 
-from pipelines.decode import (
-    MAX_REASON_CHARACTERS,
-    SCHEMA,
-    DecodePolicy,
-    Headers,
-    NativeRecord,
-    decode,
-    encode_native,
-    sign,
-)
+from pipelines.decode import MAX_REASON_CHARACTERS, decode
 from pipelines.errors import BrokerUnavailable, InvalidMessage, SettingsError
-from pipelines.types import Message, SourceOffset
+from pipelines.records.common import DecodePolicy
+from pipelines.records.native import SCHEMA, NativeRecord, encode_native
+from pipelines.records.signature import sign
+from pipelines.types import Headers, Message, SourceOffset
 from service.topics import TopicWriter
 
 FLUSH_SECONDS = 60.0

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
-from pipelines.decode import NativeRecord, encode_native, sign
 from pipelines.errors import FlywheelError, InvalidMessage
+from pipelines.records.native import NativeRecord, encode_native
+from pipelines.records.signature import sign
 from service.keys import GATEWAY_PRODUCER
 from service.metrics.gateway import GatewayMetrics
 from service.topics import TopicWriter

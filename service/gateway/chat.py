@@ -12,8 +12,8 @@ from typing import Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.decode import NativeRecord, NativeStudent, NativeUsage
 from pipelines.label import write_answer
+from pipelines.records.native import NativeRecord, NativeStudent, NativeUsage
 from pipelines.render import classifier_text
 from pipelines.types import ServedBy, Task
 from service.gateway.batcher import Reply as Read

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.decode import NativeFeedback, NativeRecord
+from pipelines.records.native import NativeFeedback, NativeRecord
 from pipelines.types import Message, Task
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.decode import NativeStudent
+from pipelines.records.native import NativeStudent
 from pipelines.types import Message, ServedBy
 
 MOST_REQUESTS = 20_000

@@ -1,0 +1,1 @@
+"""The shapes that a record may have, a file each, and what they share."""

@@ -1,0 +1,124 @@
+"""An OpenAI request with its response, as an app or a proxy logs them.
+
+The response is the app's answer, whoever made it: never a label.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pipelines.errors import InvalidMessage
+from pipelines.records.common import (
+    Attributes,
+    DecodePolicy,
+    Name,
+    event_id,
+    moment,
+    refuse_unknown_role,
+    user_key,
+)
+from pipelines.records.native import NativeUsage, native_usage
+from pipelines.types import Message, PromptEvent, SourceOffset
+
+MARK = "request"  # the field by which the shape is known
+
+
+class _TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class _PairMessage(Struct, frozen=True):
+    role: str
+    content: str | list[_TextPart] | None = None
+
+
+class _PairRequest(Struct, frozen=True):
+    model: Name
+    messages: Annotated[list[_PairMessage], Meta(min_length=1, max_length=1000)]
+    user: Annotated[str, Meta(max_length=500)] | None = None
+    n: int | None = None
+    tools: msgspec.Raw | UnsetType = UNSET
+    functions: msgspec.Raw | UnsetType = UNSET
+    metadata: Attributes | None = None
+
+
+class _PairAnswer(Struct, frozen=True):
+    content: str | None = None
+
+
+class _PairChoice(Struct, frozen=True):
+    message: _PairAnswer
+
+
+class _PairResponse(Struct, frozen=True):
+    choices: Sequence[_PairChoice]
+    id: Name | None = None
+    created: int | float | None = None
+    usage: NativeUsage | None = None
+
+
+class _Pair(Struct, frozen=True):
+    request: _PairRequest
+    response: _PairResponse | None = None
+
+
+_DECODE = msgspec.json.Decoder(_Pair).decode
+
+
+def read_pair(
+    value: bytes, source: SourceOffset, timestamp_ms: int, signed: bool, policy: DecodePolicy
+) -> PromptEvent:
+    """Raises `InvalidMessage`, or what msgspec raises for another form."""
+    pair = _DECODE(value)
+    request, response = pair.request, pair.response
+    answer = given_id = occurred_at = usage = None
+    if response is not None:
+        answer = response.choices[0].message.content if response.choices else None
+        given_id = response.id
+        occurred_at = _from_unix(response.created)
+        usage = response.usage if signed else None
+    # No student can do these, so no task claims the request.
+    beyond_students = (
+        any(
+            asked is not UNSET and bytes(asked) not in (b"null", b"[]")
+            for asked in (request.tools, request.functions)
+        )
+        or (request.n or 1) > 1
+    )
+    return PromptEvent(
+        event_id=event_id(given_id, source),
+        task=None if beyond_students else policy.claims.get(request.model),
+        model=request.model,
+        occurred_at=moment(occurred_at, timestamp_ms),
+        messages=tuple(map(_plain_message, request.messages)),
+        answer=answer,
+        usage=native_usage(usage) if usage else None,
+        user_key=user_key(request.user, policy.user_salt) if request.user else None,
+        attributes=request.metadata or {},
+        source=source,
+    )
+
+
+def _plain_message(message: _PairMessage) -> Message:
+    refuse_unknown_role(message.role)
+    content = message.content
+    if isinstance(content, str):
+        return Message(message.role, content)
+    if content is None:
+        # An assistant that only called tools says nothing; nobody else may.
+        if message.role != "assistant":
+            raise InvalidMessage("a message has no content")
+        return Message(message.role, "")
+    return Message(message.role, "\n".join(part.text for part in content))
+
+
+def _from_unix(created: int | float | None) -> datetime | None:
+    if not created:
+        return None
+    try:
+        return datetime.fromtimestamp(created, UTC)
+    except (OverflowError, ValueError, OSError):
+        raise InvalidMessage("response.created is not a time") from None
