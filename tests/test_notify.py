@@ -108,7 +108,7 @@ def test_a_version_that_waits_is_told_once_with_the_link_to_its_page(post: Post)
     assert told["source"] == "flywheel"
     assert (told["kind"], told["state"], told["task"]) == ("approval", "needed", TASK)
     assert told["link"] == f"{CONSOLE}/tasks/{TASK}/versions/{version.number}"
-    assert "waits for approval" in told["title"]
+    assert "waits for your approval" in told["title"]
     assert post.tick() == []
     assert post.value("operator_needed", kind="approval") == 1
 
@@ -248,7 +248,7 @@ def test_slack_gets_its_own_shape(make: Callable[..., Post]) -> None:
     assert set(told) == {"text", "blocks"}
     (block,) = told["blocks"]
     assert block == {"type": "section", "text": {"type": "mrkdwn", "text": told["text"]}}
-    assert told["text"].startswith("*support-v1 waits for approval*\n")
+    assert told["text"].startswith("*support-v1 waits for your approval*\n")
     link = f"{CONSOLE}/tasks/{TASK}/versions/1"
     assert told["text"].endswith(f"<{link}|Open the console>")
 
