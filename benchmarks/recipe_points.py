@@ -4,7 +4,6 @@ Training runs in a child of its own, so that its memory and its time are nobody 
 """
 
 import csv
-import json
 import os
 import random
 import statistics
@@ -20,11 +19,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from benchmarks.loose_work import BASE as BASE_MODEL
+from benchmarks.loose_work import DATASET, ENCODER, loose_executor, write_training
 from benchmarks.results import ROOT, commit
-from pipelines.recipes import RECIPES, RecipeName, installed_base
+from pipelines.recipes import RECIPES, RecipeName
+from pipelines.students.bases import installed_base
 from pipelines.students.encoder import Encoder, installed_encoder_files
 from pipelines.students.head import load_head
-from service.learner.trainer import Trainer
+from pipelines.work import AdoptWork, Input, TrainWork
+from service.learner.executor import LocalExecutor
 from service.sections import TrainerSettings
 
 BANKING77 = Path(os.environ.get("BANKING77", ROOT.parent / "shared" / "data" / "banking77"))
@@ -143,9 +146,10 @@ def measure(case: Case, threads: int, progress: Progress) -> Point:
             trained, minutes, used = dict[str, Any](), 0.0, Used()
             answers = _ask_chat_model(base, None, labels, asked, threads, progress)
         else:
-            spec = _spec(case, stream[: case.labels], labels, folder, base, threads)
+            pairs = [(query.text, query.gold) for query in stream[: case.labels]]
+            write_training(folder / "dataset", pairs)
             started = time.monotonic()
-            trained, used = _train(spec, threads, progress)
+            trained, used = _train(_work(case, labels, base), folder, base, threads, progress)
             minutes = (time.monotonic() - started) / 60
             ask = _ask_head if _family(case.recipe) == "head" else _ask_adapters
             answers = ask(base, folder, labels, asked, threads, progress)
@@ -195,60 +199,51 @@ def _chat_model(threads: int, progress: Progress) -> Path:
     if not ready.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=CACHE, prefix="adopting-"))
-        spec = {"source": str(installed_base(RECIPES["causal-lora"])), "scratch": str(scratch)}
-        _trainer(threads, progress).run("pipelines.students.adopt", spec, scratch)
+        source = {BASE_MODEL: installed_base(RECIPES["causal-lora"])}
+        _executor(scratch, source, threads, progress).run(AdoptWork(source=BASE_MODEL), scratch)
         scratch.rename(ready)
     return ready
 
 
-def _spec(
-    case: Case, rows: Sequence[Query], labels: list[str], folder: Path, base: Path, threads: int
-) -> dict[str, Any]:
+def _work(case: Case, labels: Sequence[str], base: Path) -> TrainWork:
     """What the learner would tell the trainer."""
-    dataset = folder / "dataset"
-    dataset.mkdir()
-    with (dataset / "train.jsonl").open("w", encoding="utf-8") as file:
-        for at, row in enumerate(rows):
-            line = {"text": row.text, "label": row.gold, "weight": 1.0, "group_id": str(at)}
-            file.write(json.dumps(line) + "\n")
-    return {
-        "recipe": asdict(RECIPES[_name(case.recipe)]),
-        "dataset": str(dataset),
-        "scratch": str(folder / "student"),
-        "labels": labels,
-        "seed": case.seed,
-        "threads": threads,
-        "task": TASK,
-        "instructions": "",
-        "base": str(base),
-        "base_name": base.name,
-        "base_digest": "benchmark",
-        "encoder": str(folder / "encoder"),
-        "encoder_digest": "benchmark",
-        "max_tokens": MAX_TOKENS,
-        "cache": str(folder / "vectors"),  # empty: what is embedded is part of the time
-        "checkpoint": str(folder / "checkpoint"),
-        "precision": str(CACHE / "precision.json"),
-        "time_budget": None,
-    }
+    return TrainWork(
+        recipe=RECIPES[_name(case.recipe)],
+        task=TASK,
+        labels=tuple(labels),
+        instructions="",
+        seed=case.seed,
+        dataset=DATASET,
+        encoder=ENCODER,
+        max_tokens=MAX_TOKENS,
+        base=BASE_MODEL,
+        base_name=base.name,
+        checkpoint="checkpoint",
+    )
 
 
-def _train(spec: dict[str, Any], threads: int, progress: Progress) -> tuple[dict[str, Any], Used]:
+def _train(
+    work: TrainWork, folder: Path, base: Path, threads: int, progress: Progress
+) -> tuple[dict[str, Any], Used]:
     """What the trainer reports, and what it used."""
-    scratch = Path(spec["scratch"])
+    inputs = {DATASET: folder / "dataset", ENCODER: folder / "encoder", BASE_MODEL: base}
     with _watched() as used:
-        trained = _trainer(threads, progress).run("pipelines.train", spec, scratch)
+        executor = _executor(folder, inputs, threads, progress)
+        trained = executor.run(work, folder / "student")
     return trained, used
 
 
-def _trainer(threads: int, progress: Progress) -> Trainer:
+def _executor(
+    folder: Path, inputs: Mapping[Input, Path], threads: int, progress: Progress
+) -> LocalExecutor:
     limits = TrainerSettings(
         time_limit=timedelta(hours=12),
         memory_limit_mb=psutil.virtual_memory().total // 2**20,
         heartbeat_timeout=timedelta(minutes=5),
         threads=threads,
     )
-    return Trainer(limits, progress)
+    # The folder's vectors are empty: what is embedded is part of the time.
+    return loose_executor(folder, limits, inputs, progress, precision=CACHE / "precision.json")
 
 
 @contextmanager

@@ -32,8 +32,9 @@ from benchmarks.recipe_points import (
     unpack,
 )
 from benchmarks.results import RESULTS, ROOT, machine, write_results
-from pipelines.recipes import RECIPE_NAMES, require_training_stack
+from pipelines.recipes import RECIPE_NAMES
 from pipelines.statistics.intervals import count_pairs, paired_difference
+from pipelines.students.bases import require_training_stack
 
 RESULT = RESULTS / "recipes.json"
 PLOT = ROOT / "docs" / "images" / "recipes.svg"

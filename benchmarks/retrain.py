@@ -8,24 +8,24 @@ cache, and once more after a hundred new texts.
 """
 
 import argparse
-import json
 import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from benchmarks.loose_work import DATASET, ENCODER, loose_executor, write_training
 from benchmarks.recipe_points import BANKING77, Query, read_queries
 from benchmarks.results import write_results
 from pipelines.recipes import RECIPES
 from pipelines.students.encoder import installed_encoder_files
+from pipelines.work import TrainWork
 from service.demo.traffic import Traffic
-from service.learner.trainer import Trainer
 from service.sections import TrainerSettings
 
 NEW_TEXTS = 100  # of the last training
@@ -70,12 +70,19 @@ def run(plan: Plan, rows: Sequence[Query], folder: Path) -> tuple[dict[str, floa
 def _train(folder: Path, rows: Sequence[Query], threads: int) -> tuple[float, dict[str, Any]]:
     """Seconds from the start of the child to its end, and what it reports."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        spec = _spec(folder, Path(name), rows, threads)
+        run = Path(name)
+        for part in ("encoder", "scratch"):
+            (run / part).mkdir()
+        for file, (path, _) in installed_encoder_files().items():
+            (run / "encoder" / file).symlink_to(path)
+        write_training(run / "dataset", [(row.text, row.gold) for row in rows])
         limits = TrainerSettings(
             time_limit=timedelta(hours=1), heartbeat_timeout=timedelta(minutes=5), threads=threads
         )
+        inputs = {DATASET: run / "dataset", ENCODER: run / "encoder"}
+        executor = loose_executor(run, limits, inputs, _told, vectors=_cache(folder))
         started = time.monotonic()
-        trained = Trainer(limits, _told).run("pipelines.train", spec, Path(spec["scratch"]))
+        trained = executor.run(_work(rows), run / "scratch")
         seconds = time.monotonic() - started
     print(f"{len(rows):,} labels: {seconds:.1f} s", flush=True)
     return seconds, trained
@@ -86,30 +93,20 @@ def _told(progress: Mapping[str, Any]) -> None:
         print(f"\r{progress['phase']} {progress['step']}/{progress['total']}   ", end="")
 
 
-def _spec(folder: Path, run: Path, rows: Sequence[Query], threads: int) -> dict[str, Any]:
+def _work(rows: Sequence[Query]) -> TrainWork:
     """What the learner would tell the trainer."""
-    for name in ("encoder", "dataset", "scratch"):
-        (run / name).mkdir()
-    for name, (path, _) in installed_encoder_files().items():
-        (run / "encoder" / name).symlink_to(path)
-    with (run / "dataset" / "train.jsonl").open("w", encoding="utf-8") as file:
-        for at, row in enumerate(rows):
-            line = {"text": row.text, "label": row.gold, "weight": 1.0, "group_id": str(at)}
-            file.write(json.dumps(line) + "\n")
-    return {
-        "recipe": asdict(RECIPES["head"]),
-        "dataset": str(run / "dataset"),
-        "scratch": str(run / "scratch"),
-        "labels": sorted({row.gold for row in rows}),
-        "seed": 0,
-        "threads": threads,
-        "task": "benchmark",
-        "instructions": "",
-        "encoder": str(run / "encoder"),
-        "encoder_digest": "benchmark",
-        "max_tokens": 128,
-        "cache": str(_cache(folder)),
-    }
+    return TrainWork(
+        recipe=RECIPES["head"],
+        task="benchmark",
+        labels=tuple(sorted({row.gold for row in rows})),
+        instructions="",
+        seed=0,
+        dataset=DATASET,
+        encoder=ENCODER,
+        max_tokens=128,
+        base=ENCODER,
+        base_name="",
+    )
 
 
 def _cache(folder: Path) -> Path:

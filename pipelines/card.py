@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.recipes import Recipe
+from pipelines.students.families import family_of
 from pipelines.types import Estimate, Evaluation, GateReport, StudentVersion
 
-LIBRARIES = {"head": "onnx", "causal": "peft"}
 TUNED = ", tuned"  # at the end of a tuned encoder's name
 WORST_SEGMENTS = 5
 RIVALS = {
@@ -98,7 +98,7 @@ def _front_matter(facts: CardFacts) -> Iterator[str]:
     yield "---"
     yield "license: other"
     yield f"license_name: {_yaml(facts.dataset.get('terms') or 'not recorded')}"
-    yield f"library_name: {LIBRARIES[facts.recipe.family]}"
+    yield f"library_name: {family_of(facts.recipe).library}"
     yield f"base_model: {_yaml(_base_name(facts))}"
     yield "pipeline_tag: text-classification"
     yield "tags:"
@@ -267,8 +267,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     yield f"- A text is cut after {max_tokens:,} tokens."
     if missing := facts.version.training.get("labels_without_example"):
         yield f"- These labels had no example and are not to be expected: {_text(_listed(missing))}"
-    if facts.recipe.family == "causal":
-        yield "- These are adapters: they need exactly the base model that is named above."
+    yield from (f"- {limit}" for limit in family_of(facts.recipe).limits)
     yield "- The license of the data decides who may use it: see the terms of the teacher."
 
 

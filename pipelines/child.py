@@ -9,12 +9,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+from pipelines.work import Host, Specification
 
 HEARTBEAT_SECONDS = 1.0
+Kind = TypeVar("Kind")
 
 
 class Channel:
@@ -76,19 +81,12 @@ class Channel:
         os._exit(1)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. Only a line feed ends a line: texts may hold other breaks."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
-
-
-def run_child(work: Callable[[dict[str, Any], Channel], dict[str, Any]]) -> None:
-    """Run `work` on the JSON specification named on the command line, and report how it ended."""
+def run_child(kind: type[Kind], do: Callable[[Kind, Host, Channel], Mapping[str, Any]]) -> None:
+    """Do the work of the specification named on the command line, and report how it ended."""
     channel = Channel()
-    with open(sys.argv[1]) as file:
-        spec = json.load(file)
+    told = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Specification)
     try:
-        result = work(spec, channel)
+        result = do(msgspec.json.decode(told.work, type=kind), told.host, channel)
     except MemoryError:
         channel.failed("out of memory")
         sys.exit(1)

@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from pipelines.child import Channel, run_child
-from pipelines.recipes import Recipe, require_training_stack
+from pipelines.recipes import Recipe
+from pipelines.rows import TrainingRow
+from pipelines.students.bases import require_training_stack
 from pipelines.students.encoder import Encoder
+from pipelines.students.families import family_of
 from pipelines.students.fit import CALIBRATION_FOLDS, Data, fit
-from pipelines.train import CALIBRATION_SHARE, MAX_CALIBRATION_SHARE, MIN_CALIBRATION_ROWS, load
+from pipelines.train import CALIBRATION_SHARE, MAX_CALIBRATION_SHARE, MIN_CALIBRATION_ROWS
+from pipelines.work import Host, MeasureFacts, MeasureWork, result
 
 MESSAGE = (
     "please tell me where the parcel is that was sent last week because the number of it shows "
@@ -26,25 +30,27 @@ FITTED_ROWS = 2_000  # of more, the time is extrapolated
 FORWARD_SHARE = 1 / 3  # of a row's time in a step: the way back takes twice the way there
 
 
-def measure(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Seconds for `spec["examples"]` examples, and what was timed."""
-    recipe = Recipe(**spec["recipe"])
+def measure(work: MeasureWork, host: Host, channel: Channel) -> dict[str, Any]:
+    """Seconds of the training, and what was timed."""
+    training, recipe = work.training, work.training.recipe
     if not recipe.tunes:
-        return _measure_head(spec, channel)
+        return result(_measure_head(work, host, channel))
     require_training_stack()
     channel.progress("load", 0, 2)
     from pipelines.students.precision import Precision
 
-    rows = synthetic_rows(max(TIMED_TEXTS, 2 * recipe.batch_size), spec["labels"])
-    tuning = load(spec, recipe, rows, [])
+    rows = synthetic_rows(max(TIMED_TEXTS, 2 * recipe.batch_size), training.labels)
+    tuning = family_of(recipe).tuning(training, host, rows, [])
     channel.progress("load", 1, 2)
-    precision = Precision.choose(tuning, recipe, Path(spec["precision"]))
+    precision = Precision.choose(tuning, recipe, Path(host.precision))
     channel.progress("load", 2, 2)
-    return {
-        "seconds": round(run_seconds(recipe, spec["examples"], precision.seconds), 1),
-        "timed": str(precision),
-        "tuned": tuning.description,
-    }
+    return result(
+        MeasureFacts(
+            seconds=round(run_seconds(recipe, work.examples, precision.seconds), 1),
+            timed=str(precision),
+            tuned=tuning.description,
+        )
+    )
 
 
 def run_seconds(recipe: Recipe, examples: int, batch_seconds: float) -> float:
@@ -52,44 +58,45 @@ def run_seconds(recipe: Recipe, examples: int, batch_seconds: float) -> float:
     share = min(max(CALIBRATION_SHARE, MIN_CALIBRATION_ROWS / examples), MAX_CALIBRATION_SHARE)
     calibration = share * examples
     batches = recipe.epochs * ceil((examples - calibration) / recipe.batch_size)
-    # A chat model calibrates on some rows; a tuned encoder embeds all, whole and as int8.
-    read = calibration if recipe.family == "causal" else 2 * examples
+    read = family_of(recipe).reads_again(examples, calibration)
     return batch_seconds * (batches + FORWARD_SHARE * read / recipe.batch_size)
 
 
-def synthetic_rows(count: int, labels: Sequence[str]) -> list[dict[str, Any]]:
+def synthetic_rows(count: int, labels: Sequence[str]) -> list[TrainingRow]:
     """Rows of 5 to 25 words: messages as long as those of a support desk."""
     rng, words = np.random.default_rng(0), MESSAGE.split()
     return [
-        {
-            "text": " ".join(rng.choice(words, size=int(rng.integers(5, 26)))),
-            "label": labels[at % len(labels)],
-            "group_id": str(at),
-            "weight": 1.0,
-        }
+        TrainingRow(
+            event_id=str(at),
+            text=" ".join(rng.choice(words, size=int(rng.integers(5, 26)))),
+            label=labels[at % len(labels)],
+            group_id=str(at),
+        )
         for at in range(count)
     ]
 
 
-def _measure_head(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
+def _measure_head(work: MeasureWork, host: Host, channel: Channel) -> MeasureFacts:
     channel.progress("embed", 0, 2)
-    encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
-    texts = [row["text"] for row in synthetic_rows(TIMED_TEXTS, spec["labels"])]
+    training, labels = work.training, work.training.labels
+    encoder = Encoder(
+        host.path(training.encoder), threads=host.threads, max_tokens=training.max_tokens
+    )
+    texts = [row.text for row in synthetic_rows(TIMED_TEXTS, labels)]
     encoder.encode(texts[:8])  # the first ones set up
     started = time.perf_counter()
     encoder.encode(texts)
     a_text = (time.perf_counter() - started) / len(texts)
     channel.progress("embed", 1, 2)
-    fitted = min(spec["examples"], FITTED_ROWS)
+    fitted = min(work.examples, FITTED_ROWS)
     started = time.perf_counter()
-    fit(_synthetic_data(fitted, len(spec["labels"]), encoder.dimension), len(spec["labels"]))
-    a_fit = (time.perf_counter() - started) * spec["examples"] / fitted
+    fit(_synthetic_data(fitted, len(labels), encoder.dimension), len(labels))
+    a_fit = (time.perf_counter() - started) * work.examples / fitted
     channel.progress("embed", 2, 2)
-    return {
-        "seconds": round(a_text * spec["examples"] + a_fit * (CALIBRATION_FOLDS + 1), 1),
-        "timed": f"{1 / a_text:,.0f} texts a second are embedded",
-        "tuned": "",
-    }
+    return MeasureFacts(
+        seconds=round(a_text * work.examples + a_fit * (CALIBRATION_FOLDS + 1), 1),
+        timed=f"{1 / a_text:,.0f} texts a second are embedded",
+    )
 
 
 def _synthetic_data(rows: int, labels: int, dimension: int) -> Data:
@@ -102,4 +109,4 @@ def _synthetic_data(rows: int, labels: int, dimension: int) -> Data:
 
 
 if __name__ == "__main__":
-    run_child(measure)
+    run_child(MeasureWork, measure)

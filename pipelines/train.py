@@ -12,19 +12,24 @@ import time
 from collections.abc import Sequence
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.child import Channel, read_lines, run_child
+from pipelines.child import Channel, run_child
 from pipelines.errors import TrainingFailed
-from pipelines.recipes import Recipe, require_training_stack
-from pipelines.students.families import Batch, Tuning
+from pipelines.recipes import Recipe
+from pipelines.rows import TrainingRow, read_training
+from pipelines.students.bases import require_training_stack
+from pipelines.students.families import Batch, Tuning, family_of
 from pipelines.students.fit import describe, missing_labels, refuse_one_label, train_head
+from pipelines.work import Host, TrainWork
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from pipelines.students.precision import Precision
 
-CHECKPOINT_SECONDS = 20.0
+Step = tuple[Batch, ...]  # of the optimizer
+
 WARM_UP = 0.1  # of the steps
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
@@ -35,68 +40,97 @@ MAX_CALIBRATION_SHARE = 0.25
 CURVE_POINTS = 100
 
 
-def train(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Train one student into `spec["scratch"]`; returns what the manifest should say."""
-    recipe = Recipe(**spec["recipe"])
-    if not recipe.tunes:
-        return train_head(spec, channel)
+def train(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
+    """Train one student into the scratch folder; returns what the manifest should say."""
+    if not work.recipe.tunes:
+        return train_head(work, host, channel)
     require_training_stack()
     try:
-        return tune(spec, recipe, channel)
+        return tune(work, host, channel)
     except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             raise TrainingFailed(
-                f"out of memory: a smaller recipes.{recipe.name}.batch_size with a larger "
+                f"out of memory: a smaller recipes.{work.recipe.name}.batch_size with a larger "
                 "accumulate needs less"
             ) from error
         raise
 
 
-def tune(spec: dict[str, Any], recipe: Recipe, channel: Channel) -> dict[str, Any]:
+def tune(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
     """Tune a base model by gradient descent."""
     # Load.
     channel.progress("load", 0, 1)
-    rows, labels = read_lines(Path(spec["dataset"]) / "train.jsonl"), spec["labels"]
+    rows, recipe = read_training(host.path(work.dataset)), work.recipe
     refuse_one_label(rows)
-    training, calibration = split(rows, spec["seed"])
-    tuning = load(spec, recipe, training, calibration)
+    training, calibration = split(rows, work.seed)
+    tuning = family_of(recipe).tuning(work, host, training, calibration)
     channel.progress("load", 1, 1)
 
     # Announce.
     from pipelines.students.precision import Precision
 
-    precision = Precision.choose(tuning, recipe, Path(spec["precision"]))
+    precision = Precision.choose(tuning, recipe, Path(host.precision))
     tuned = sum(parameter.numel() for parameter in tuning.parameters().values())
     announcement = (
-        f"{recipe.name}: {describe(rows, labels)}, {len(calibration)} of them to calibrate; "
+        f"{recipe.name}: {describe(rows, work.labels)}, {len(calibration)} of them to calibrate; "
         f"{tuning.description}; {tuned:,} weights tuned, rate {recipe.learning_rate:g}, "
-        f"batch {recipe.batch_size} x {recipe.accumulate}, seed {spec['seed']}; {precision}"
+        f"batch {recipe.batch_size} x {recipe.accumulate}, seed {work.seed}; {precision}"
     )
     print(announcement, file=sys.stderr)
     channel.announce(announcement)
 
     # Data.
-    plan = plan_steps(tuning.lengths, recipe, spec["seed"])
-    if spec["time_budget"] is not None:
-        affordable = spec["time_budget"] / (precision.seconds * recipe.accumulate)
+    plan = plan_steps(tuning.lengths, recipe, work.seed)
+    if work.time_budget is not None:
+        affordable = work.time_budget / (precision.seconds * recipe.accumulate)
         plan = plan[: max(1, int(affordable))]
-    examples = sum(len(batch) for step in plan for batch in step)
 
     # Loop.
+    losses, resumed_at = descend(work, host, tuning, precision, plan, channel)
+
+    # Save.
+    about = tuning.save(Path(host.scratch), channel)
+    examples = sum(len(batch) for step in plan for batch in step)
+    return {
+        "examples": len(rows),
+        "calibration_examples": len(calibration),
+        "labels_without_example": missing_labels(rows, work.labels),
+        "seed": work.seed,
+        "steps": len(plan),
+        "epochs": round(examples / len(training), 2),
+        "weights_tuned": tuned,
+        "precision": str(precision),
+        "resumed_at_step": resumed_at,
+        "loss_curve": loss_curve(losses),
+        "reproducible": why_not_reproducible(work, precision.device) or "yes",
+        **about,
+    }
+
+
+def descend(
+    work: TrainWork,
+    host: Host,
+    tuning: Tuning,
+    precision: "Precision",
+    plan: Sequence[Step],
+    channel: Channel,
+) -> tuple[list[float], int]:
+    """The loop: the loss of each step, and at which step a checkpoint was taken up."""
     import torch
 
     from pipelines.students.checkpoint import Checkpoint
 
-    parameters = tuning.parameters()
+    recipe, parameters = work.recipe, tuning.parameters()
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
-    checkpoint = Checkpoint(Path(spec["checkpoint"]), parameters, optimizer)
+    checkpoint = Checkpoint(Path(host.checkpoint), parameters, optimizer)
     losses = checkpoint.restore(precision.name)
     resumed_at, saved_at = len(losses), time.monotonic()
+    examples = sum(len(batch) for step in plan for batch in step)
     done = sum(len(batch) for step in plan[:resumed_at] for batch in step)
     for number, step in enumerate(plan[resumed_at:], start=resumed_at):
-        torch.manual_seed(spec["seed"] * 1_000_003 + number)  # a resumed run draws the same
+        torch.manual_seed(work.seed * 1_000_003 + number)  # a resumed run draws the same
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(number, len(plan))
         optimizer.zero_grad(set_to_none=True)
@@ -116,63 +150,34 @@ def tune(spec: dict[str, Any], recipe: Recipe, channel: Channel) -> dict[str, An
         losses.append(loss)
         done += sum(map(len, step))
         channel.progress("tune", done, examples, loss=round(loss, 4))
-        if time.monotonic() - saved_at > spec.get("checkpoint_seconds", CHECKPOINT_SECONDS):
+        if time.monotonic() - saved_at > work.checkpoint_seconds:
             checkpoint.save(losses, precision.name)
             saved_at = time.monotonic()
-
-    # Save.
-    about = tuning.save(Path(spec["scratch"]), channel)
-    return {
-        "examples": len(rows),
-        "calibration_examples": len(calibration),
-        "labels_without_example": missing_labels(rows, labels),
-        "seed": spec["seed"],
-        "steps": len(plan),
-        "epochs": round(examples / len(training), 2),
-        "weights_tuned": tuned,
-        "precision": str(precision),
-        "resumed_at_step": resumed_at,
-        "loss_curve": loss_curve(losses),
-        "reproducible": why_not_reproducible(spec, precision.device) or "yes",
-        **about,
-    }
+    return losses, resumed_at
 
 
-def load(
-    spec: dict[str, Any], recipe: Recipe, training: Sequence[Row], calibration: Sequence[Row]
-) -> Tuning:
-    """The base model that this recipe tunes."""
-    if recipe.family == "causal":
-        from pipelines.students.causal_tuning import CausalTuning
-
-        return CausalTuning(spec, recipe, training, calibration)
-    from pipelines.students.encoder_tuning import EncoderTuning
-
-    return EncoderTuning(spec, recipe, training, calibration)
-
-
-def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[TrainingRow], seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
     """Training and calibration rows. A near-duplicate group is never on both sides."""
     share = max(CALIBRATION_SHARE, MIN_CALIBRATION_ROWS / len(rows))
     wanted = min(share, MAX_CALIBRATION_SHARE) * len(rows)
-    groups = sorted({row["group_id"] for row in rows})
+    groups = sorted({row.group_id for row in rows})
     chosen: set[str] = set()
     sizes = dict.fromkeys(groups, 0)
     for row in rows:
-        sizes[row["group_id"]] += 1
+        sizes[row.group_id] += 1
     taken = 0
     for at in np.random.default_rng(seed).permutation(len(groups)):
         if taken >= wanted:
             break
         chosen.add(groups[at])
         taken += sizes[groups[at]]
-    training = [row for row in rows if row["group_id"] not in chosen]
-    if len({row["label"] for row in training}) < 2:  # too few groups to spare any
+    training = [row for row in rows if row.group_id not in chosen]
+    if len({row.label for row in training}) < 2:  # too few groups to spare any
         return list(rows), []
-    return training, [row for row in rows if row["group_id"] in chosen]
+    return training, [row for row in rows if row.group_id in chosen]
 
 
-def plan_steps(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[tuple[Batch, ...]]:
+def plan_steps(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[Step]:
     """The rows of each step of the optimizer, for the whole run.
 
     Rows of similar length share a batch, so that little of it is padding: each epoch is
@@ -215,9 +220,9 @@ def loss_curve(losses: Sequence[float]) -> list[tuple[int, float]]:
     ]
 
 
-def why_not_reproducible(spec: dict[str, Any], device: str) -> str | None:
+def why_not_reproducible(work: TrainWork, device: str) -> str | None:
     """Why another run on this dataset may give other weights; None: it gives the same."""
-    if spec["time_budget"] is not None:
+    if work.time_budget is not None:
         return "no: the time budget decides the number of steps"
     if device != "cpu":
         return f"no: sums on {device} have no fixed order"
@@ -225,4 +230,4 @@ def why_not_reproducible(spec: dict[str, Any], device: str) -> str | None:
 
 
 if __name__ == "__main__":
-    run_child(train)
+    run_child(TrainWork, train)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from pipelines.recipes import RECIPES, Family, RecipeName
+from pipelines.recipes import FamilyName
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
@@ -230,6 +230,13 @@ class HeldOutItem:
     inclusion_probability: float = 1.0
 
 
+class LabelledAnswer(NamedTuple):
+    """A label and how probable it is that the teacher would say the same."""
+
+    label: str
+    confidence: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """What one student (or rival) says to a held-out snapshot, in the snapshot's order."""
@@ -372,7 +379,9 @@ class StudentVersion:
     number: int
     student: str  # content hash of the artifact
     dataset: str
-    base: str  # content hash of the encoder or chat model that it reads with
+    family: FamilyName
+    base_kind: Literal["encoder", "chat_model"]
+    base: str  # content hash of what it reads with
     recipe: str
     labels_trained: int
     labels_bought: int
@@ -383,7 +392,3 @@ class StudentVersion:
     @property
     def name(self) -> str:
         return f"{self.task}-v{self.number}-{self.student[:8]}"
-
-    @property
-    def family(self) -> Family:
-        return RECIPES[cast("RecipeName", self.recipe)].family

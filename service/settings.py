@@ -21,7 +21,8 @@ from pydantic_settings import (
 )
 
 from pipelines.errors import SettingsError
-from pipelines.recipes import RECIPES, Recipe, RecipeName, check_base, installed_base
+from pipelines.recipes import RECIPES, Recipe, RecipeName
+from pipelines.students.bases import check_base, installed_base
 from pipelines.types import Task
 from service.sections import (
     BudgetSettings,

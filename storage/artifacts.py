@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from pipelines.errors import ArtifactDamaged
-from pipelines.recipes import Family
 from storage.durable import sync_folder, write_durably
 from storage.failpoints import passing
 
@@ -23,11 +22,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MANIFEST = "manifest.json"
 # An artifact is data, never code: nothing else is published or loaded.
 ALLOWED_SUFFIXES = frozenset({".json", ".jsonl", ".safetensors", ".onnx", ".parquet", ".md"})
-
-
-def base_kind(family: Family) -> Kind:
-    """What students of this family read with."""
-    return "chat_model" if family == "causal" else "encoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,10 @@ import duckdb
 
 from pipelines.curate import Curated
 from pipelines.label import write_answer
-from pipelines.types import HeldOutItem, Task
+from pipelines.rows import HELD_OUT_FILE, TRAIN_FILE, held_out_row, training_row, write_rows
+from pipelines.types import Task
 from storage.database import Cursor, first_row, from_db_time, to_db_time
 
-TRAIN_FILE = "train.jsonl"
-HELD_OUT_FILE = "held_out.jsonl"
 CHAT_FILE = "chat.jsonl"
 PARQUET_FILE = "examples.parquet"
 
@@ -60,20 +59,8 @@ class StoredDataset:
 
 def write_dataset(scratch: Path, curated: Curated, task: Task) -> None:
     """Fill a scratch folder, to be published as an artifact of the kind `dataset`."""
-    _write_lines(
-        scratch / TRAIN_FILE,
-        (
-            {
-                "event_id": example.event_id,
-                "text": example.text,
-                "label": example.label,
-                "group_id": example.group_id,
-                "weight": example.weight,
-            }
-            for example in curated.training
-        ),
-    )
-    write_items(scratch / HELD_OUT_FILE, curated.held_out)
+    write_rows(scratch / TRAIN_FILE, map(training_row, curated.training))
+    write_rows(scratch / HELD_OUT_FILE, map(held_out_row, curated.held_out))
     _write_lines(
         scratch / CHAT_FILE,
         (
@@ -87,31 +74,6 @@ def write_dataset(scratch: Path, curated: Curated, task: Task) -> None:
         ),
     )
     _write_parquet(scratch / PARQUET_FILE, curated)
-
-
-def write_items(path: Path, items: Iterable[HeldOutItem]) -> None:
-    """Held-out items as JSONL, for the child that answers them."""
-    _write_lines(
-        path,
-        (
-            {
-                "event_id": item.event_id,
-                "text": item.text,
-                "label": item.label,
-                "group_id": item.group_id,
-                "segment": item.segment,
-                "inclusion_probability": item.inclusion_probability,
-            }
-            for item in items
-        ),
-    )
-
-
-def read_training_texts(dataset: Path) -> list[str]:
-    """The texts that a student of this dataset was trained on."""
-    # Only a line feed ends a line: texts may hold other breaks.
-    with (dataset / TRAIN_FILE).open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line)["text"] for line in file]
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

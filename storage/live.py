@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import DataDamaged
-from pipelines.recipes import Family
+from pipelines.recipes import FamilyName
 from storage.durable import write_durably
 from storage.failpoints import passing
 
@@ -23,7 +23,7 @@ class LiveStudent(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # support-v3-1f2e3d4c: what answers carry
     number: int
     student: str  # content hash of the artifact
-    family: Family = "head"
+    family: FamilyName = "head"
     base: str  # content hash of the encoder or chat model that it reads with
     report: str  # content hash of the report; holds the golden prompts
     decision: str  # digest of the decision that approved it

@@ -10,17 +10,17 @@ SELECT_NEXT_NUMBER = "SELECT coalesce(max(number), 0) + 1 FROM students WHERE ta
 
 INSERT_VERSION = """
 INSERT INTO students (
-    task, number, digest, dataset, base, recipe, labels_trained, labels_bought,
-    trained_at, train_seconds, training
+    task, number, digest, dataset, family, base_kind, base, recipe, labels_trained,
+    labels_bought, trained_at, train_seconds, training
 ) VALUES (
-    $task, $number, $digest, $dataset, $base, $recipe, $labels_trained, $labels_bought,
-    $trained_at, $train_seconds, $training
+    $task, $number, $digest, $dataset, $family, $base_kind, $base, $recipe, $labels_trained,
+    $labels_bought, $trained_at, $train_seconds, $training
 )
 """
 
 _SELECT_VERSION = """
-SELECT task, number, digest, dataset, base, recipe, labels_trained, labels_bought,
-    trained_at, train_seconds, training
+SELECT task, number, digest, dataset, family, base_kind, base, recipe, labels_trained,
+    labels_bought, trained_at, train_seconds, training
 FROM students
 """
 SELECT_VERSION_BY_DIGEST = _SELECT_VERSION + "WHERE task = $task AND digest = $digest"
@@ -57,6 +57,8 @@ def add_version(tx: Cursor, version: StudentVersion) -> StudentVersion:
             "number": version.number,
             "digest": version.student,
             "dataset": version.dataset,
+            "family": version.family,
+            "base_kind": version.base_kind,
             "base": version.base,
             "recipe": version.recipe,
             "labels_trained": version.labels_trained,
@@ -96,12 +98,15 @@ def tasks_with_versions(tx: Cursor) -> list[str]:
 
 
 def _version(row: tuple[Any, ...]) -> StudentVersion:
-    (task, number, digest, dataset, base, recipe, trained, bought, at, seconds, training) = row
+    task, number, digest, dataset, family, kind, base, recipe, trained, bought, *made = row
+    at, seconds, training = made
     return StudentVersion(
         task=task,
         number=number,
         student=digest,
         dataset=dataset,
+        family=family,
+        base_kind=kind,
         base=base,
         recipe=recipe,
         labels_trained=trained,

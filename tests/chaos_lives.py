@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from multiprocessing import forkserver
@@ -34,12 +34,13 @@ import pipelines.train
 from pipelines.child import Channel
 from pipelines.records.native import NativeRecord
 from pipelines.types import Message
+from pipelines.work import AnswerWork, TrainWork, Work
 from service.gateway.capture import Capture
 from service.gateway.generations import Generations
 from service.gateway.sync import LiveFile, Watcher
 from service.keys import open_keys
 from service.learner.evaluation import Evaluating
-from service.learner.trainer import Trainer
+from service.learner.executor import LocalExecutor, places_of
 from service.learner.training import Training
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TrainerSettings
@@ -200,15 +201,15 @@ def _record(event_id: str, answer: str) -> NativeRecord:
     )
 
 
-class _Here(Trainer):
+class _Here(LocalExecutor):
     """Does a child's work in this process: nothing has to be imported again."""
 
-    def run(self, module: str, spec: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-        work = {
-            "pipelines.train": pipelines.train.train,
-            "pipelines.answer": pipelines.answer.answer,
-        }
-        return dict(work[module](dict(spec), cast("Channel", _Silent())))
+    def run(self, work: Work, scratch: Path) -> dict[str, Any]:
+        host, channel = self._host(work, scratch), cast("Channel", _Silent())
+        if isinstance(work, TrainWork):
+            return pipelines.train.train(work, host, channel)
+        assert isinstance(work, AnswerWork)
+        return pipelines.answer.answer(work, host, channel)
 
 
 class _Silent:
@@ -218,8 +219,9 @@ class _Silent:
 
 
 def _work_here(shop: Shop) -> None:
-    trainer = _Here(TrainerSettings(threads=1))
-    object.__setattr__(shop.workshop, "trainer", trainer)
+    places = places_of(shop.rig.settings, shop.artifacts)
+    executor = _Here(TrainerSettings(threads=1), places)
+    object.__setattr__(shop.workshop, "executor", executor)
     shop.training, shop.evaluating = Training(shop.workshop), Evaluating(shop.workshop)
 
 

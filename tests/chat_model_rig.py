@@ -21,7 +21,7 @@ import pytest
 from gateway_rig import ALL_TEXTS, LABELS, TASK
 
 from pipelines.errors import TrainingStackMissing
-from pipelines.recipes import require_training_stack
+from pipelines.students.bases import require_training_stack
 from pipelines.students.causal import CausalConfig, ChatModel, load_config, save_config
 from storage.artifacts import Artifacts
 from storage.live import LiveStudent

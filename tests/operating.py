@@ -181,6 +181,8 @@ class Desk:
             number=number,
             student=student.digest,
             dataset=f"{number:064x}",
+            family="head",
+            base_kind="encoder",
             base=self.encoder,
             recipe=recipe,
             labels_trained=520 * number,

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from chat_model_rig import TinyChatModel, tiny_chat_model
 from training_rig import open_shop
 
+from benchmarks.loose_work import BASE, DATASET, ENCODER, loose_executor, write_training
 from pipelines.errors import Refused
 from pipelines.recipes import RECIPES
 from pipelines.students.encoder import Encoder
 from pipelines.students.head import load_head
+from pipelines.work import TrainWork
 from service.care.export import export_version
-from service.learner.trainer import Trainer
 from service.sections import TrainerSettings
 
 CARD = "---\nlicense: other\n---\n# support-v1\n"
@@ -72,31 +72,28 @@ def test_without_the_artifacts_it_says_where_to_export(tmp_path: Path) -> None:
 
 def tuned(folder: Path, model: TinyChatModel) -> dict[str, str]:
     """The hash of every file of a student that was trained in `folder`."""
-    for name in ("dataset", "scratch", "checkpoint"):
-        (folder / name).mkdir(parents=True)
-    rows = [
-        {"text": f"{label} {at}", "label": label, "group_id": f"{label}{at}", "weight": 1.0}
-        for label in ("refund", "parcel")
-        for at in range(10)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "dataset" / "train.jsonl").write_text(lines)
-    spec: dict[str, Any] = {
-        **{name: str(folder / name) for name in ("dataset", "scratch", "checkpoint")},
-        "recipe": asdict(SMALL),
-        "base": str(model.base),
-        "base_digest": "0" * 64,
-        "base_name": "tiny",
-        "precision": str(folder.parent / "precision.json"),
-        "labels": ["refund", "parcel"],
-        "task": "support",
-        "instructions": "",
-        "seed": 0,
-        "time_budget": None,
-        "threads": 1,
-    }
     scratch = folder / "scratch"
-    Trainer(TrainerSettings()).run("pipelines.train", spec, scratch)
+    scratch.mkdir(parents=True)
+    pairs = [(f"{label} {at}", label) for label in ("refund", "parcel") for at in range(10)]
+    write_training(folder / "dataset", pairs)
+    inputs = {DATASET: folder / "dataset", ENCODER: folder, BASE: model.base}
+    work = TrainWork(
+        recipe=SMALL,
+        task="support",
+        labels=("refund", "parcel"),
+        instructions="",
+        seed=0,
+        dataset=DATASET,
+        encoder=ENCODER,
+        max_tokens=128,
+        base=BASE,
+        base_name="tiny",
+        checkpoint="checkpoint",
+    )
+    precision = folder.parent / "precision.json"
+    loose_executor(folder, TrainerSettings(threads=1), inputs, precision=precision).run(
+        work, scratch
+    )
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in scratch.iterdir()}
 
 

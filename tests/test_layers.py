@@ -49,7 +49,7 @@ WINGS: dict[str, tuple[str, ...]] = {
         "host",
         "topics",
         "gateway/generations.py",
-        "learner/trainer.py",
+        "learner/executor.py",
         "learner/teacher.py",
         "learner/ingest.py",
         "learner/sampling.py",

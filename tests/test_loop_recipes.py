@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.loop import BANKING77, TASK, Loop, LoopPlan, read_queries, running_loop
 from pipelines.errors import TrainingStackMissing
-from pipelines.recipes import require_training_stack
+from pipelines.students.bases import require_training_stack
 
 # Of these intents the names alone tell little: the untrained encoder is right on 64 % of them.
 SEED = 2

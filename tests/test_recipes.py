@@ -16,13 +16,8 @@ from safetensors.numpy import save_file
 
 from pipelines.errors import SettingsError, TrainingStackMissing
 from pipelines.measure import run_seconds, synthetic_rows
-from pipelines.recipes import (
-    RECIPE_NAMES,
-    RECIPES,
-    check_base,
-    count_weights,
-    require_training_stack,
-)
+from pipelines.recipes import RECIPE_NAMES, RECIPES
+from pipelines.students.bases import check_base, count_weights, require_training_stack
 from service.care.check import find_problems
 from service.care.recipe_needs import Needs, needs_lines, needs_of, recipe_needs, timed_needs
 from service.sections import RecipeSettings, TaskSettings, TrainerSettings
@@ -237,8 +232,8 @@ def test_a_run_is_its_batches_and_one_reading_more() -> None:
 def test_synthetic_rows_are_the_same_each_time_and_have_all_labels() -> None:
     rows = synthetic_rows(50, ["a", "b", "c"])
     assert rows == synthetic_rows(50, ["a", "b", "c"])
-    assert {row["label"] for row in rows} == {"a", "b", "c"}
-    assert {len(row["text"].split()) for row in rows} <= set(range(5, 26))
+    assert {row.label for row in rows} == {"a", "b", "c"}
+    assert {len(row.text.split()) for row in rows} <= set(range(5, 26))
 
 
 def test_recipes_are_timed_under_the_trainers_limits(

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -19,10 +19,14 @@ from training_rig import PHRASES, Shop, open_shop, read_json_lines
 from pipelines.curate import CurationPolicy, curate
 from pipelines.errors import ArtifactDamaged, TrainingFailed
 from pipelines.recipes import RECIPES
+from pipelines.rows import read_training
 from pipelines.students.encoder import Encoder, VectorCache
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head, save_head
 from pipelines.types import StudentVersion
-from storage.datasets import latest_dataset, read_training_texts, write_dataset
+from pipelines.work import Input, TrainWork
+from service.learner.executor import LocalExecutor, places_of
+from service.sections import TrainerSettings
+from storage.datasets import latest_dataset, write_dataset
 from storage.evaluations import latest_evaluation
 from storage.reports import read_report
 from storage.runs import runs, start_run
@@ -144,17 +148,23 @@ def test_same_dataset_and_seed_make_the_same_student(
     before = shop.artifacts.open("student", version.student)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    spec = {
-        **shop.workshop.child_spec(shop.workshop.encoder),
-        "recipe": asdict(RECIPES["head"]),
-        "dataset": str(shop.artifacts.path("dataset", version.dataset)),
-        "scratch": str(scratch),
-        "labels": list(shop.rig.task.labels),
-        "task": "support",
-        "seed": 0,
-        "cache": str(tmp_path / "cache"),
-    }
-    result = shop.trainer.run("pipelines.train", spec, scratch)
+    encoder = Input("encoder", shop.workshop.encoder.digest)
+    work = TrainWork(
+        recipe=RECIPES["head"],
+        task="support",
+        labels=shop.rig.task.labels,
+        instructions="",
+        seed=0,
+        dataset=Input("dataset", version.dataset),
+        encoder=encoder,
+        max_tokens=shop.workshop.encoder.about["max_tokens"],
+        base=encoder,
+        base_name="",
+    )
+    places = replace(
+        places_of(shop.rig.settings, shop.artifacts), vectors=lambda encoder: tmp_path / "cache"
+    )
+    result = LocalExecutor(TrainerSettings(threads=1), places).run(work, scratch)
     result["settings"] = before.about["training"]["settings"]
     assert result == before.about["training"]
     assert shop.artifacts.publish("student", scratch, before.about).digest == version.student
@@ -264,7 +274,8 @@ def test_line_breaks_of_every_kind_train(shop: Shop) -> None:
     _, version = shop.training.run("support", "breaks")
     assert version is not None
     assert version.labels_trained == 10
-    texts = read_training_texts(shop.artifacts.path("dataset", version.dataset))
+    dataset = shop.artifacts.path("dataset", version.dataset)
+    texts = [row.text for row in read_training(dataset)]
     assert "give me my money\u2028back 0" in texts
 
 

@@ -1,11 +1,10 @@
 """Tuning by gradient descent: plans, the trie, checkpoints, challengers, and what goes wrong."""
 
-import json
 import math
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,16 @@ from chat_model_rig import tiny_chat_model
 from safetensors.numpy import load_file, save_file
 from training_rig import Shop, open_shop
 
-from pipelines import recipes
+from benchmarks.loose_work import BASE, DATASET, ENCODER, loose_executor, write_training
 from pipelines.errors import SettingsError, TrainingFailed, TrainingInterrupted
-from pipelines.recipes import RECIPES, TRAINING_STACK, check_base
+from pipelines.recipes import RECIPES
+from pipelines.rows import TrainingRow
+from pipelines.students import bases
+from pipelines.students.bases import TRAINING_STACK, check_base
 from pipelines.students.causal import Branch, label_trie, load_config, most_probable
 from pipelines.students.causal_tuning import passed
 from pipelines.train import loss_curve, plan_steps, schedule, split
-from service.learner.trainer import Trainer
+from pipelines.work import TrainWork
 from service.sections import TrainerSettings
 from storage.artifacts import hash_file
 from storage.runs import runs
@@ -105,11 +107,14 @@ def test_labels_of_the_same_tokens_are_refused() -> None:
 
 
 def test_a_near_duplicate_group_is_either_tuned_on_or_calibrates() -> None:
-    rows = [{"group_id": f"g{at // 3}", "label": "ab"[at % 2]} for at in range(300)]
+    rows = [
+        TrainingRow(event_id=str(at), text="", label="ab"[at % 2], group_id=f"g{at // 3}")
+        for at in range(300)
+    ]
     training, calibration = split(rows, 1)
     assert len(training) + len(calibration) == 300
     assert 40 <= len(calibration) <= 45
-    assert not {row["group_id"] for row in training} & {row["group_id"] for row in calibration}
+    assert not {row.group_id for row in training} & {row.group_id for row in calibration}
     assert split(rows, 1) == (training, calibration)
 
 
@@ -150,35 +155,37 @@ def test_the_loss_curve_is_short_and_keeps_the_last_step() -> None:
 # Runs.
 
 
-def causal_spec(folder: Path, name: str, **changed: Any) -> dict[str, Any]:
+Told = Callable[[Mapping[str, Any]], None]
+
+
+def causal_work(name: str) -> TrainWork:
     """What a trainer of the tiny chat model is told."""
-    dataset, scratch = folder / "dataset", folder / name
-    dataset.mkdir(exist_ok=True)
-    scratch.mkdir()
-    rows = [
-        {"text": text, "label": label, "weight": 1.0, "group_id": text}
-        for label, texts in TEXTS.items()
-        for text in texts
-    ]
-    (dataset / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "recipe": asdict(SMALL),
-        "base": str(tiny_chat_model().base),
-        "base_digest": "b" * 64,
-        "base_name": "tiny",
-        "dataset": str(dataset),
-        "scratch": str(scratch),
-        "checkpoint": str(folder / f"checkpoint-{name}"),
-        "checkpoint_seconds": 0.0,
-        "precision": str(folder / "precision.json"),
-        "labels": list(LABELS),
-        "task": "support",
-        "instructions": "",
-        "threads": 1,
-        "seed": 0,
-        "time_budget": None,
-        **changed,
-    }
+    return TrainWork(
+        recipe=SMALL,
+        task="support",
+        labels=LABELS,
+        instructions="",
+        seed=0,
+        dataset=DATASET,
+        encoder=ENCODER,
+        max_tokens=128,
+        base=BASE,
+        base_name="tiny",
+        checkpoint=f"checkpoint-{name}",
+        checkpoint_seconds=0.0,
+    )
+
+
+def tune(
+    folder: Path, name: str, on_progress: Told = lambda told: None, base: Path | None = None
+) -> dict[str, Any]:
+    """Run the work, in `folder / name`."""
+    pairs = [(text, label) for label, texts in TEXTS.items() for text in texts]
+    write_training(folder / "dataset", pairs)
+    (folder / name).mkdir(exist_ok=True)
+    inputs = {DATASET: folder / "dataset", ENCODER: folder, BASE: base or tiny_chat_model().base}
+    executor = loose_executor(folder, TrainerSettings(threads=1), inputs, on_progress)
+    return executor.run(causal_work(name), folder / name)
 
 
 def kill_when_half_done(told: Mapping[str, Any]) -> None:
@@ -189,14 +196,10 @@ def kill_when_half_done(told: Mapping[str, Any]) -> None:
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path) -> None:
-    settings = TrainerSettings(threads=1)
-    whole_spec, killed_spec = causal_spec(tmp_path, "whole"), causal_spec(tmp_path, "killed")
-    whole = Trainer(settings).run("pipelines.train", whole_spec, tmp_path / "whole")
+    whole = tune(tmp_path, "whole")
     with pytest.raises(TrainingInterrupted, match="SIGKILL"):
-        Trainer(settings, kill_when_half_done).run(
-            "pipelines.train", killed_spec, tmp_path / "killed"
-        )
-    resumed = Trainer(settings).run("pipelines.train", killed_spec, tmp_path / "killed")
+        tune(tmp_path, "killed", kill_when_half_done)
+    resumed = tune(tmp_path, "killed")
 
     assert resumed["resumed_at_step"] > 0
     assert resumed["loss_curve"] == whole["loss_curve"]
@@ -209,17 +212,14 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_reason(tmp_path: Path) -> None:
-    spec = causal_spec(tmp_path, "poisoned")
     base = tmp_path / "base"
-    shutil.copytree(spec["base"], base)
+    shutil.copytree(tiny_chat_model().base, base)
     weights = load_file(str(base / "model.safetensors"))
     name = next(iter(weights))
     weights[name] = np.full_like(weights[name], np.nan)
     save_file(weights, str(base / "model.safetensors"), {"format": "pt"})
     with pytest.raises(TrainingFailed, match=r"the loss is nan in step 1 of .*learning_rate"):
-        Trainer(TrainerSettings(threads=1)).run(
-            "pipelines.train", {**spec, "base": str(base)}, tmp_path / "poisoned"
-        )
+        tune(tmp_path, "poisoned", base=base)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_too_little_memory_is_a_sentence_before_anything_starts(tmp_path: Path) 
 def test_a_missing_training_stack_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "TRAINING_STACK", (*TRAINING_STACK, "no_such_stack"))
+    monkeypatch.setattr(bases, "TRAINING_STACK", (*TRAINING_STACK, "no_such_stack"))
     with open_shop(tmp_path, task={"recipe": "causal-lora"}) as shop:
         shop.fill()
         with pytest.raises(TrainingFailed, match=r"\(no_such_stack\); run `make setup`"):

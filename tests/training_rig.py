@@ -13,7 +13,7 @@ from pipelines.types import Draws, SampleReason, Side
 from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
-from service.learner.trainer import Trainer
+from service.learner.executor import LocalExecutor, places_of
 from service.learner.training import Training
 from service.learner.workshop import Workshop
 from service.sections import TrainerSettings
@@ -40,7 +40,7 @@ class Shop:
 
     rig: Rig
     artifacts: Artifacts
-    trainer: Trainer
+    executor: LocalExecutor
     training: Training
     evaluating: Evaluating
     workshop: Workshop
@@ -78,23 +78,23 @@ def open_shop(
     limits = {"threads": 1, **(trainer or {})}
     with open_rig(folder, trainer=limits, **sections) as rig:
         artifacts = Artifacts(folder / "artifacts")
-        runner = Trainer(TrainerSettings(**limits))
+        executor = LocalExecutor(TrainerSettings(**limits), places_of(rig.settings, artifacts))
         encoder = publish_encoder(rig.settings, artifacts)
         workshop = Workshop(
             database=rig.database,
             artifacts=artifacts,
-            trainer=runner,
+            executor=executor,
             settings=rig.settings,
             tasks={rig.task.name: rig.task},
             encoder=encoder,
-            bases=BaseModels(rig.settings, artifacts, runner, encoder),
+            bases=BaseModels(rig.settings, artifacts, executor, encoder),
             metrics=rig.metrics,
             now=rig.now,
         )
         yield Shop(
             rig=rig,
             artifacts=artifacts,
-            trainer=runner,
+            executor=executor,
             training=Training(workshop),
             evaluating=Evaluating(workshop),
             workshop=workshop,

@@ -11,17 +11,18 @@ from typing import Any
 
 from pipelines.child import Channel, run_child
 from pipelines.errors import TrainingFailed
-from pipelines.recipes import require_training_stack
+from pipelines.students.bases import require_training_stack
+from pipelines.work import AdoptWork, Host
 
 
-def adopt(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Write `spec["source"]` into `spec["scratch"]`; returns the number of weights."""
+def adopt(work: AdoptWork, host: Host, channel: Channel) -> dict[str, Any]:
+    """Write the source into the scratch folder; returns the number of weights."""
     require_training_stack()
     channel.progress("adopt", 0, 3)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, scratch = Path(spec["source"]), Path(spec["scratch"])
+    source, scratch = host.path(work.source), Path(host.scratch)
     where: dict[str, Any] = {"pretrained_model_name_or_path": source}
     how: dict[str, Any] = {"use_safetensors": True}
     if source.suffix == ".gguf":
@@ -50,4 +51,4 @@ def adopt(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_child(adopt)
+    run_child(AdoptWork, adopt)

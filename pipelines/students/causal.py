@@ -7,11 +7,11 @@ training, evaluation and serving.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import ArtifactDamaged
 from pipelines.render import chat_messages
-from pipelines.students.head import CONFIG_FILE, LabelledAnswer
+from pipelines.students.head import CONFIG_FILE
+from pipelines.types import LabelledAnswer
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+FAMILY: Final = "causal"
 
 Logits = NDArray[np.float32]
 
@@ -255,6 +257,34 @@ class ChatModel:
         return after
 
 
+class CausalReader:
+    """A chat model with one student's adapters, in this process."""
+
+    def __init__(self, base: Path, folder: Path, *, threads: int) -> None:
+        self._model = ChatModel(base, threads=threads)
+        self._config = self._model.load("student", folder)
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        replies = self._model.read("student", texts)
+        return [LabelledAnswer(reply.label, reply.confidence) for reply in replies]
+
+    def untuned(self, labels: Sequence[str]) -> "_Untuned":
+        """The same chat model without the adapters; `labels` are its own."""
+        return _Untuned(self._model, replace(self._config, temperature=1.0))
+
+
+class _Untuned:
+    def __init__(self, model: ChatModel, config: CausalConfig) -> None:
+        self._model, self._config = model, config
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        replies = self._model.read_without_adapters(self._config, texts)
+        return [LabelledAnswer(reply.label, reply.confidence) for reply in replies]
+
+    def untuned(self, labels: Sequence[str]) -> "_Untuned":
+        return self
+
+
 def best_device() -> str:
     """Where tensors go: a CUDA or Apple GPU where there is one."""
     import torch
@@ -266,7 +296,7 @@ def best_device() -> str:
 
 def save_config(folder: Path, config: CausalConfig) -> None:
     text = json.dumps(
-        {"format": 1, "family": "causal", **asdict(config)}, ensure_ascii=False, indent=1
+        {"format": 1, "family": FAMILY, **asdict(config)}, ensure_ascii=False, indent=1
     )
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -275,7 +305,7 @@ def load_config(folder: Path) -> CausalConfig:
     """Read and check `student.json`; raises `ArtifactDamaged` for anything else."""
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        if content.pop("format") != 1 or content.pop("family") != "causal":
+        if content.pop("format") != 1 or content.pop("family") != FAMILY:
             raise ValueError("it is of another family or format")
         config = CausalConfig(**{**content, "labels": tuple(content["labels"])})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

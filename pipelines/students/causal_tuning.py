@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.child import Channel
 from pipelines.errors import TrainingFailed
-from pipelines.recipes import Recipe
+from pipelines.rows import TrainingRow
 from pipelines.students.causal import (
     ADAPTER_CONFIG_FILE,
     Branch,
@@ -20,6 +20,7 @@ from pipelines.students.causal import (
     save_config,
 )
 from pipelines.students.fit import best_temperature
+from pipelines.work import Host, TrainWork
 
 if TYPE_CHECKING:
     import torch
@@ -33,26 +34,27 @@ class CausalTuning:
 
     def __init__(
         self,
-        spec: dict[str, Any],
-        recipe: Recipe,
-        training: Sequence[dict[str, Any]],
-        calibration: Sequence[dict[str, Any]],
+        work: TrainWork,
+        host: Host,
+        training: Sequence[TrainingRow],
+        calibration: Sequence[TrainingRow],
     ) -> None:
         import torch
         from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(spec["seed"])
-        chat = ChatModel(Path(spec["base"]), threads=spec["threads"])
+        recipe = work.recipe
+        torch.manual_seed(work.seed)
+        chat = ChatModel(host.path(work.base), threads=host.threads)
         self._device = chat.device
-        self._base_name = str(spec["base_name"])
-        self._labels: list[str] = spec["labels"]
+        self._base_name = work.base_name
+        self._labels = list(work.labels)
         self._config = CausalConfig(
             labels=tuple(self._labels),
-            instructions=spec["instructions"],
+            instructions=work.instructions,
             temperature=1.0,
             max_tokens=recipe.max_tokens,
-            chat_model=spec["base_digest"],
-            task=spec["task"],
+            chat_model=work.base.digest,
+            task=work.task,
         )
         self._prompts = Prompts(chat.tokenizer, self._config.instructions, recipe.max_tokens)
         lora = LoraConfig(
@@ -69,7 +71,7 @@ class CausalTuning:
         self._training = [self._example(row) for row in training]
         self._calibration = list(calibration)
         self.lengths = [len(ids) for ids, _, _ in self._training]
-        self.description = f"LoRA of rank {recipe.rank} on {spec['base_name']}"
+        self.description = f"LoRA of rank {recipe.rank} on {work.base_name}"
 
     def parameters(self) -> "dict[str, torch.nn.Parameter]":
         return {
@@ -106,14 +108,14 @@ class CausalTuning:
         save_config(scratch, replace(self._config, temperature=temperature))
         return {"temperature": round(temperature, 4)}
 
-    def _example(self, row: dict[str, Any]) -> tuple[list[int], list[int], float]:
+    def _example(self, row: TrainingRow) -> tuple[list[int], list[int], float]:
         """Tokens, targets (only the answer's) and weight."""
-        prompt, _, _ = self._prompts.prompt(row["text"])
-        answer = self._prompts.answer(row["label"])
+        prompt, _, _ = self._prompts.prompt(row.text)
+        answer = self._prompts.answer(row.label)
         targets = [IGNORED] * len(prompt) + list(answer)
         if len(answer) < 2:
-            raise TrainingFailed(f"the label {row['label']!r} has no tokens to learn")
-        return [*prompt, *answer], targets, float(row["weight"])
+            raise TrainingFailed(f"the label {row.label!r} has no tokens to learn")
+        return [*prompt, *answer], targets, row.weight
 
     def _padded(
         self, examples: Sequence[tuple[list[int], list[int]]]
@@ -147,8 +149,8 @@ class CausalTuning:
         trie = self._prompts.trie(self._labels)
         logits, targets = [], []
         for done, row in enumerate(self._calibration, start=1):
-            prompt, _, _ = self._prompts.prompt(row["text"])
-            answer = self._prompts.answer(row["label"])
+            prompt, _, _ = self._prompts.prompt(row.text)
+            answer = self._prompts.answer(row.label)
             ids = torch.tensor([[*prompt, *answer]], device=self._device)
             with torch.inference_mode():
                 states = self._states(ids, torch.ones_like(ids))[0, len(prompt) - 1 :]

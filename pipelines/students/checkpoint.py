@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pipelines.work import CHECKPOINT_FILE
+
 if TYPE_CHECKING:
     import torch
 
-FILE = "checkpoint.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -24,7 +25,7 @@ class Checkpoint:
         parameters: "dict[str, torch.nn.Parameter]",
         optimizer: "torch.optim.Optimizer",
     ) -> None:
-        self._path = folder / FILE
+        self._path = folder / CHECKPOINT_FILE
         self._parameters = parameters
         self._optimizer = optimizer
 

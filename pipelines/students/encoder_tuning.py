@@ -15,12 +15,13 @@ from tokenizers import Tokenizer
 
 from pipelines.child import Channel
 from pipelines.errors import TrainingFailed
-from pipelines.recipes import Recipe
+from pipelines.rows import TrainingRow
 from pipelines.students.causal import best_device
 from pipelines.students.encoder import TOKENIZER_FILE, Encoder, Vectors
 from pipelines.students.export import export_encoder
 from pipelines.students.fit import Data, best_temperature, finished_head, fit
 from pipelines.students.head import Head, save_head
+from pipelines.work import Host, TrainWork
 
 if TYPE_CHECKING:
     import torch
@@ -35,21 +36,22 @@ class EncoderTuning:
 
     def __init__(
         self,
-        spec: dict[str, Any],
-        recipe: Recipe,
-        training: Sequence[dict[str, Any]],
-        calibration: Sequence[dict[str, Any]],
+        work: TrainWork,
+        host: Host,
+        training: Sequence[TrainingRow],
+        calibration: Sequence[TrainingRow],
     ) -> None:
         import torch
         from transformers import AutoModel
 
-        torch.manual_seed(spec["seed"])
-        torch.set_num_threads(spec["threads"])
-        self._spec, self._recipe = spec, recipe
-        self._base = Path(spec["base"])
+        recipe = work.recipe
+        torch.manual_seed(work.seed)
+        torch.set_num_threads(host.threads)
+        self._work, self._recipe, self._threads = work, recipe, host.threads
+        self._base = host.path(work.base)
         self._device = best_device()
         self._training, self._calibration = list(training), list(calibration)
-        self._labels: list[str] = spec["labels"]
+        self._labels = list(work.labels)
         self._tokenizer = self._load_tokenizer()
         model = AutoModel.from_pretrained(
             self._base, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -60,7 +62,7 @@ class EncoderTuning:
         self._model.train()
         self.lengths = [len(ids) for ids in self._ids]
         way = f"LoRA of rank {recipe.rank} on" if recipe.rank else "all of"
-        self.description = f"{way} {spec['base_name']}"
+        self.description = f"{way} {work.base_name}"
 
     def parameters(self) -> "dict[str, torch.nn.Parameter]":
         tuned = {
@@ -76,9 +78,7 @@ class EncoderTuning:
 
         vectors = self._vectors([self._ids[row] for row in rows])
         targets = torch.tensor([self._targets[row] for row in rows], device=self._device)
-        weights = torch.tensor(
-            [float(self._training[row]["weight"]) for row in rows], device=self._device
-        )
+        weights = torch.tensor([self._training[row].weight for row in rows], device=self._device)
         surprise = torch.nn.functional.cross_entropy(
             self._head(vectors).float(),
             targets,
@@ -110,9 +110,9 @@ class EncoderTuning:
             int8.rmdir()
         channel.progress("export", 3, 3)
         about = {
-            "encoder": self._spec["encoder_digest"],  # named anew when the encoder is published
+            "encoder": self._work.encoder.digest,  # named anew when the encoder is published
             "max_tokens": self._recipe.max_tokens,
-            "task": self._spec["task"],
+            "task": self._work.task,
         }
         save_head(scratch, head, about)
         return {
@@ -125,7 +125,7 @@ class EncoderTuning:
         """The file that will be served: training and serving cut a text into the same tokens."""
         path = self._base / TOKENIZER_FILE
         if not path.is_file():
-            raise TrainingFailed(f"the base encoder {self._spec['base_name']} has no {path.name}")
+            raise TrainingFailed(f"the base encoder {self._work.base_name} has no {path.name}")
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._recipe.max_tokens)
@@ -144,8 +144,8 @@ class EncoderTuning:
         )
         return get_peft_model(model, lora)
 
-    def _encode(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
-        return list(self._tokenizer.encode_batch([row["text"] for row in rows]))
+    def _encode(self, rows: Sequence[TrainingRow]) -> list[Any]:
+        return list(self._tokenizer.encode_batch([row.text for row in rows]))
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> "torch.Tensor":
         """Unit vectors, shape (texts, dimension), as `pipelines.students.encoder` makes them."""
@@ -173,7 +173,7 @@ class EncoderTuning:
                 self._vectors(self._ids[start : start + 64]).cpu().numpy()
                 for start in range(0, len(self._ids), 64)
             ]
-        present = sorted({row["label"] for row in self._training}, key=self._labels.index)
+        present = sorted({row.label for row in self._training}, key=self._labels.index)
         data = Data.of(self._training, np.concatenate(parts), present)
         weight, bias = fit(data, len(present))
         head = torch.nn.Linear(weight.shape[1], len(present))
@@ -184,9 +184,9 @@ class EncoderTuning:
 
     def _fitted(self, folder: Path) -> tuple[Head, Vectors]:
         """The head on an exported encoder, calibrated on unseen rows; and all rows' vectors."""
-        encoder = Encoder(folder, threads=self._spec["threads"], max_tokens=self._recipe.max_tokens)
+        encoder = Encoder(folder, threads=self._threads, max_tokens=self._recipe.max_tokens)
         rows = [*self._training, *self._calibration]
-        vectors = encoder.encode([row["text"] for row in rows])
+        vectors = encoder.encode([row.text for row in rows])
         data = Data.of(rows, vectors, self._labels)
         seen = np.arange(len(self._training))
         weight, bias = fit(data.rows(seen), len(self._labels))

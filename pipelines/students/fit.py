@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.child import Channel, read_lines
+from pipelines.child import Channel
 from pipelines.errors import TrainingFailed
+from pipelines.rows import TrainingRow, read_training
 from pipelines.students.encoder import Encoder, VectorCache, Vectors
 from pipelines.students.head import Head, save_head
+from pipelines.work import Host, TrainWork
 
 # Regularisation of the head. Chosen once on Banking77's training queries; a wide optimum.
 INVERSE_PENALTY = 10.0
@@ -24,6 +26,8 @@ CALIBRATION_FOLDS = 3
 ONE_FOLD_FROM = 4_000
 # A label without an example is never the answer.
 NEVER = -30.0
+
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # numbers of seen and of unseen rows
 
 
 class Data(NamedTuple):
@@ -35,15 +39,15 @@ class Data(NamedTuple):
     groups: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]], vectors: Vectors, labels: Sequence[str]) -> "Data":
+    def of(cls, rows: Sequence[TrainingRow], vectors: Vectors, labels: Sequence[str]) -> "Data":
         """The rows of a dataset with their vectors."""
         position = {label: at for at, label in enumerate(labels)}
-        groups = {group: at for at, group in enumerate(dict.fromkeys(r["group_id"] for r in rows))}
+        groups = {group: at for at, group in enumerate(dict.fromkeys(r.group_id for r in rows))}
         return cls(
             vectors=vectors,
-            targets=np.array([position[row["label"]] for row in rows], dtype=np.int64),
-            weights=np.array([row["weight"] for row in rows], dtype=np.float64),
-            groups=np.array([groups[row["group_id"]] for row in rows], dtype=np.int64),
+            targets=np.array([position[row.label] for row in rows], dtype=np.int64),
+            weights=np.array([row.weight for row in rows], dtype=np.float64),
+            groups=np.array([groups[row.group_id] for row in rows], dtype=np.int64),
         )
 
     def rows(self, chosen: NDArray[np.int64]) -> "Data":
@@ -52,27 +56,27 @@ class Data(NamedTuple):
         )
 
 
-def train_head(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Train the head of a frozen encoder into `spec["scratch"]`: load, announce, data, fit, save.
+def train_head(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
+    """Train the head of a frozen encoder: load, announce, data, fit, save.
 
     Returns what the manifest should say.
     """
     # Load.
-    labels: list[str] = spec["labels"]
-    rows = read_lines(Path(spec["dataset"]) / "train.jsonl")
+    labels = work.labels
+    rows = read_training(host.path(work.dataset))
     refuse_one_label(rows)
-    encoder = Encoder(Path(spec["encoder"]), threads=spec["threads"], max_tokens=spec["max_tokens"])
+    encoder = Encoder(host.path(work.encoder), threads=host.threads, max_tokens=work.max_tokens)
 
     # Announce.
     print(
-        f"head: {describe(rows, labels)}, C = {INVERSE_PENALTY:g}, seed {spec['seed']}, "
-        f"{spec['threads']} threads",
+        f"head: {describe(rows, labels)}, C = {INVERSE_PENALTY:g}, seed {work.seed}, "
+        f"{host.threads} threads",
         file=sys.stderr,
     )
 
     # Data.
-    cache = VectorCache(Path(spec["cache"]), encoder.dimension)
-    texts = [row["text"] for row in rows]
+    cache = VectorCache(Path(host.vectors), encoder.dimension)
+    texts = [row.text for row in rows]
     channel.progress("embed", 0, len(texts))
     vectors = cache.encode(
         encoder,
@@ -81,51 +85,49 @@ def train_head(spec: dict[str, Any], channel: Channel) -> dict[str, Any]:
     )
     data = Data.of(rows, vectors, labels)
 
-    # Fit, and calibrate on examples that the fold's head has not seen.
-    folds = _folds(data, spec["seed"])
-    steps = len(folds) + 1
-    channel.progress("fit", 0, steps)
+    # Fit, calibrate, save.
+    folds = _folds(data, work.seed)
+    channel.progress("fit", 0, len(folds) + 1)
     weight, bias = fit(data, len(labels))
-    channel.progress("fit", 1, steps)
-    logits, targets = [], []
-    for done, (seen, unseen) in enumerate(folds, start=2):
-        known = np.isin(data.targets[unseen], data.targets[seen])
-        unseen = unseen[known]
-        if len(np.unique(data.targets[seen])) > 1 and len(unseen):
-            fold_weight, fold_bias = fit(data.rows(seen), len(labels))
-            logits.append(data.vectors[unseen] @ fold_weight.T + fold_bias)
-            targets.append(data.targets[unseen])
-        channel.progress("fit", done, steps)
-    temperature = best_temperature(logits, targets)
-
-    # Save.
+    channel.progress("fit", 1, len(folds) + 1)
+    temperature = _unseen_temperature(data, folds, len(labels), channel)
     head = finished_head(labels, weight, bias, temperature)
-    about = {
-        "encoder": spec["encoder_digest"],
-        "max_tokens": spec["max_tokens"],
-        "task": spec["task"],
-    }
-    save_head(Path(spec["scratch"]), head, about)
+    about = {"encoder": work.encoder.digest, "max_tokens": work.max_tokens, "task": work.task}
+    save_head(Path(host.scratch), head, about)
     return {
         "examples": len(rows),
         "labels_without_example": missing_labels(rows, labels),
         "temperature": round(temperature, 4),
         "inverse_penalty": INVERSE_PENALTY,
-        "seed": spec["seed"],
+        "seed": work.seed,
     }
 
 
-def refuse_one_label(rows: Sequence[dict[str, Any]]) -> None:
-    if len({row["label"] for row in rows}) < 2:
+def _unseen_temperature(data: Data, folds: Sequence[Fold], labels: int, channel: Channel) -> float:
+    """Calibrated on examples that the fold's head has not seen."""
+    logits, targets = [], []
+    for done, (seen, unseen) in enumerate(folds, start=2):
+        known = np.isin(data.targets[unseen], data.targets[seen])
+        unseen = unseen[known]
+        if len(np.unique(data.targets[seen])) > 1 and len(unseen):
+            fold_weight, fold_bias = fit(data.rows(seen), labels)
+            logits.append(data.vectors[unseen] @ fold_weight.T + fold_bias)
+            targets.append(data.targets[unseen])
+        channel.progress("fit", done, len(folds) + 1)
+    return best_temperature(logits, targets)
+
+
+def refuse_one_label(rows: Sequence[TrainingRow]) -> None:
+    if len({row.label for row in rows}) < 2:
         raise TrainingFailed(f"{len(rows)} examples with fewer than two labels teach nothing")
 
 
-def missing_labels(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
-    counts = Counter(row["label"] for row in rows)
+def missing_labels(rows: Sequence[TrainingRow], labels: Sequence[str]) -> list[str]:
+    counts = Counter(row.label for row in rows)
     return [label for label in labels if label not in counts]
 
 
-def describe(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> str:
+def describe(rows: Sequence[TrainingRow], labels: Sequence[str]) -> str:
     known = len(labels) - len(missing_labels(rows, labels))
     return f"{len(rows)} examples, {known} of {len(labels)} labels"
 
@@ -164,7 +166,7 @@ def fit(data: Data, labels: int) -> tuple[NDArray[np.float64], NDArray[np.float6
     return weight, bias
 
 
-def _folds(data: Data, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _folds(data: Data, seed: int) -> list[Fold]:
     """(seen, unseen) rows; a near-duplicate group is never on both sides."""
     count = 5 if len(data.targets) >= ONE_FOLD_FROM else CALIBRATION_FOLDS
     groups = int(data.groups.max()) + 1

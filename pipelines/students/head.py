@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pipelines.errors import ArtifactDamaged
+from pipelines.render import label_text
 from pipelines.students.encoder import Encoder, Vectors
+from pipelines.types import LabelledAnswer
 
 WEIGHTS_FILE = "head.safetensors"
 CONFIG_FILE = "student.json"
+FAMILY: Final = "head"
+# Turns cosine similarity to label names into something like a probability; only its order
+# matters for the base model, whose confidence promises nothing.
+COSINE_TEMPERATURE = 0.05
 CONFIG_KEYS = frozenset({"format", "family", "labels", "encoder", "max_tokens", "task"})
-
-
-class LabelledAnswer(NamedTuple):
-    """A label and how probable it is that the teacher would say the same."""
-
-    label: str
-    confidence: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +74,28 @@ class Classifier:
         """Label and confidence of each text."""
         return self.head.answer(self.encoder.encode(texts))
 
+    def untuned(self, labels: Sequence[str]) -> "LabelNames":
+        """The base model used directly."""
+        return LabelNames(self.encoder, labels)
+
+
+class LabelNames:
+    """The untrained encoder with nothing but the label names."""
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str]) -> None:
+        self._encoder, self._labels = encoder, labels
+        self._names = encoder.encode([label_text(label) for label in labels])
+
+    def answer(self, texts: Sequence[str]) -> list[LabelledAnswer]:
+        vectors = self._encoder.encode(texts)
+        scores = (vectors @ self._names.T).astype(np.float64) / COSINE_TEMPERATURE
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+        return [LabelledAnswer(self._labels[int(row.argmax())], float(row.max())) for row in scores]
+
+    def untuned(self, labels: Sequence[str]) -> "LabelNames":
+        return self
+
 
 def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
     """Write a student folder: safetensors and a JSON file, nothing executable."""
@@ -85,7 +106,7 @@ def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
         "temperature": np.array([head.temperature], dtype=np.float32),
     }
     save_file(tensors, str(folder / WEIGHTS_FILE))
-    config = {"format": 1, "family": "head", "labels": list(head.labels), **about}
+    config = {"format": 1, "family": FAMILY, "labels": list(head.labels), **about}
     text = json.dumps(config, ensure_ascii=False, indent=1)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ArtifactDamaged, Refused
-from pipelines.recipes import RECIPES
-from storage.artifacts import MANIFEST, Artifacts, base_kind
+from storage.artifacts import MANIFEST, Artifacts, Kind
 from storage.folder import DataFolder
 from storage.reports import CARD_FILE
 
@@ -21,7 +20,7 @@ def export_version(version: Mapping[str, Any], card: str, data_dir: Path, folder
     their base model, which is not copied. Raises `Refused` for a folder that holds something.
     """
     refuse_to_overwrite(folder)
-    kind = base_kind(RECIPES[version["recipe"]].family)
+    kind: Kind = version["base_kind"]
     root = DataFolder(data_dir).artifacts
     if not root.is_dir():
         raise Refused(

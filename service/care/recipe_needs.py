@@ -6,30 +6,31 @@ Without the timing nothing heavy is imported.
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from pipelines.errors import FlywheelError
-from pipelines.recipes import (
-    INSTALLED_ENCODER,
-    RECIPE_NAMES,
-    Recipe,
-    RecipeName,
+from pipelines.recipes import RECIPE_NAMES, Recipe, RecipeName
+from pipelines.students.bases import (
+    GGUF,
     count_weights,
+    memory_needed_mb,
     over_free_memory,
     over_memory_limit,
     require_training_stack,
 )
 from pipelines.students.encoder import installed_encoder_files
+from pipelines.students.families import FAMILIES
+from pipelines.work import AdoptWork, Input, MeasureFacts, MeasureWork, TrainWork
 from service.host.logs import quiet
-from service.learner.trainer import Trainer
+from service.learner.executor import Executor, LocalExecutor, Places
 from service.settings import Settings
 from service.terminal import duration, table
 
-GGUF = ".gguf"
 # Where no task says otherwise.
 USUAL_LABELS = tuple(f"label_{number}" for number in range(20))
 
@@ -63,7 +64,7 @@ def needs_of(settings: Settings, name: RecipeName) -> Needs:
     base, problem = _base(settings, recipe)
     memory, warning = recipe.memory_mb, ""
     if base is not None:
-        memory = recipe.memory_needed_mb(base)
+        memory = memory_needed_mb(recipe, base)
         problem = over_memory_limit(recipe, base, settings.trainer.memory_limit_mb) or ""
         warning = over_free_memory(recipe, base, free_mb()) or ""
     return Needs(
@@ -119,57 +120,61 @@ def timed_needs(settings: Settings, examples: int, tell: Callable[[str], None]) 
             except FlywheelError as error:
                 yield replace(needs, problem=f"{needs.recipe} cannot be timed: {error}")
                 continue
-        yield replace(needs, seconds=float(found["seconds"]), timed=str(found["timed"]))
+        yield replace(needs, seconds=found.seconds, timed=found.timed)
 
 
 def _measure(
     settings: Settings, needs: Needs, examples: int, folder: Path, tell: Callable[[str], None]
-) -> dict[str, Any]:
+) -> MeasureFacts:
     def note(progress: Mapping[str, Any]) -> None:
         tell(f"{needs.recipe}: {progress['phase']} {progress['step']} of {progress['total']}")
 
-    trainer = Trainer(settings.trainer, note)
-    task = next(
-        (
-            task
-            for task in settings.tasks.values()
-            if needs.recipe in (task.recipe, task.challenger)
-        ),
-        None,
+    places = Places(
+        find=_nothing_else,
+        vectors=lambda encoder: folder,
+        checkpoint=lambda task, name: folder,
+        precision=folder / "precision.json",
     )
-    spec: dict[str, Any] = {
-        "recipe": asdict(settings.recipe(needs.recipe)),
-        "labels": list(task.labels if task else USUAL_LABELS),
-        "instructions": task.instructions if task else "",
-        "task": "measure",
-        "examples": examples,
-        "seed": settings.trainer.seed,
-        "threads": trainer.threads,
-        "max_tokens": settings.encoder.max_tokens,
-        "precision": str(folder / "precision.json"),
-    }
-    if needs.base is None:
-        spec["encoder"] = str(_encoder_folder(settings, folder))
-    else:
-        base = _adopted(needs.base, trainer, folder)
-        spec |= {"base": str(base), "base_name": needs.base.name, "base_digest": ""}
-    return trainer.run("pipelines.measure", spec, folder / "run")
+    executor = LocalExecutor(settings.trainer, places, note)
+    users = (one for one in settings.tasks.values() if needs.recipe in (one.recipe, one.challenger))
+    task = next(users, None)
+    encoder, base = Input("source", "encoder"), Input("source", "base")
+    executor.offer(encoder, _encoder_folder(settings, folder))
+    executor.offer(base, _adopted(needs.base, executor, folder) if needs.base else folder)
+    training = TrainWork(
+        recipe=settings.recipe(needs.recipe),
+        task="measure",
+        labels=tuple(task.labels) if task else USUAL_LABELS,
+        instructions=task.instructions if task else "",
+        seed=settings.trainer.seed,
+        dataset=Input("dataset", ""),
+        encoder=encoder,
+        max_tokens=settings.encoder.max_tokens,
+        base=base,
+        base_name=needs.base.name if needs.base else "",
+    )
+    told = executor.run(MeasureWork(training=training, examples=examples), folder / "run")
+    return msgspec.convert(told, MeasureFacts)
 
 
-def _adopted(base: Path, trainer: Trainer, folder: Path) -> Path:
+def _nothing_else(wanted: Input) -> Path:
+    raise AssertionError(f"a measurement reads no {wanted.kind}")
+
+
+def _adopted(base: Path, executor: Executor, folder: Path) -> Path:
     """A GGUF file is converted first, as it would be for a training."""
     if base.suffix != GGUF:
-        return base.resolve()
-    scratch = folder / "adopted"
+        return base
+    scratch, source = folder / "adopted", Input("source", "gguf")
     scratch.mkdir()
-    spec = {"source": str(base.resolve()), "scratch": str(scratch)}
-    trainer.run("pipelines.students.adopt", spec, scratch)
+    executor.offer(source, base)
+    executor.run(AdoptWork(source=source), scratch)
     return scratch
 
 
 def _encoder_folder(settings: Settings, folder: Path) -> Path:
     if settings.encoder.path is not None:
-        return settings.encoder.path.resolve()
+        return settings.encoder.path
     gathered = folder / "encoder"
     gathered.mkdir()
     for name, (path, _) in installed_encoder_files().items():
@@ -219,7 +224,7 @@ def _base_name(needs: Needs) -> str:
     if needs.base is None:
         return "-" if needs.training_stack else "the encoder"
     # The installed encoder's files lie in a folder called `model`.
-    return "installed" if needs.base.name == INSTALLED_ENCODER[1] else needs.base.name
+    return "installed" if needs.base.name == FAMILIES["head"].installed_base[1] else needs.base.name
 
 
 def _weights(needs: Needs) -> str:

@@ -15,16 +15,11 @@ from weakref import WeakValueDictionary
 import structlog
 
 from pipelines.errors import ArtifactDamaged, FlywheelError
-from pipelines.recipes import require_training_stack
+from pipelines.students.bases import require_training_stack
 from pipelines.students.causal import CausalConfig, load_config
 from pipelines.students.encoder import Encoder
-from pipelines.students.head import (
-    CONFIG_FILE,
-    Classifier,
-    Head,
-    LabelledAnswer,
-    load_head,
-)
+from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head
+from pipelines.types import LabelledAnswer
 from service.gateway.batcher import Batcher, Reply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed
 from service.host.memory import give_back

@@ -9,12 +9,13 @@ from typing import Any
 import structlog
 
 from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
+from pipelines.students.families import FAMILIES
 from service.gateway.generations import Generations
 from service.gateway.link import LearnerLink
 from service.host.memory import give_back
 from service.metrics.gateway import GatewayMetrics
 from service.planes import EVERYTHING
-from storage.artifacts import Artifacts, Kind, base_kind
+from storage.artifacts import Artifacts, Kind
 from storage.durable import write_durably
 from storage.folder import DataFolder
 from storage.live import Live, LiveStudent, decode_live
@@ -98,7 +99,7 @@ class LiveOverHttp:
 
     def _fetch(self, student: LiveStudent) -> None:
         wanted: tuple[tuple[Kind, str], ...] = (
-            (base_kind(student.family), student.base),
+            (FAMILIES[student.family].base_kind, student.base),
             ("student", student.student),
             ("report", student.report),
         )

@@ -11,14 +11,12 @@ import psutil
 import structlog
 
 from pipelines.errors import SettingsError, TrainingFailed
-from pipelines.recipes import (
-    Recipe,
-    over_free_memory,
-    over_memory_limit,
-    require_training_stack,
-)
+from pipelines.recipes import Recipe
+from pipelines.students.bases import over_free_memory, over_memory_limit, require_training_stack
+from pipelines.students.families import family_of
 from pipelines.students.head import name_encoder
-from service.learner.trainer import Trainer
+from pipelines.work import AdoptWork, Input
+from service.learner.executor import Executor
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts, hash_file
 
@@ -30,10 +28,9 @@ ENCODER_FOLDER = "encoder"  # what a trainer leaves of a tuned encoder, in its s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """What a recipe starts from. `digest` is of its content."""
+    """What a recipe starts from, by the hash of its content."""
 
-    path: Path
-    digest: str
+    input: Input
     name: str
 
 
@@ -41,11 +38,11 @@ class BaseModels:
     """Gives each recipe its base model, and takes tuned encoders in."""
 
     def __init__(
-        self, settings: Settings, artifacts: Artifacts, trainer: Trainer, encoder: Artifact
+        self, settings: Settings, artifacts: Artifacts, executor: Executor, encoder: Artifact
     ) -> None:
         self._settings = settings
         self._artifacts = artifacts
-        self._trainer = trainer
+        self._executor = executor
         self._encoder = encoder
 
     def find(self, recipe: Recipe) -> BaseModel:
@@ -55,31 +52,32 @@ class BaseModels:
         """
         if not recipe.tunes:
             name = str(self._encoder.about["name"])
-            return BaseModel(path=self._encoder.path, digest=self._encoder.digest, name=name)
+            return BaseModel(input=Input("encoder", self._encoder.digest), name=name)
         require_training_stack()
         source = self._settings.base_model(recipe.name)
         self._refuse_too_large(recipe, source)
         digest = source_digest(source)
+        self._executor.offer(Input("source", digest), source)
         name = source.stem if source.is_file() else source.name
-        if recipe.family == "head":
-            # The installed encoder's files lie in a folder called `model`.
-            chosen = self._settings.recipes.get(recipe.name)
-            named = chosen is not None and chosen.base_model is not None
-            return BaseModel(
-                path=source, digest=digest, name=name if named else self._settings.encoder.name
-            )
-        adopted = self._adopted(digest) or self._adopt(source, name, digest)
-        return BaseModel(path=adopted.path, digest=adopted.digest, name=name)
+        if family_of(recipe).base_kind == "chat_model":
+            adopted = self._adopted(digest) or self._adopt(source, name, digest)
+            return BaseModel(input=Input("chat_model", adopted.digest), name=name)
+        # The installed encoder's files lie in a folder called `model`.
+        chosen = self._settings.recipes.get(recipe.name)
+        named = chosen is not None and chosen.base_model is not None
+        return BaseModel(
+            input=Input("source", digest), name=name if named else self._settings.encoder.name
+        )
 
     def take_in(self, recipe: Recipe, base: BaseModel, scratch: Path) -> str:
         """What a version of this recipe reads with; a tuned encoder becomes an artifact first."""
         tuned = scratch / ENCODER_FOLDER
         if not tuned.is_dir():
-            return base.digest
+            return base.input.digest
         about = {
             "name": f"{base.name}, tuned",
             "max_tokens": recipe.max_tokens,
-            "base": base.digest,
+            "base": base.input.digest,
             "recipe": recipe.name,
         }
         aside = scratch.with_suffix(".encoder")
@@ -104,7 +102,7 @@ class BaseModels:
     def _adopted(self, source: str) -> Artifact | None:
         for digest in self._artifacts.digests("chat_model"):
             if self._artifacts.about("chat_model", digest).get("source") == source:
-                return self._artifacts.open("chat_model", digest)
+                return self._artifacts.look("chat_model", digest)
         return None
 
     def _adopt(self, source: Path, name: str, digest: str) -> Artifact:
@@ -112,8 +110,7 @@ class BaseModels:
         scratch = self._settings.folder.new_scratch()
         scratch.mkdir(parents=True)
         try:
-            spec = {"source": str(source.resolve()), "scratch": str(scratch.resolve())}
-            made = self._trainer.run("pipelines.students.adopt", spec, scratch)
+            made = self._executor.run(AdoptWork(source=Input("source", digest)), scratch)
             about: Mapping[str, Any] = {"name": name, "source": digest, **made}
             return self._artifacts.publish("chat_model", scratch, about)
         finally:

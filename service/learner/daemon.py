@@ -22,6 +22,7 @@ from service.learner.assessor import Assessor, open_assessor
 from service.learner.base_models import BaseModels
 from service.learner.encoder import publish_encoder
 from service.learner.evaluation import Evaluating
+from service.learner.executor import LocalExecutor, places_of
 from service.learner.gateway_api import gateway_routes
 from service.learner.gateways import Gateways
 from service.learner.ingest import Ingest
@@ -32,7 +33,6 @@ from service.learner.relabel import Relabel
 from service.learner.retention import Retention
 from service.learner.sampling import Sampling
 from service.learner.teacher import Teacher
-from service.learner.trainer import Trainer
 from service.learner.training import Training
 from service.learner.watch import Watch
 from service.learner.workshop import Workshop
@@ -141,15 +141,18 @@ class Learner:
     def _build_parts(self) -> Parts:
         settings = self._settings
         encoder = publish_encoder(settings, self._artifacts)
-        trainer = Trainer(settings.trainer, self._note_progress, self._note_end, stop=self._stop)
+        places = places_of(settings, self._artifacts)
+        executor = LocalExecutor(
+            settings.trainer, places, self._note_progress, self._note_end, stop=self._stop
+        )
         shop = Workshop(
             database=self._database,
             artifacts=self._artifacts,
-            trainer=trainer,
+            executor=executor,
             settings=settings,
             tasks=self._tasks,
             encoder=encoder,
-            bases=BaseModels(settings, self._artifacts, trainer, encoder),
+            bases=BaseModels(settings, self._artifacts, executor, encoder),
             metrics=self._metrics,
             now=self._now,
         )

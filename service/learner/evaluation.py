@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import structlog
@@ -15,11 +15,19 @@ from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
+from pipelines.rows import held_out_row, read_training
 from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
+from pipelines.work import (
+    ANSWERS_FILE,
+    GOLDEN_FILE,
+    AnswerFacts,
+    AnsweringStudent,
+    AnswerWork,
+    Input,
+)
 from service.learner.workshop import Workshop
-from storage.artifacts import Artifact, base_kind
+from storage.artifacts import Artifact
 from storage.database import Cursor
-from storage.datasets import read_training_texts, write_items
 from storage.decisions import chain
 from storage.decisions import champion as champion_of
 from storage.evaluations import (
@@ -112,7 +120,6 @@ class Evaluating:
             self._publish(version, report, golden, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.with_suffix(".items.jsonl").unlink(missing_ok=True)
         shop.metrics.gate_verdicts.labels(task=version.task, verdict=gate.verdict).inc()
         log.info(
             "version_judged",
@@ -129,7 +136,7 @@ class Evaluating:
         task = self._shop.tasks[version.task]
         held_out = self._shop.curated(task, self._shop.now()).held_out
         dataset = self._shop.artifacts.path("dataset", version.dataset)
-        return uncontaminated(held_out, read_training_texts(dataset))
+        return uncontaminated(held_out, _training_texts(dataset))
 
     def _answer(
         self,
@@ -138,48 +145,44 @@ class Evaluating:
         sibling: StudentVersion | None,
         items: Sequence[HeldOutItem],
         scratch: Path,
-    ) -> tuple[dict[str, Answers], list[Golden], dict[str, Any]]:
-        shop = self._shop
-        items_path = scratch.with_suffix(".items.jsonl")
-        write_items(items_path, items)
+    ) -> tuple[dict[str, Answers], list[Golden], AnswerFacts]:
+        shop, encoder = self._shop, self._encoder_of(version)
         compared = {"candidate": version, "champion": champion, "sibling": sibling}
-        spec = {
-            # A head on the frozen encoder shares its cached vectors; so does the nearest rival.
-            **shop.child_spec(self._encoder_of(version)),
-            "students": {
-                name: self._student_spec(one) for name, one in compared.items() if one is not None
+        work = AnswerWork(
+            students={
+                name: self._answering(one) for name, one in compared.items() if one is not None
             },
-            "dataset": str(shop.artifacts.open("dataset", version.dataset).path.resolve()),
-            "items": str(items_path.resolve()),
-            "scratch": str(scratch.resolve()),
-            "labels": list(shop.tasks[version.task].labels),
-        }
-        facts = shop.trainer.run("pipelines.answer", spec, scratch)
-        facts["size_bytes"] = self._size(version)
+            dataset=Input("dataset", version.dataset),
+            items=tuple(map(held_out_row, items)),
+            labels=shop.tasks[version.task].labels,
+            # A head on the frozen encoder shares its cached vectors; so does the nearest rival.
+            encoder=Input("encoder", encoder.digest),
+            max_tokens=int(encoder.about["max_tokens"]),
+        )
+        facts = msgspec.convert(shop.executor.run(work, scratch), AnswerFacts)
         return (*_read_answers(scratch), facts)
 
-    def _student_spec(self, version: StudentVersion) -> dict[str, Any]:
-        artifacts = self._shop.artifacts
-        base = artifacts.open(base_kind(version.family), version.base)
-        return {
-            "folder": str(artifacts.open("student", version.student).path.resolve()),
-            "family": version.family,
-            "base": str(base.path.resolve()),
-            "max_tokens": base.about.get("max_tokens"),
-        }
+    def _answering(self, version: StudentVersion) -> AnsweringStudent:
+        base = self._shop.artifacts.about(version.base_kind, version.base)
+        return AnsweringStudent(
+            family=version.family,
+            student=Input("student", version.student),
+            base=Input(version.base_kind, version.base),
+            max_tokens=base.get("max_tokens"),
+        )
 
     def _encoder_of(self, version: StudentVersion) -> Artifact:
-        """The encoder that it reads with; for a chat model the one of the settings."""
-        if version.family == "causal":
+        """The encoder that it reads with; where that is none the one of the settings."""
+        if version.base_kind != "encoder":
             return self._shop.encoder
-        return self._shop.artifacts.open("encoder", version.base)
+        return self._shop.artifacts.look("encoder", version.base)
 
     def _size(self, version: StudentVersion) -> int:
-        """Bytes that this version adds: its own files, and an encoder that was tuned for it."""
+        """Bytes that this version adds: its own files, and a base that was tuned for it."""
         artifacts = self._shop.artifacts
         folders = [artifacts.path("student", version.student)]
-        if RECIPES[cast("RecipeName", version.recipe)].tunes and version.family == "head":
-            folders.append(artifacts.path("encoder", version.base))
+        if "recipe" in artifacts.about(version.base_kind, version.base):
+            folders.append(artifacts.path(version.base_kind, version.base))
         return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
     def _challenged(self, tx: Cursor, version: StudentVersion) -> StudentVersion | None:
@@ -208,7 +211,7 @@ class Evaluating:
         version: StudentVersion,
         champion: StudentVersion | None,
         items: Sequence[HeldOutItem],
-        measured: dict[str, Any],
+        measured: AnswerFacts,
     ) -> GateFacts:
         """Looked up again after the evaluation: an operator may have decided meanwhile."""
         with self._shop.database.snapshot() as tx:
@@ -216,7 +219,7 @@ class Evaluating:
         trained = set(
             map(
                 normalise,
-                read_training_texts(self._shop.artifacts.path("dataset", version.dataset)),
+                _training_texts(self._shop.artifacts.path("dataset", version.dataset)),
             )
         )
         return GateFacts(
@@ -225,8 +228,8 @@ class Evaluating:
             evaluation_is_fresh=True,
             # Near-duplicates were left out; this counts what must not have slipped through.
             leaked_items=sum(normalise(item.text) in trained for item in items),
-            latency_ms=measured["latency_ms"],
-            size_mb=measured["size_bytes"] / 1e6,
+            latency_ms=measured.latency_ms,
+            size_mb=self._size(version) / 1e6,
         )
 
     def _gate(self, evaluation: Evaluation, turn: GateTurn, facts: GateFacts) -> GateReport:
@@ -247,7 +250,7 @@ class Evaluating:
         champion: StudentVersion | None,
         evaluation: Evaluation,
         gate: GateReport,
-        facts: dict[str, Any],
+        facts: AnswerFacts,
     ) -> Report:
         return Report(
             task=version.task,
@@ -263,8 +266,8 @@ class Evaluating:
             gate=gate,
             evaluated_at=self._shop.now(),
             train_seconds=version.train_seconds,
-            size_bytes=facts["size_bytes"],
-            latency_ms=facts["latency_ms"],
+            size_bytes=self._size(version),
+            latency_ms=facts.latency_ms,
         )
 
     def _publish(
@@ -283,7 +286,7 @@ class Evaluating:
             if isinstance(made_by, dict)
             else RECIPES[cast("RecipeName", version.recipe)],
             dataset=artifacts.about("dataset", version.dataset),
-            base=artifacts.about(base_kind(version.family), version.base),
+            base=artifacts.about(version.base_kind, version.base),
             teacher=self._shop.settings.teacher.model,
         )
         passing("evaluation.judged")
@@ -311,13 +314,17 @@ class Evaluating:
             )
 
 
+def _training_texts(dataset: Path) -> list[str]:
+    return [row.text for row in read_training(dataset)]
+
+
 def _read_answers(scratch: Path) -> tuple[dict[str, Answers], list[Golden]]:
     """What the child wrote, checked for its form."""
     try:
         rows: dict[str, list[tuple[str, float]]] = msgspec.json.decode(
-            (scratch / "answers.json").read_bytes(), type=dict[str, list[tuple[str, float]]]
+            (scratch / ANSWERS_FILE).read_bytes(), type=dict[str, list[tuple[str, float]]]
         )
-        golden = msgspec.json.decode((scratch / "golden.json").read_bytes(), type=list[Golden])
+        golden = msgspec.json.decode((scratch / GOLDEN_FILE).read_bytes(), type=list[Golden])
     except (OSError, msgspec.MsgspecError, json.JSONDecodeError) as error:
         raise ArtifactDamaged(f"the answers of the evaluation cannot be read: {error}") from error
     answers = {

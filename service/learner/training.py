@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from pipelines.errors import (
 )
 from pipelines.identities import training_fingerprint
 from pipelines.recipes import Recipe
-from pipelines.students.causal import load_config
-from pipelines.students.head import load_head
+from pipelines.students.families import family_of
 from pipelines.types import StudentVersion, Task
+from pipelines.work import CHECKPOINT_FILE, Input, TrainWork
 from service.learner.base_models import BaseModel
 from service.learner.datasets import Datasets
 from service.learner.workshop import Workshop
-from storage.artifacts import Artifact, base_kind
+from storage.artifacts import Artifact
 from storage.datasets import dataset_by_digest
 from storage.failpoints import passing
 from storage.runs import end_run, fail_running_runs, start_run
@@ -34,7 +33,6 @@ from storage.versions import add_version, next_number, versions_by_content
 log = structlog.get_logger()
 
 MAX_RESUMES = 2  # of a training whose trainer was killed
-CHECKPOINT_FILE = "checkpoint.safetensors"
 DATASET_FILE = "dataset"
 
 
@@ -55,9 +53,25 @@ class Order:
         return training_fingerprint(
             self.recipe,
             self.task,
-            base=self.base.digest,
+            base=self.base.input.digest,
             seed=self.seed,
             time_budget=self.time_budget,
+        )
+
+    def work(self, encoder: Artifact, checkpoint: str) -> TrainWork:
+        return TrainWork(
+            recipe=self.recipe,
+            task=self.task.name,
+            labels=self.task.labels,
+            instructions=self.task.instructions,
+            seed=self.seed,
+            dataset=Input("dataset", self.dataset.digest),
+            encoder=Input("encoder", encoder.digest),
+            max_tokens=int(encoder.about["max_tokens"]),
+            base=self.base.input,
+            base_name=self.base.name,
+            time_budget=self.time_budget,
+            checkpoint=checkpoint,
         )
 
 
@@ -114,21 +128,8 @@ class Training:
     ) -> tuple[JobResult, StudentVersion | None]:
         if trained := self._known(task, recipe, dataset):
             return JobResult("nothing", f"{task.name}: no new labels since {trained.name}"), None
-        run_id, started = uuid4().hex, time.monotonic()
-        with self._shop.database.transaction() as tx:
-            start_run(
-                tx,
-                run_id=run_id,
-                task=task.name,
-                dataset=dataset.digest,
-                recipe=recipe.name,
-                reason=reason,
-                now=self._shop.now(),
-            )
-        passing("training.started")
-        log.info(
-            "training_started", task=task.name, recipe=recipe.name, reason=reason, run_id=run_id
-        )
+        started = time.monotonic()
+        run_id = self._start(task, recipe, dataset, reason)
         try:
             order = Order(
                 task=task,
@@ -145,26 +146,44 @@ class Training:
         except BaseException as error:
             self._failed(task.name, run_id, f"{type(error).__name__}: {error}")
             raise
+        version = self._succeeded(run_id, version)
+        return JobResult("done", f"{version.name} trained: {reason}"), version
+
+    def _start(self, task: Task, recipe: Recipe, dataset: Artifact, reason: str) -> str:
+        run_id = uuid4().hex
         with self._shop.database.transaction() as tx:
-            version = add_version(tx, version)
-            end_run(
+            start_run(
                 tx,
                 run_id=run_id,
-                status="succeeded",
-                student=version.student,
+                task=task.name,
+                dataset=dataset.digest,
+                recipe=recipe.name,
+                reason=reason,
                 now=self._shop.now(),
             )
+        passing("training.started")
+        log.info(
+            "training_started", task=task.name, recipe=recipe.name, reason=reason, run_id=run_id
+        )
+        return run_id
+
+    def _succeeded(self, run_id: str, version: StudentVersion) -> StudentVersion:
+        """The version as it is stored: one that was there already keeps its number."""
+        shop = self._shop
+        with shop.database.transaction() as tx:
+            version = add_version(tx, version)
+            end_run(tx, run_id=run_id, status="succeeded", student=version.student, now=shop.now())
         passing("training.recorded")
-        self._shop.metrics.training_runs.labels(task=task.name, outcome="succeeded").inc()
-        self._shop.metrics.training_seconds.labels(task=task.name).set(version.train_seconds)
+        shop.metrics.training_runs.labels(task=version.task, outcome="succeeded").inc()
+        shop.metrics.training_seconds.labels(task=version.task).set(version.train_seconds)
         log.info(
             "training_succeeded",
             student_version=version.name,
-            recipe=recipe.name,
+            recipe=version.recipe,
             labels=version.labels_trained,
             seconds=round(version.train_seconds, 1),
         )
-        return JobResult("done", f"{version.name} trained: {reason}"), version
+        return version
 
     def _why_not(self) -> str | None:
         teacher = self._shop.settings.teacher
@@ -184,34 +203,20 @@ class Training:
 
     def _train(self, order: Order, started: float) -> StudentVersion:
         shop, task, recipe = self._shop, order.task, order.recipe
-        checkpoint = self._checkpoint(order)
-        scratch = shop.scratch()
-        spec = {
-            **shop.child_spec(shop.encoder),
-            "recipe": asdict(recipe),
-            "base": str(order.base.path.resolve()),
-            "base_digest": order.base.digest,
-            "base_name": order.base.name,
-            "dataset": str(order.dataset.path.resolve()),
-            "scratch": str(scratch.resolve()),
-            "checkpoint": str(checkpoint.resolve()),
-            "precision": str(shop.settings.folder.precision.resolve()),
-            "labels": list(task.labels),
-            "task": task.name,
-            "instructions": task.instructions,
-            "seed": order.seed,
-            "time_budget": order.time_budget,
-        }
+        family = family_of(recipe)
+        checkpoint, scratch = self._checkpoint(order), shop.scratch()
         try:
-            result = self._run_child(spec, scratch, checkpoint)
+            result = self._run(order.work(shop.encoder, checkpoint.name), scratch, checkpoint)
             passing("training.trained")
             result["settings"] = shop.settings_digest(recipe)
             base = shop.bases.take_in(recipe, order.base, scratch)
-            load_config(scratch) if recipe.family == "causal" else load_head(scratch)
+            family.check(scratch)
             about = {
                 "task": task.name,
                 "dataset": order.dataset.digest,
-                base_kind(recipe.family): base,
+                "family": family.name,
+                "base_kind": family.base_kind,
+                family.base_kind: base,
                 "recipe": asdict(recipe),
                 "training": result,
             }
@@ -229,6 +234,8 @@ class Training:
             number=number,
             student=student.digest,
             dataset=order.dataset.digest,
+            family=family.name,
+            base_kind=family.base_kind,
             base=base,
             recipe=recipe.name,
             labels_trained=int(result["examples"]),
@@ -238,15 +245,13 @@ class Training:
             training=result,
         )
 
-    def _run_child(
-        self, spec: Mapping[str, object], scratch: Path, checkpoint: Path
-    ) -> dict[str, Any]:
+    def _run(self, work: TrainWork, scratch: Path, checkpoint: Path) -> dict[str, Any]:
         """Train, and go on from the checkpoint where the trainer was killed."""
         for left in reversed(range(MAX_RESUMES + 1)):
             try:
-                return self._shop.trainer.run("pipelines.train", spec, scratch)
+                return self._shop.executor.run(work, scratch)
             except TrainingInterrupted as error:
-                stopping = self._shop.trainer.stopping
+                stopping = self._shop.executor.stopping
                 if stopping or not left or not (checkpoint / CHECKPOINT_FILE).exists():
                     raise
                 log.warning("training_resumed", reason=str(error), resumes_left=left)
@@ -280,7 +285,7 @@ class Training:
         return None
 
     def _failed(self, task: str, run_id: str, reason: str) -> None:
-        stopping = self._shop.trainer.stopping
+        stopping = self._shop.executor.stopping
         with self._shop.database.transaction() as tx:
             end_run(tx, run_id=run_id, status="failed", failure=reason, now=self._shop.now())
         if stopping:

@@ -8,9 +8,10 @@ from pathlib import Path
 from pipelines.curate import Curated, CurationPolicy, curate
 from pipelines.identities import settings_digest
 from pipelines.recipes import Recipe
+from pipelines.students.families import family_of
 from pipelines.types import Task
 from service.learner.base_models import BaseModels
-from service.learner.trainer import Trainer
+from service.learner.executor import Executor
 from service.metrics.learner import LearnerMetrics
 from service.settings import Settings
 from storage.artifacts import Artifact, Artifacts
@@ -24,7 +25,7 @@ class Workshop:
 
     database: Database
     artifacts: Artifacts
-    trainer: Trainer
+    executor: Executor
     settings: Settings
     tasks: Mapping[str, Task]
     encoder: Artifact
@@ -38,24 +39,13 @@ class Workshop:
         path.mkdir(parents=True)
         return path
 
-    def child_spec(self, encoder: Artifact) -> dict[str, object]:
-        """What every child is told about the encoder and its limits."""
-        cache = self.settings.folder.vectors(encoder.digest)
-        return {
-            "encoder": str(encoder.path.resolve()),
-            "encoder_digest": encoder.digest,
-            "cache": str(cache.resolve()),
-            "threads": self.trainer.threads,
-            "max_tokens": encoder.about["max_tokens"],
-        }
-
     def settings_digest(self, recipe: Recipe) -> str:
         """Of all in the settings that decides what a recipe makes of a dataset."""
         base = self.settings.recipes.get(recipe.name)
         return settings_digest(
             recipe,
             base_model=str(base and base.base_model),
-            encoder=self.encoder.digest if recipe.family == "head" else "",
+            encoder=self.encoder.digest if family_of(recipe).base_kind == "encoder" else "",
             seed=self.settings.trainer.seed,
         )
 

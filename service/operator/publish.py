@@ -9,7 +9,7 @@ import structlog
 from pipelines.decide import Chain
 from pipelines.errors import ArtifactDamaged, DataDamaged
 from pipelines.types import StudentVersion
-from storage.artifacts import Artifacts, base_kind
+from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import decisions
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
@@ -106,7 +106,7 @@ def _live_student(
 def verify_servable(artifacts: Artifacts, version: StudentVersion, report: str | None) -> None:
     """Read a version byte by byte, as before an approval. Raises `ArtifactDamaged`."""
     artifacts.open("student", version.student)
-    artifacts.open(base_kind(version.family), version.base)
+    artifacts.open(version.base_kind, version.base)
     if report is None:
         raise ArtifactDamaged(f"{version.name} was approved without a report")
     content = read_report(artifacts, report)

@@ -118,7 +118,8 @@ class Version:
     name: str
     student: str
     dataset: str
-    base: str  # content hash of the encoder or chat model that it reads with
+    base_kind: str  # encoder or chat_model
+    base: str  # content hash of what it reads with
     recipe: str
     labels_trained: int
     labels_bought: int

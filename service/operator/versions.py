@@ -158,6 +158,7 @@ def _describe(
         name=version.name,
         student=version.student,
         dataset=version.dataset,
+        base_kind=version.base_kind,
         base=version.base,
         recipe=version.recipe,
         labels_trained=version.labels_trained,

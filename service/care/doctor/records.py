@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import DataDamaged, NotRunning
+from pipelines.students.families import FAMILIES
 from service.care.doctor.finding import Finding, ok, problem, warning
 from service.care.doctor.places import noted_process
 from service.keys import open_keys
@@ -145,7 +146,9 @@ def _golden(settings: Settings, artifacts: Artifacts, live: Live) -> Iterator[Fi
     heads = {
         name: task
         for name, task in live.tasks.items()
-        if task.champion is not None and task.champion.family == "head" and name in tasks
+        if task.champion is not None
+        and not FAMILIES[task.champion.family].needs_stack
+        and name in tasks
     }
     generations = Generations(tasks, artifacts, GatewayMetrics(CollectorRegistry()), threads=1)
     try:

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from pipelines.identities import question_key
+from pipelines.rows import read_held_out, read_training
 from pipelines.types import Message, Side, Task
 from service.care.rebuild.versions import written_at
 from storage.artifacts import Artifact
-from storage.datasets import CHAT_FILE, HELD_OUT_FILE, TRAIN_FILE
+from storage.datasets import CHAT_FILE
 from storage.ledger import Call, Ledger
 
 
@@ -96,27 +97,27 @@ def asked_messages(
 
 def _items(dataset: Artifact, about: Mapping[str, Any]) -> Iterator[KnownItem]:
     chats = _lines(dataset.file(CHAT_FILE))
-    for row, chat in zip(_lines(dataset.file(TRAIN_FILE)), chats, strict=True):
+    for row, chat in zip(read_training(dataset.path), chats, strict=True):
         yield KnownItem(
-            event_id=row["event_id"],
-            text=row["text"],
-            label=row["label"],
-            group_id=row["group_id"],
-            weight=row["weight"],
+            event_id=row.event_id,
+            text=row.text,
+            label=row.label,
+            group_id=row.group_id,
+            weight=row.weight,
             side=Side.TRAINING,
             messages=tuple(Message(m["role"], m["content"]) for m in chat["messages"][:-1]),
             **about,
         )
-    for row in _lines(dataset.file(HELD_OUT_FILE)):
+    for item in read_held_out(dataset.path):
         yield KnownItem(
-            event_id=row["event_id"],
-            text=row["text"],
-            label=row["label"],
-            group_id=row["group_id"],
-            segment=row["segment"],
-            held_out_pi=row["inclusion_probability"],
+            event_id=item.event_id,
+            text=item.text,
+            label=item.label,
+            group_id=item.group_id,
+            segment=item.segment,
+            held_out_pi=item.inclusion_probability,
             side=Side.HELD_OUT,
-            messages=(Message("user", row["text"]),),
+            messages=(Message("user", item.text),),
             **about,
         )
 

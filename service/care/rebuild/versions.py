@@ -7,8 +7,9 @@ from typing import Any
 
 from pipelines.errors import ArtifactDamaged
 from pipelines.gate import compared
+from pipelines.students.families import FAMILIES
 from pipelines.types import Decision, StudentVersion
-from storage.artifacts import MANIFEST, Artifact, Artifacts, Kind, base_kind
+from storage.artifacts import MANIFEST, Artifact, Artifacts, Kind
 from storage.database import Cursor
 from storage.datasets import add_dataset
 from storage.evaluations import StoredEvaluation, add_evaluation
@@ -114,19 +115,21 @@ def _numbered(found: Found, reports: Mapping[str, Report]) -> Iterator[StudentVe
 def version_of(student: Artifact, report: Report | None, free: int = 0) -> StudentVersion:
     """A version as its artifacts tell of it; `free` is the number of one that was never judged."""
     about: Mapping[str, Any] = student.about
-    # Before there were recipes every student was a head on an encoder.
+    # Before there were recipes every student was a head on an encoder; later ones say themselves.
     made_by = about.get("recipe")
     recipe: dict[str, Any] = {"name": "head", "family": "head"}
     recipe |= made_by if isinstance(made_by, dict) else {}
+    family = FAMILIES[about.get("family", recipe["family"])]
     training = about.get("training", {})
-    base = about.get(base_kind(recipe["family"]), "")
     examples = int(training.get("examples", 0))
     return StudentVersion(
         task=str(about["task"]),
         number=report.number if report else free,
         student=student.digest,
         dataset=str(about.get("dataset", "")),
-        base=str(base),
+        family=family.name,
+        base_kind=family.base_kind,
+        base=str(about.get(family.base_kind, "")),
         recipe=str(recipe["name"]),
         labels_trained=report.labels_trained if report else examples,
         labels_bought=report.labels_bought if report else examples,

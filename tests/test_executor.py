@@ -10,17 +10,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
+from benchmarks.loose_work import loose_executor
 from pipelines.errors import TrainingFailed
-from service.learner.trainer import Trainer
+from pipelines.work import Host
 from service.sections import TrainerSettings
 
 HEAD = """
 import json, os, subprocess, sys, time
-from pipelines.child import run_child
+from typing import Any
+from pipelines.child import run_child as run_work
+
+def run_child(do):
+    run_work(Any, lambda work, host, channel: do({"scratch": host.scratch}, channel))
 """
+
+
+def told(scratch: Path) -> bytes:
+    """A specification of work that says nothing."""
+    host = Host(scratch=str(scratch), inputs={}, threads=1)
+    return msgspec.json.encode({"work": None, "host": host})
 
 
 @pytest.fixture
@@ -32,10 +44,10 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     def run(body: str, module: str = "work", **limits: Any) -> dict[str, Any]:
         code = HEAD + "def work(spec, channel):\n" + textwrap.indent(textwrap.dedent(body), "    ")
         (tmp_path / f"{module}.py").write_text(code + "\nrun_child(work)\n")
-        trainer = Trainer(TrainerSettings(threads=1, **limits))
+        executor = loose_executor(tmp_path, TrainerSettings(threads=1, **limits), {})
         # `python -m` looks in the present folder first.
         monkeypatch.chdir(tmp_path)
-        return trainer.run(module, {"scratch": str(scratch)}, scratch)
+        return executor.run_program(module, told(scratch), scratch)
 
     return run
 
@@ -106,9 +118,11 @@ def test_everything_a_child_started_ends_with_it(child: Callable[..., Any], tmp_
 PARENT = """
 import sys
 from pathlib import Path
-from service.learner.trainer import Trainer
+from benchmarks.loose_work import loose_executor
 from service.sections import TrainerSettings
-Trainer(TrainerSettings(threads=1)).run("work", {}, Path(sys.argv[1]))
+scratch = Path(sys.argv[1])
+executor = loose_executor(scratch, TrainerSettings(threads=1), {})
+executor.run_program("work", sys.argv[2].encode(), scratch)
 """
 
 
@@ -122,15 +136,15 @@ def test_child_ends_when_its_learner_is_killed(tmp_path: Path) -> None:
     (tmp_path / "work.py").write_text(body)
     root = str(Path(__file__).parent.parent)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "scratch")],
+        [sys.executable, "-c", PARENT, str(tmp_path / "scratch"), told(tmp_path).decode()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": root},
     )
-    told = tmp_path / "pid"
-    wait_for(lambda: told.exists() and told.read_text() != "")
+    noted = tmp_path / "pid"
+    wait_for(lambda: noted.exists() and noted.read_text() != "")
     parent.kill()
     parent.wait()
-    pid = int(told.read_text())
+    pid = int(noted.read_text())
     wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
 
 
@@ -150,24 +164,22 @@ def test_stop_ends_the_child_and_refuses_another(
         "run_child(work)\n"
     )
     monkeypatch.chdir(tmp_path)
-    told: list[Any] = []
-    ended: list[bool] = []
-    trainer = Trainer(TrainerSettings(threads=1), told.append, lambda: ended.append(True))
+    heard: list[Any] = []
+    executor = loose_executor(tmp_path, TrainerSettings(threads=1), {}, heard.append)
 
     def stop_when_it_works() -> None:
-        wait_for(lambda: bool(told))
-        trainer.stop()
+        wait_for(lambda: bool(heard))
+        executor.stop()
 
     stopper = threading.Thread(target=stop_when_it_works)
     stopper.start()
     with pytest.raises(TrainingFailed, match="the learner stops"):
-        trainer.run("work", {}, tmp_path / "scratch")
+        executor.run_program("work", told(tmp_path), tmp_path / "scratch")
     stopper.join()
-    assert (told[0]["phase"], told[0]["step"], told[0]["total"]) == ("p", 1, 2)
-    assert set(told[0]) == {"phase", "step", "total", "examples_per_second", "seconds_left"}
-    assert ended == [True]
+    assert (heard[0]["phase"], heard[0]["step"], heard[0]["total"]) == ("p", 1, 2)
+    assert set(heard[0]) == {"phase", "step", "total", "examples_per_second", "seconds_left"}
     with pytest.raises(TrainingFailed, match="the learner stops"):
-        trainer.run("work", {}, tmp_path / "scratch")
+        executor.run_program("work", told(tmp_path), tmp_path / "scratch")
 
 
 def test_one_child_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +191,11 @@ def test_one_child_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         f"    open({str(log)!r}, 'a').write('out ')\n    return {{}}\nrun_child(work)\n"
     )
     monkeypatch.chdir(tmp_path)
-    trainer = Trainer(TrainerSettings(threads=1))
+    executor = loose_executor(tmp_path, TrainerSettings(threads=1), {})
     threads = [
-        threading.Thread(target=trainer.run, args=("work", {}, tmp_path / f"s{n}"))
+        threading.Thread(
+            target=executor.run_program, args=("work", told(tmp_path), tmp_path / f"s{n}")
+        )
         for n in range(2)
     ]
     for thread in threads:

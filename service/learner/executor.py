@@ -1,4 +1,4 @@
-"""Runs a short-lived child (training, answering) within its limits and reports its progress.
+"""Executors do work that takes long: what one must do, and the local one, a child process.
 
 The child gets a specification file and a scratch folder, no keys, no database; the learner
 checks what came out. Whatever happens to it, the learner goes on.
@@ -12,17 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
-from typing import IO, Any
+from typing import IO, Any, Protocol, cast
 
 import psutil
 import structlog
 
 from pipelines.errors import TrainingFailed, TrainingInterrupted
+from pipelines.work import AnswerWork, Host, Input, TrainWork, Work, specification
 from service.host.process import child_environment
 from service.sections import TrainerSettings
+from service.settings import Settings
+from storage.artifacts import Artifacts, Kind
 
 log = structlog.get_logger()
 
@@ -32,18 +36,59 @@ GRACE_SECONDS = 3.0
 Progress = Mapping[str, Any]
 
 
-class Trainer:
+class Executor(Protocol):
+    """Does work somewhere: here, or on another machine that can read the artifacts."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop; then what it does not finish is no failure."""
+
+    def offer(self, source: Input, path: Path) -> None:
+        """Say where a base model that is no artifact lies on this host."""
+
+    def run(self, work: Work, scratch: Path) -> dict[str, Any]:
+        """Do it to its end, into `scratch`, and return what it reported as done.
+
+        Raises `TrainingFailed` with the reason, `TrainingInterrupted` where it may go on later.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where this host keeps what work needs beside its inputs."""
+
+    find: Callable[[Input], Path]  # an artifact, verified, or `ArtifactDamaged`
+    vectors: Callable[[str], Path]  # by the encoder's content hash
+    checkpoint: Callable[[str, str], Path]  # by task and name
+    precision: Path
+
+
+def places_of(settings: Settings, artifacts: Artifacts) -> Places:
+    """In the data folder of an installation."""
+    folder = settings.folder
+    return Places(
+        find=lambda one: artifacts.open(cast("Kind", one.kind), one.digest).path,
+        vectors=folder.vectors,
+        checkpoint=lambda task, name: folder.checkpoints(task) / name,
+        precision=folder.precision,
+    )
+
+
+class LocalExecutor:
     """Starts children one after the other. `on_progress` hears what the present one tells."""
 
     def __init__(
         self,
         settings: TrainerSettings,
+        places: Places,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_end: Callable[[], None] = lambda: None,
         *,
         stop: Event | None = None,
     ) -> None:
         self._settings = settings
+        self._places = places
+        self._sources: dict[Input, Path] = {}
         self._on_progress = on_progress
         self._on_end = on_end
         self._stopping = stop or Event()
@@ -61,12 +106,35 @@ class Trainer:
         """Ends the present child and refuses another. Safe to call from any thread."""
         self._stopping.set()
 
-    def run(
-        self,
-        module: str,
-        spec: Mapping[str, Any],
-        scratch: Path,
-    ) -> dict[str, Any]:
+    def run(self, work: Work, scratch: Path) -> dict[str, Any]:
+        """The work in a child of this host."""
+        return self.run_program(
+            work.program, specification(work, self._host(work, scratch)), scratch
+        )
+
+    def offer(self, source: Input, path: Path) -> None:
+        self._sources[source] = path
+
+    def _find(self, wanted: Input) -> Path:
+        path = self._sources.get(wanted) or self._places.find(wanted)
+        return path.resolve()
+
+    def _host(self, work: Work, scratch: Path) -> Host:
+        encoder, checkpoint = "", ""
+        if isinstance(work, TrainWork | AnswerWork):
+            encoder = str(self._places.vectors(work.encoder.digest).resolve())
+        if isinstance(work, TrainWork) and work.checkpoint:
+            checkpoint = str(self._places.checkpoint(work.task, work.checkpoint).resolve())
+        return Host(
+            scratch=str(scratch.resolve()),
+            inputs={one.name: str(self._find(one)) for one in work.inputs},
+            threads=self.threads,
+            vectors=encoder,
+            precision=str(self._places.precision.resolve()),
+            checkpoint=checkpoint,
+        )
+
+    def run_program(self, module: str, spec: bytes, scratch: Path) -> dict[str, Any]:
         """Run `python -m MODULE SPEC` to its end and return what it reported as done.
 
         Raises `TrainingFailed` with the reason when it fails, hangs, takes too long or too
@@ -77,10 +145,10 @@ class Trainer:
                 raise TrainingInterrupted("the learner stops")
             return self._run(module, spec, scratch)
 
-    def _run(self, module: str, spec: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-        specification = scratch.with_suffix(".spec.json")
-        specification.write_text(json.dumps(spec))
-        child = self._start(module, specification)
+    def _run(self, module: str, spec: bytes, scratch: Path) -> dict[str, Any]:
+        file = scratch.with_suffix(".spec.json")
+        file.write_bytes(spec)
+        child = self._start(module, file)
         log.info("trainer_started", module=module, pid=child.pid)
         lines: Queue[bytes | None] = Queue()
         assert child.stdout is not None
@@ -103,7 +171,7 @@ class Trainer:
             child.stdout.close()
             child.stderr.close()
             self._on_end()
-            specification.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
     def _start(self, module: str, specification: Path) -> "subprocess.Popen[bytes]":
         child = subprocess.Popen(
