@@ -20,7 +20,7 @@ from gateway_rig import wait_until
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import ArtifactDamaged
-from service.gateway.batcher import Reply
+from service.gateway.batcher import StudentReply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed, EngineLimits
 from service.metrics.gateway import GatewayMetrics
 
@@ -88,10 +88,10 @@ class Rig:
         assert pid is not None
         os.kill(pid, number)
 
-    def pending(self, number: int) -> list[Reply | BaseException]:
+    def pending(self, number: int) -> list[StudentReply | BaseException]:
         """What becomes of requests that wait while the process gets the signal."""
 
-        async def ask() -> list[Reply | BaseException]:
+        async def ask() -> list[StudentReply | BaseException]:
             self.stop(signal.SIGSTOP)
             asked = [asyncio.ensure_future(self.engine.answer(t, "one")) for t in GOLDEN]
             await asyncio.sleep(0.1)
@@ -164,13 +164,13 @@ def test_apps_go_before_those_that_wait_patiently(rig: Rig) -> None:
 
 
 def test_whoever_finds_too_many_waiting_is_told_at_once(rig: Rig) -> None:
-    async def ask() -> list[Reply | BaseException]:
+    async def ask() -> list[StudentReply | BaseException]:
         asked = (rig.engine.answer(GOLDEN[0], "one") for _ in range(rig.limits.waiting + 5))
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
     found = asyncio.run(ask())
     assert sum(isinstance(one, EngineBusy) for one in found) == 5
-    assert sum(isinstance(one, Reply) for one in found) == rig.limits.waiting
+    assert sum(isinstance(one, StudentReply) for one in found) == rig.limits.waiting
 
 
 def test_a_request_that_fails_takes_nobody_with_it(rig: Rig, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from pipelines.records.native import NativeRecord
 from pipelines.types import Headers, Message
 from service.gateway.app import run_gateway
 from service.gateway.capture import Capture
-from service.gateway.recent import Answered, Recent
+from service.gateway.recent import Recent
 from service.keys import open_keys
 from service.metrics.gateway import GatewayMetrics
 from service.topics.embedded import EmbeddedTopicWriter
@@ -312,24 +312,11 @@ def test_a_topic_that_cannot_even_be_opened_hurts_no_request(
 def test_memory_of_recent_answers_is_bounded_in_number_and_bytes() -> None:
     recent = Recent(most=10, most_bytes=1000)
 
-    def answered(number: int, size: int) -> Answered:
-        return Answered(
-            event_id=f"e{number}",
-            task="t",
-            model="m",
-            messages=(),
-            answer=None,
-            served_by="app",
-            student=None,
-            user=None,
-            size=size,
-        )
-
     for number in range(30):
-        recent.add(answered(number, 1), alias=f"a{number}")
+        recent.add(record(number), size=1, alias=f"a{number}")
     assert recent.find("e19") is None
     assert recent.find("e20") is recent.find("a20") is not None
-    recent.add(answered(99, 995))
+    recent.add(record(99), size=995)
     assert recent.find("e24") is None
     assert recent.find("e99") is not None
 

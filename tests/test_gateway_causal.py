@@ -32,7 +32,7 @@ from gateway_rig import (
 )
 
 from service.gateway import lease
-from service.gateway.link import LearnerLink
+from service.gateway.learner_client import LearnerClient
 from service.keys import open_keys
 from service.sections import BudgetSettings
 from storage.artifacts import Artifacts
@@ -266,9 +266,9 @@ def test_a_chat_model_is_fetched_through_the_disk(tmp_path: Path) -> None:
     published = Artifacts(tmp_path / "learner" / "artifacts").publish("chat_model", scratch, {})
     here = Artifacts(tmp_path / "gateway" / "artifacts")
     with LearnerSide(tmp_path / "learner", keys, BudgetSettings()).running() as learner:
-        link = LearnerLink(lambda: f"http://127.0.0.1:{learner.port}", keys.internal)
+        client = LearnerClient(lambda: f"http://127.0.0.1:{learner.port}", keys.internal)
         fetched = Thread(
-            target=link.fetch, args=("chat_model", published.digest, here, tmp_path / "fetched")
+            target=client.fetch, args=("chat_model", published.digest, here, tmp_path / "fetched")
         )
         this = psutil.Process()
         before = most = this.memory_info().rss
@@ -276,6 +276,6 @@ def test_a_chat_model_is_fetched_through_the_disk(tmp_path: Path) -> None:
         while fetched.is_alive():
             most = max(most, this.memory_info().rss)
             time.sleep(0.01)
-        link.close()
+        client.close()
     assert here.exists("chat_model", published.digest)
     assert most - before < megabytes / 3 * 2**20

@@ -184,15 +184,15 @@ def test_an_end_is_heard_wherever_the_bytes_are_cut(end: bytes) -> None:
         reader.feed(whole[:cut])
         reader.feed(whole[cut:])
         assert reader.ended
-        assert reader.reply().content == "refund"
+        assert reader.completion().content == "refund"
 
 
 def test_without_an_end_there_is_no_answer_and_a_stream_that_stops_has_ended() -> None:
     reader = StreamReader()
     reader.feed(STREAM)
     assert not reader.ended
-    assert reader.reply().content is None
-    assert reader.reply().model == "m"
+    assert reader.completion().content is None
+    assert reader.completion().model == "m"
     reader.close()
-    assert reader.reply().content == "refund"
-    assert reader.reply().answer is None  # whole as far as anybody knows, but no label
+    assert reader.completion().content == "refund"
+    assert reader.completion().whole is None  # whole as far as anybody knows, but no label

@@ -26,7 +26,7 @@ from gateway_rig import (
 )
 
 from pipelines.students.encoder import Encoder
-from service.gateway.batcher import Batcher, Reply
+from service.gateway.batcher import Batcher, StudentReply
 from service.keys import Keys, open_keys
 from service.sections import BudgetSettings
 from storage.durable import write_durably
@@ -112,7 +112,7 @@ def test_a_text_that_breaks_the_model_fails_alone(students: Students) -> None:
     batcher = Batcher(encoder, lambda seconds, texts: batches.append(texts))
     head = students.head()
 
-    async def ask() -> list[Reply | BaseException]:
+    async def ask() -> list[StudentReply | BaseException]:
         texts = [ALL_TEXTS[0], ALL_TEXTS[8], "parcel " * 1500, ALL_TEXTS[16]]
         asked = (batcher.answer(text, head) for text in texts)
         return await asyncio.gather(*asked, return_exceptions=True)
@@ -120,7 +120,7 @@ def test_a_text_that_breaks_the_model_fails_alone(students: Students) -> None:
     alone, first, broken, second = asyncio.run(ask())
     assert batches == [1, 3]
     assert isinstance(broken, Exception)
-    labels = [reply.label for reply in (alone, first, second) if isinstance(reply, Reply)]
+    labels = [reply.label for reply in (alone, first, second) if isinstance(reply, StudentReply)]
     assert labels == ["refund", "delivery", "invoice"]
 
 

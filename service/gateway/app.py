@@ -28,11 +28,12 @@ from service.gateway.access import Door
 from service.gateway.assess import Assess
 from service.gateway.capture import Capture
 from service.gateway.chat import Chat
+from service.gateway.endings import Endings
 from service.gateway.escalation import Escalations
 from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
+from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
-from service.gateway.link import LearnerLink
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
@@ -76,7 +77,7 @@ class Gateway:
         artifacts = Artifacts(settings.folder.artifacts)
         threads = settings.gateway.threads or os.cpu_count() or 1
         self._generations = Generations(tasks, artifacts, metrics, threads=threads)
-        self._link = LearnerLink(lambda: learner_address(settings), keys.internal)
+        self._learner = LearnerClient(lambda: learner_address(settings), keys.internal)
         source = self._live_source(artifacts)
         self._watcher = Watcher(source, self._generations, metrics, key=keys.live)
         self._capture = Capture(
@@ -112,17 +113,17 @@ class Gateway:
         await asyncio.to_thread(self._generations.close)  # so that no swap waits for an engine
         await asyncio.to_thread(self._watcher.stop)
         await self._upstream.close()
-        self._link.close()
+        self._learner.close()
 
     def _live_source(self, artifacts: Artifacts) -> LiveFile | LiveOverHttp:
         settings = self._settings
         if not settings.gateway.learner_url:
             return LiveFile(settings.folder.live)
         interval = settings.gateway.poll_interval.total_seconds()
-        return LiveOverHttp(self._link, artifacts, settings.folder, interval=interval)
+        return LiveOverHttp(self._learner, artifacts, settings.folder, interval=interval)
 
     async def _ask_lease(self, request: LeaseRequest) -> LeaseReply:
-        return await asyncio.to_thread(self._link.ask_lease, request)
+        return await asyncio.to_thread(self._learner.ask_lease, request)
 
     async def _report(self) -> None:
         """Tell the learner what is served, on every change and now and then. It may be away."""
@@ -133,7 +134,7 @@ class Gateway:
             if report != told or time.monotonic() - told_at > REPORT_SECONDS:
                 told, told_at = report, time.monotonic()
                 with suppress(FlywheelError):
-                    await asyncio.to_thread(self._link.report, report)
+                    await asyncio.to_thread(self._learner.report, report)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _build_app(
@@ -152,8 +153,12 @@ class Gateway:
             generations=self._generations,
             upstream=self._upstream,
             escalations=escalations,
-            capture=self._capture,
-            recent=recent,
+            endings=Endings(
+                metrics=metrics,
+                capture=self._capture,
+                recent=recent,
+                teacher_model=self._upstream.model,
+            ),
             metrics=metrics,
             max_body_bytes=settings.gateway.max_body_bytes,
         )

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from pipelines.render import classifier_text
 from pipelines.types import Task
 from service.gateway.generations import Generation, Generations
-from service.gateway.router import MAX_CHARACTERS
 from service.gateway.turn import Rejected, json_response, read_body
 from service.gateway.wire import MALFORMED, encode
 from service.planes import AssessAnswer, AssessReply, AssessRequest
@@ -51,7 +50,7 @@ class Assess:
 
 
 async def _assess(wanted: AssessRequest, task: Task, generation: Generation) -> AssessReply:
-    texts = [classifier_text(event.messages, task)[:MAX_CHARACTERS] for event in wanted.events]
+    texts = [classifier_text(event.messages, task) for event in wanted.events]
     asked = [asyncio.ensure_future(generation.answer(text, patient=True)) for text in texts]
     if asked:
         await asyncio.wait(asked, timeout=MOST_SECONDS)

@@ -18,7 +18,7 @@ MAX_BATCH = 32
 MAX_PATIENT_BATCH = 4
 
 
-class Reply(NamedTuple):
+class StudentReply(NamedTuple):
     """What a head says to a text, and how much of the text was read."""
 
     label: str
@@ -27,13 +27,13 @@ class Reply(NamedTuple):
     truncated: bool
 
 
-Outcome = Reply | Exception
+Outcome = StudentReply | Exception
 
 
 class _Waiting(NamedTuple):
     text: str
     head: Head
-    future: asyncio.Future[Reply]
+    future: asyncio.Future[StudentReply]
 
 
 class Batcher:
@@ -47,9 +47,9 @@ class Batcher:
         self._patient: deque[_Waiting] = deque()
         self._running = False
 
-    async def answer(self, text: str, head: Head, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, head: Head, *, patient: bool = False) -> StudentReply:
         """What `head` says to `text`. `patient`: behind everybody who is not."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[StudentReply] = asyncio.get_running_loop().create_future()
         (self._patient if patient else self._waiting).append(_Waiting(text, head, future))
         if not self._running:
             self._start_next()
@@ -73,7 +73,7 @@ class Batcher:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():  # its request is gone
                 continue
-            if isinstance(outcome, Reply):
+            if isinstance(outcome, StudentReply):
                 waiting.future.set_result(outcome)
             else:
                 waiting.future.set_exception(outcome)
@@ -94,13 +94,13 @@ class Batcher:
         except Exception as error:
             return error
 
-    def _read(self, batch: Sequence[_Waiting]) -> list[Reply]:
+    def _read(self, batch: Sequence[_Waiting]) -> list[StudentReply]:
         reading = self.encoder.read([waiting.text for waiting in batch])
-        replies: dict[int, Reply] = {}
+        replies: dict[int, StudentReply] = {}
         # A batch may span a swap: each text is answered by the head that it came with.
         for head in {id(waiting.head): waiting.head for waiting in batch}.values():
             rows = [at for at, waiting in enumerate(batch) if waiting.head is head]
             for row, answer in zip(rows, head.answer(reading.vectors[rows]), strict=True):
                 tokens, truncated = reading.tokens[row], reading.truncated[row]
-                replies[row] = Reply(answer.label, answer.confidence, tokens, truncated)
+                replies[row] = StudentReply(answer.label, answer.confidence, tokens, truncated)
         return [replies[row] for row in range(len(batch))]

@@ -3,61 +3,50 @@
 Everything that the app can see of a swap, a dead learner or a broken teacher is decided here.
 """
 
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from functools import partial
-from typing import Literal
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.label import write_answer
-from pipelines.records.native import NativeRecord, NativeStudent, NativeUsage
+from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
-from pipelines.types import ServedBy, Task
-from service.gateway.batcher import Reply as Read
-from service.gateway.capture import Capture
-from service.gateway.escalation import Escalated, Escalations
-from service.gateway.generations import Generation, Generations
-from service.gateway.recent import Answered, Recent
-from service.gateway.relay import Relay
-from service.gateway.router import MAX_CHARACTERS, unsupported, why_unsure
-from service.gateway.students import StudentFailed
-from service.gateway.turn import (
-    Rejected,
-    Turn,
-    json_response,
-    read_attributes,
-    read_body,
-    rejection,
+from pipelines.types import Task, Usage
+from service.gateway.batcher import StudentReply
+from service.gateway.endings import (
+    NOBODY,
+    TEACHER,
+    Ending,
+    Endings,
+    Streaming,
+    Verbatim,
+    failed,
+    passed_through,
 )
+from service.gateway.escalation import Escalations
+from service.gateway.generations import Generation, Generations
+from service.gateway.router import unsupported, why_unsure
+from service.gateway.students import StudentFailed
+from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import (
-    EVENT_STREAM,
     MALFORMED,
-    TeacherReply,
-    WireUsage,
-    chunks,
-    completion,
+    Completion,
     decode_chat,
     decode_envelope,
     plain_messages,
-    read_reply,
+    read_completion,
     replace_fields,
-    wire_usage,
 )
 from service.metrics.gateway import GatewayMetrics
 
-TEACHER: Literal["teacher"] = "teacher"
-NOBODY = "nobody"
 # Why there is no teacher's answer, by the outcome of an escalation.
 NO_TEACHER: Mapping[str, str] = {
     "no_lease": "no escalation is left",
     "teacher_failed": "the teacher does not answer",
 }
-# Clients must not try again at once: the answer will not be another one.
-NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 
 class Chat:
@@ -72,8 +61,7 @@ class Chat:
         generations: Generations,
         upstream: Upstream,
         escalations: Escalations,
-        capture: Capture,
-        recent: Recent,
+        endings: Endings,
         metrics: GatewayMetrics,
         max_body_bytes: int,
     ) -> None:
@@ -83,8 +71,7 @@ class Chat:
         self._generations = generations
         self._upstream = upstream
         self._escalations = escalations
-        self._capture = capture
-        self._recent = recent
+        self._endings = endings
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
@@ -92,11 +79,10 @@ class Chat:
         """Answers as the OpenAI API does, plain or streamed."""
         turn = self._begin(request, await read_body(request, self._max_body_bytes))
         try:
-            return await self._answer(turn, request)
+            ending = await self._answer(turn, request)
         except UpstreamError as error:
-            return self._failed(
-                turn, Rejected(error.status, str(error), code=f"teacher_{error.kind}")
-            )
+            ending = failed(Rejected(error.status, str(error), code=f"teacher_{error.kind}"))
+        return self._endings.close(turn, ending)
 
     def _begin(self, request: Request, body: bytes) -> Turn:
         """Read what decides about the request. Raises `Rejected` for what is no JSON."""
@@ -120,7 +106,7 @@ class Chat:
             attributes=read_attributes(request.scope["headers"]),
         )
 
-    async def _answer(self, turn: Turn, request: Request) -> Response:
+    async def _answer(self, turn: Turn, request: Request) -> Ending:
         task = turn.task
         if task is None:
             return await self._pass_through(turn, turn.body, request)
@@ -140,201 +126,83 @@ class Chat:
         model = self._upstream.model or turn.model
         return await self._pass_through(turn, replace_fields(turn.body, {"model": model}), request)
 
-    async def _ask_student(self, turn: Turn, task: Task, generation: Generation) -> Response:
-        text = classifier_text(turn.messages or (), task)
+    async def _ask_student(self, turn: Turn, task: Task, generation: Generation) -> Ending:
+        text, version = classifier_text(turn.messages or (), task), generation.version
         try:
-            read = await generation.answer(text[:MAX_CHARACTERS])
+            read = await generation.answer(text)
         except StudentFailed:
-            return await self._answer_instead(turn, task, generation)
+            none = Ending(by=NOBODY, outcome="failed", version=version, unsure="student_failed")
+            return await self._escalate(turn, task, none)
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
-        student = NativeStudent(
-            version=generation.version, label=read.label, confidence=read.confidence
-        )
+        answered = _student_answers(version, read, task)
         unsure = why_unsure(text, read.confidence, generation.live.threshold)
         if unsure is None:
-            return self._student_answers(turn, task, student, read)
+            return answered
         self._metrics.unsure.labels(task.name, unsure).inc()
-        turn.attributes["unsure"] = unsure
-        assert turn.request is not None
-        escalated = await self._escalations.ask(turn.body, turn.request, turn.messages or (), task)
-        turn.attributes["escalation"] = escalated.outcome
-        if escalated.reply is not None:
-            return self._teacher_answers(turn, escalated, escalated.reply, student)
+        marked = replace(answered, outcome="unsure", unsure=unsure)
         if task.name in self._refusing:
-            return self._refuse(turn, student, escalated.outcome)
-        return self._student_answers(turn, task, student, read, unsure=escalated.outcome)
+            marked = replace(marked, by=NOBODY, outcome="refused", said=None)
+        return await self._escalate(turn, task, marked)
 
-    async def _answer_instead(self, turn: Turn, task: Task, generation: Generation) -> Response:
-        """The student has failed: the teacher answers, on the terms of an unsure request."""
+    async def _escalate(self, turn: Turn, task: Task, otherwise: Ending) -> Ending:
+        """What the teacher says in the student's place, or `otherwise`."""
         assert turn.request is not None
-        turn.attributes["unsure"] = "student_failed"
-        escalated = await self._escalations.ask(turn.body, turn.request, turn.messages or (), task)
-        turn.attributes["escalation"] = escalated.outcome
-        if escalated.reply is not None:
-            return self._teacher_answers(turn, escalated, escalated.reply, None)
-        self._finish(turn, NOBODY, "failed")
-        self._keep(turn, "app")
-        problem = f"the student of {task.name} has failed, and {NO_TEACHER[escalated.outcome]}"
-        headers = turn.headers(served_by=NOBODY, version=generation.version)
-        return rejection(Rejected(503, problem, code="student_failed"), headers)
+        messages = turn.messages or ()
+        escalated = await self._escalations.ask(turn.body, turn.request, messages, task)
+        otherwise = replace(otherwise, escalation=escalated.outcome)
+        if escalated.said is not None:
+            return replace(
+                otherwise,
+                by=TEACHER,
+                outcome="escalated",
+                version=TEACHER,
+                said=escalated.said,
+                # The teacher was not asked for a stream.
+                body=None if turn.streams else Verbatim(escalated.body),
+            )
+        if otherwise.by == NOBODY:
+            return replace(otherwise, body=_no_answer(task, otherwise))
+        return otherwise
 
-    def _student_answers(
-        self,
-        turn: Turn,
-        task: Task,
-        student: NativeStudent,
-        read: Read,
-        unsure: str | None = None,
-    ) -> Response:
-        answer = write_answer(student.label, task)
-        headers = turn.headers(
-            served_by="student",
-            version=student.version,
-            confidence=student.confidence,
-            unsure=unsure,
-        )
-        # The student writes no tokens; a label counts as one.
-        usage = WireUsage(
-            prompt_tokens=read.tokens, completion_tokens=1, total_tokens=read.tokens + 1
-        )
-        self._finish(turn, "student", "unsure" if unsure else "answered")
-        self._keep(turn, "student", answer=answer, student=student)
-        return _respond(turn, headers, student.version, answer, usage)
-
-    def _teacher_answers(
-        self,
-        turn: Turn,
-        escalated: Escalated,
-        reply: TeacherReply,
-        student: NativeStudent | None,
-    ) -> Response:
-        confidence = student.confidence if student else None
-        headers = turn.headers(served_by=TEACHER, version=TEACHER, confidence=confidence)
-        self._finish(turn, TEACHER, "escalated")
-        self._keep(turn, TEACHER, answer=reply.content, student=student, reply=reply)
-        if not turn.streams:
-            return json_response(escalated.body, headers=headers)
-        model, usage = reply.model or turn.model, wire_usage(reply.usage)
-        finish = reply.finish_reason or "stop"
-        return _respond(turn, headers, model, reply.content or "", usage, finish)
-
-    def _refuse(self, turn: Turn, student: NativeStudent, outcome: str) -> Response:
-        self._finish(turn, NOBODY, "refused")
-        self._keep(turn, "app", student=student)
-        headers = turn.headers(
-            served_by=NOBODY,
-            version=student.version,
-            confidence=student.confidence,
-            unsure=outcome,
-        )
-        problem = f"the student is unsure, and {NO_TEACHER[outcome]}"
-        refused = Rejected(503, problem, code=f"unsure_{outcome}")
-        return rejection(refused, {**headers, **NO_RETRY})
-
-    async def _pass_through(self, turn: Turn, body: bytes, request: Request) -> Response:
+    async def _pass_through(self, turn: Turn, body: bytes, request: Request) -> Ending:
         """The app's own request to the teacher, and the teacher's own answer back."""
         if not self._upstream.configured:
-            return self._failed(turn, _no_teacher(turn))
+            return failed(_no_teacher(turn))
         async with AsyncExitStack() as stack:
             reply = await stack.enter_async_context(self._upstream.open(body, request.headers))
-            headers = {**reply.headers(), **turn.headers(served_by=TEACHER, version=TEACHER)}
             if reply.streams:
-                # The relay closes the reply, whenever it ends.
-                note = partial(self._note_passed, turn)
-                return Relay(reply, stack.pop_all(), headers, note)
+                return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))
             content = await reply.read()
-        self._note_passed(turn, reply.ok, read_reply(content) if turn.captured else None)
-        return Response(content, reply.status, headers)
-
-    def _note_passed(self, turn: Turn, ok: bool, reply: TeacherReply | None) -> None:
-        self._finish(turn, TEACHER if ok else NOBODY, "passed_through" if ok else "failed")
-        if ok and turn.captured:
-            self._keep(turn, TEACHER, answer=reply.content if reply else None, reply=reply)
-
-    def _failed(self, turn: Turn, problem: Rejected) -> Response:
-        self._finish(turn, NOBODY, "failed")
-        return rejection(problem, turn.headers(served_by=NOBODY, version=TEACHER))
-
-    def _finish(self, turn: Turn, served_by: str, outcome: str) -> None:
-        self._metrics.requests.labels(turn.task_name, served_by, outcome).inc()
-        seconds = time.perf_counter() - turn.started
-        self._metrics.request_seconds.labels(served_by).observe(seconds)
-
-    def _keep(
-        self,
-        turn: Turn,
-        served_by: ServedBy,
-        *,
-        answer: str | None = None,
-        student: NativeStudent | None = None,
-        reply: TeacherReply | None = None,
-    ) -> None:
-        """Remember the prompt for feedback, and put it on the topic."""
-        messages = tuple(turn.messages or ())
-        self._capture.put(
-            NativeRecord(
-                schema="flywheel.prompt/1",
-                event_id=turn.event_id,
-                task=turn.task_name,
-                model=turn.model,
-                occurred_at=turn.occurred_at,
-                messages=messages,
-                answer=answer,
-                served_by=served_by,
-                student=student,
-                teacher_answer=reply.answer if reply else None,
-                teacher_model=(reply.model or self._upstream.model or None) if reply else None,
-                usage=_native_usage(reply),
-                user=turn.user,
-                attributes=turn.attributes,
-            )
-        )
-        answered = Answered(
-            event_id=turn.event_id,
-            task=turn.task_name,
-            model=turn.model,
-            messages=messages,
-            answer=answer,
-            served_by=served_by,
-            student=student,
-            user=turn.user,
-            size=len(turn.body),
-        )
-        self._recent.add(answered, reply.id if reply else None)
+        said = read_completion(content) if turn.captured else None
+        own = Verbatim(content, reply.status, reply.headers(), media_type=None)
+        return passed_through(reply.ok, said, own)
 
 
-def _respond(
-    turn: Turn,
-    headers: Mapping[str, str],
-    model: str,
-    answer: str,
-    usage: WireUsage,
-    finish_reason: str = "stop",
-) -> Response:
-    created = int(turn.occurred_at.timestamp())
-    if not turn.streams:
-        content = completion(
-            event_id=turn.event_id, model=model, answer=answer, usage=usage, created=created
-        )
-        return json_response(content, headers=headers)
-    wanted = turn.request is not None and turn.request.wants_usage
-    content = chunks(
-        event_id=turn.event_id,
-        model=model,
-        answer=answer,
-        usage=usage if wanted else None,
-        created=created,
-        finish_reason=finish_reason,
+def _student_answers(version: str, read: StudentReply, task: Task) -> Ending:
+    return Ending(
+        by="student",
+        outcome="answered",
+        version=version,
+        student=NativeStudent(version=version, label=read.label, confidence=read.confidence),
+        said=Completion(
+            content=write_answer(read.label, task),
+            finish_reason="stop",
+            model=version,
+            # The student writes no tokens; a label counts as one.
+            usage=Usage(prompt_tokens=read.tokens, completion_tokens=1),
+        ),
     )
-    return Response(content, headers=headers, media_type=EVENT_STREAM)
 
 
-def _native_usage(reply: TeacherReply | None) -> NativeUsage | None:
-    if reply is None or reply.usage is None:
-        return None
-    prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
-    return NativeUsage(prompt_tokens=prompt, completion_tokens=completion)
+def _no_answer(task: Task, ending: Ending) -> Rejected:
+    """Neither from the student nor from the teacher."""
+    why = NO_TEACHER[ending.escalation]
+    if ending.outcome == "refused":
+        code = f"unsure_{ending.escalation}"
+        return Rejected(503, f"the student is unsure, and {why}", code=code)
+    problem = f"the student of {task.name} has failed, and {why}"
+    return Rejected(503, problem, code="student_failed")
 
 
 def _no_teacher(turn: Turn) -> Rejected:

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from service.gateway.batcher import Reply
+from service.gateway.batcher import StudentReply
 from service.gateway.engine_keeper import EngineLimits, Job, Keeper, Rank
 from service.gateway.engine_process import EngineFailed
 from service.metrics.gateway import GatewayMetrics
@@ -63,16 +63,16 @@ class Engine:
         """Forget the adapters, as soon as there is time. Safe in a finalizer."""
         self._keeper.put(Job(rank=Rank.SWAP, do="unload", name=name))
 
-    def read(self, name: str, texts: Sequence[str]) -> list[Reply]:
+    def read(self, name: str, texts: Sequence[str]) -> list[StudentReply]:
         """The answers of `name`. Blocks; each text goes before those that wait, but only one."""
         replies = []
         for text in texts:
             job = Job(rank=Rank.SWAP, do="read", name=name, texts=[text])
             self._keeper.put(job)
-            replies.append(Reply(*_result(job.future)[0]))
+            replies.append(StudentReply(*_result(job.future)[0]))
         return replies
 
-    async def answer(self, text: str, name: str, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, name: str, *, patient: bool = False) -> StudentReply:
         """What `name` says to `text`. `patient`: behind everybody who is not."""
         rank = Rank.PATIENT if patient else Rank.APP
         most = self._limits.patient if patient else self._limits.waiting
@@ -85,7 +85,7 @@ class Engine:
         self._metrics.engine_queue.inc()
         try:
             self._keeper.put(job)
-            return Reply(*(await asyncio.wrap_future(job.future))[0])
+            return StudentReply(*(await asyncio.wrap_future(job.future))[0])
         finally:
             self._waiting[rank] -= 1
             self._metrics.engine_queue.dec()

@@ -10,7 +10,7 @@ from pipelines.render import teacher_messages
 from pipelines.types import Message, Task, Usage
 from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import ChatRequest, TeacherReply, read_reply, replace_fields
+from service.gateway.wire import ChatRequest, Completion, read_completion, replace_fields
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings
 
@@ -24,10 +24,10 @@ Outcome = Literal["answered", "no_lease", "teacher_failed"]
 
 
 class Escalated(NamedTuple):
-    """What became of an escalation; reply, body and headers only when it was answered."""
+    """What became of an escalation; what was said, read and as bytes, only when it was answered."""
 
     outcome: Outcome
-    reply: TeacherReply | None = None
+    said: Completion | None = None
     body: bytes = b""
 
 
@@ -92,11 +92,11 @@ class Escalations:
         if self._failures >= FAILURES_TO_PAUSE:
             log.info("escalation_resumed")
         self._failures = 0
-        reply = read_reply(body)
-        cost = self._price(reply.usage) if reply and reply.usage else ceiling
-        if reply is None or reply.content is None:
+        said = read_completion(body)
+        cost = self._price(said.usage) if said and said.usage else ceiling
+        if said is None or said.content is None:
             return Escalated("teacher_failed"), cost
-        return Escalated("answered", reply, body), cost
+        return Escalated("answered", said, body), cost
 
     def _render(
         self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task

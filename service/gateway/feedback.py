@@ -6,11 +6,12 @@ from typing import Literal
 from uuid import uuid4
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.records.native import NativeFeedback, NativeRecord
-from pipelines.types import Message, Task
+from pipelines.types import Task
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.gateway.turn import Rejected, json_response, read_body
@@ -62,15 +63,18 @@ class Feedback:
                 code="malformed_request",
             ) from None
         answered = self._find(given)
-        labels = self._tasks[answered.task].labels
-        if given.correction is not None and given.correction not in labels:
+        task = self._tasks[answered.record.task or ""]
+        if given.correction is not None and given.correction not in task.labels:
             raise Rejected(
                 400,
-                f"the correction is not one of the {len(labels)} labels of {answered.task}",
+                f"the correction is not one of the {len(task.labels)} labels of {task.name}",
                 code="unknown_label",
             )
-        event_id = self._take(given, answered)
-        return json_response(encode({"status": "taken", "event_id": event_id}), status=202)
+        record = _judged(answered, given)
+        self._capture.put(record)
+        self._metrics.feedback.labels(task.name, given.verdict).inc()
+        told = {"status": "taken", "event_id": record.event_id}
+        return json_response(encode(told), status=202)
 
     def _find(self, given: FeedbackRequest) -> Answered:
         """What is judged: remembered, or told again."""
@@ -87,41 +91,26 @@ class Feedback:
                 "with the feedback",
                 code="unknown_answer",
             )
-        return _told_again(name, task, given.model or "", messages)
-
-    def _take(self, given: FeedbackRequest, answered: Answered) -> str:
-        answered.feedback += 1
-        again = answered.feedback if answered.size else uuid4().hex[:8]
-        event_id = f"{answered.event_id}:feedback:{again}"
-        self._capture.put(
-            NativeRecord(
-                schema="flywheel.prompt/1",
-                event_id=event_id,
-                task=answered.task,
-                model=answered.model,
-                occurred_at=datetime.now(UTC),
-                messages=tuple(answered.messages),
-                answer=answered.answer,
-                served_by=answered.served_by,
-                student=answered.student,
-                feedback=NativeFeedback(verdict=given.verdict, correction=given.correction),
-                user=answered.user,
-                attributes={"feedback_on": answered.event_id},
-            )
+        told = NativeRecord(
+            schema="flywheel.prompt/1",
+            event_id=name,
+            task=task,
+            model=given.model or "",
+            messages=messages,
         )
-        self._metrics.feedback.labels(answered.task, given.verdict).inc()
-        return event_id
+        return Answered(told, size=0)
 
 
-def _told_again(name: str, task: str, model: str, messages: tuple[Message, ...]) -> Answered:
-    return Answered(
-        event_id=name,
-        task=task,
-        model=model,
-        messages=messages,
-        answer=None,
-        served_by="app",
-        student=None,
-        user=None,
-        size=0,
+def _judged(answered: Answered, given: FeedbackRequest) -> NativeRecord:
+    """The record of the answer again, with a verdict on it."""
+    answered.verdicts += 1
+    # What is told again may have been judged before.
+    number = answered.verdicts if answered.size else uuid4().hex[:8]
+    record = answered.record
+    return replace(
+        record,
+        event_id=f"{record.event_id}:feedback:{number}",
+        occurred_at=datetime.now(UTC),
+        feedback=NativeFeedback(verdict=given.verdict, correction=given.correction),
+        attributes={"feedback_on": record.event_id or ""},
     )

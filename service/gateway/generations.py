@@ -16,8 +16,9 @@ import structlog
 
 from pipelines.errors import FlywheelError, TrainingStackMissing
 from pipelines.types import Task
-from service.gateway.batcher import Reply
+from service.gateway.batcher import StudentReply
 from service.gateway.engine import EngineFailed
+from service.gateway.router import MAX_CHARACTERS
 from service.gateway.students import Failures, Student, Students
 from service.metrics.gateway import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
@@ -53,10 +54,10 @@ class Generation:
     def version(self) -> str:
         return self.live.name
 
-    async def answer(self, text: str, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
         """What the student says to `text`, or `StudentFailed`. `patient`: behind all others."""
         try:
-            return await self.student.answer(text, patient=patient)
+            return await self.student.answer(text[:MAX_CHARACTERS], patient=patient)
         except Exception as error:  # whatever breaks in a model, the app gets an answer
             raise self.failures.note(error) from error
 

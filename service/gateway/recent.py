@@ -1,30 +1,23 @@
 """The last requests, so that feedback can name one by its id alone."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.records.native import NativeStudent
-from pipelines.types import Message, ServedBy
+from msgspec.structs import replace
+
+from pipelines.records.native import NativeRecord
 
 MOST_REQUESTS = 20_000
 MOST_BYTES = 24 << 20
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Answered:
-    """One request and what became of it."""
+    """A request's record, as far as a verdict on it repeats it, and how often it was judged."""
 
-    event_id: str
-    task: str
-    model: str
-    messages: Sequence[Message]
-    answer: str | None
-    served_by: ServedBy
-    student: NativeStudent | None
-    user: str | None
+    record: NativeRecord
     size: int
-    feedback: int = 0  # how often it was judged
+    verdicts: int = 0
 
 
 class Recent:
@@ -37,12 +30,13 @@ class Recent:
         self._requests: OrderedDict[str, Answered] = OrderedDict()
         self._aliases: OrderedDict[str, str] = OrderedDict()
 
-    def add(self, answered: Answered, alias: str | None = None) -> None:
+    def add(self, record: NativeRecord, *, size: int, alias: str | None = None) -> None:
         """Remember; `alias` is the id that the teacher gave the answer, where the app saw that."""
-        self._requests[answered.event_id] = answered
-        self._bytes += answered.size
+        event_id = record.event_id or ""
+        self._requests[event_id] = Answered(_repeated(record), size)
+        self._bytes += size
         if alias:
-            self._aliases[alias] = answered.event_id
+            self._aliases[alias] = event_id
             if len(self._aliases) > self._most:
                 self._aliases.popitem(last=False)
         while len(self._requests) > self._most or self._bytes > self._most_bytes:
@@ -52,3 +46,15 @@ class Recent:
     def find(self, name: str) -> Answered | None:
         """By event id, or by the id of the answer."""
         return self._requests.get(self._aliases.get(name, name))
+
+
+def _repeated(record: NativeRecord) -> NativeRecord:
+    """Without what was said once and for all: the teacher's own word, its price, attributes."""
+    return replace(
+        record,
+        occurred_at=None,
+        teacher_answer=None,
+        teacher_model=None,
+        usage=None,
+        attributes={},
+    )

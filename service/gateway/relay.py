@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.gateway.upstream import Reply, UpstreamError
-from service.gateway.wire import StreamReader, TeacherReply, error_body
+from service.gateway.wire import Completion, StreamReader, error_body
 
 
 class Relay(StreamingResponse):
@@ -22,7 +22,7 @@ class Relay(StreamingResponse):
         reply: Reply,
         stack: AsyncExitStack,
         headers: Mapping[str, str],
-        on_end: Callable[[bool, TeacherReply], None],
+        on_end: Callable[[bool, Completion], None],
     ) -> None:
         super().__init__(self._pieces(), reply.status, headers)
         self._reply = reply
@@ -38,7 +38,7 @@ class Relay(StreamingResponse):
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                self._on_end(self._reply.ok and not self._broken, self._reader.reply())
+                self._on_end(self._reply.ok and not self._broken, self._reader.completion())
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         try:

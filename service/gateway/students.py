@@ -20,7 +20,7 @@ from pipelines.students.causal import CausalConfig, load_config
 from pipelines.students.encoder import Encoder
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head
 from pipelines.types import LabelledAnswer
-from service.gateway.batcher import Batcher, Reply
+from service.gateway.batcher import Batcher, StudentReply
 from service.gateway.engine import Engine, EngineBusy, EngineFailed
 from service.host.memory import give_back
 from service.metrics.gateway import GatewayMetrics
@@ -39,7 +39,7 @@ class Student(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
-    async def answer(self, text: str, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
         """What it says to `text`. `patient`: behind everybody who is not."""
 
     def answer_now(self, texts: Sequence[str]) -> list[LabelledAnswer]:
@@ -94,7 +94,7 @@ class HeadStudent:
     def labels(self) -> tuple[str, ...]:
         return self._head.labels
 
-    async def answer(self, text: str, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
         return await self._batcher.answer(text, self._head, patient=patient)
 
     def answer_now(self, texts: Sequence[str]) -> list[LabelledAnswer]:
@@ -113,7 +113,7 @@ class CausalStudent:
         engine.load(name, folder)
         weakref.finalize(self, engine.unload, name)
 
-    async def answer(self, text: str, *, patient: bool = False) -> Reply:
+    async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
         return await self._engine.answer(text, self._name, patient=patient)
 
     def answer_now(self, texts: Sequence[str]) -> list[LabelledAnswer]:

@@ -11,7 +11,7 @@ import structlog
 from pipelines.errors import ArtifactDamaged, DataDamaged, FlywheelError
 from pipelines.students.families import FAMILIES
 from service.gateway.generations import Generations
-from service.gateway.link import LearnerLink
+from service.gateway.learner_client import LearnerClient
 from service.host.memory import give_back
 from service.metrics.gateway import GatewayMetrics
 from service.planes import EVERYTHING
@@ -64,10 +64,10 @@ class LiveOverHttp:
     """`live.json` and artifacts from a learner elsewhere, kept here for the next start."""
 
     def __init__(
-        self, link: LearnerLink, artifacts: Artifacts, folder: DataFolder, *, interval: float
+        self, learner: LearnerClient, artifacts: Artifacts, folder: DataFolder, *, interval: float
     ) -> None:
         self.interval = interval
-        self._link = link
+        self._learner = learner
         self._artifacts = artifacts
         # Not live.json: that is the learner's, should it share this folder.
         self._kept = folder.fetched_live
@@ -82,7 +82,7 @@ class LiveOverHttp:
             rmtree(self._scratch, ignore_errors=True)
             if self._kept.exists():
                 return self._kept.read_bytes()
-        return self._link.live()
+        return self._learner.live()
 
     def prepare(self, live: Live) -> None:
         """Fetch what is missing, and again what is damaged."""
@@ -95,7 +95,7 @@ class LiveOverHttp:
         write_durably(self._kept, content)
 
     def forget(self) -> None:
-        self._link.forget_live()
+        self._learner.forget_live()
 
     def _fetch(self, student: LiveStudent) -> None:
         wanted: tuple[tuple[Kind, str], ...] = (
@@ -105,7 +105,7 @@ class LiveOverHttp:
         )
         for kind, digest in wanted:
             if not self._is_whole(kind, digest):
-                self._link.fetch(kind, digest, self._artifacts, self._scratch)
+                self._learner.fetch(kind, digest, self._artifacts, self._scratch)
 
     def _is_whole(self, kind: Kind, digest: str) -> bool:
         """Whether the artifact is here as it was published; a damaged one is cleared away."""

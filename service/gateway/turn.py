@@ -1,4 +1,4 @@
-"""One chat request on its way through the gateway, and the forms that its end can take."""
+"""One chat request on its way through the gateway: how it is read, and how it is turned away."""
 
 import re
 import time
@@ -57,26 +57,6 @@ class Turn:
     @property
     def task_name(self) -> str:
         return self.task.name if self.task else "unclaimed"
-
-    def headers(
-        self,
-        *,
-        served_by: str,
-        version: str,
-        confidence: float | None = None,
-        unsure: str | None = None,
-    ) -> dict[str, str]:
-        """What every answer carries."""
-        headers = {
-            "x-flywheel-event-id": self.event_id,
-            "x-flywheel-served-by": served_by,
-            "x-flywheel-version": version,
-        }
-        if confidence is not None:
-            headers["x-flywheel-confidence"] = f"{confidence:.4f}"
-        if unsure is not None:
-            headers["x-flywheel-unsure"] = unsure
-        return headers
 
 
 async def read_body(request: Request, most: int) -> bytes:

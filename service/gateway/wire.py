@@ -64,7 +64,7 @@ class Envelope(Struct, frozen=True):
     stream: bool | None = None
 
 
-class WireUsage(Struct, frozen=True):
+class _WireUsage(Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
@@ -83,12 +83,12 @@ class _Choice(Struct, frozen=True):
     logprobs: None = None
 
 
-class _Completion(Struct, frozen=True):
+class _WireCompletion(Struct, frozen=True):
     id: str
     created: int
     model: str
     choices: list[_Choice]
-    usage: WireUsage
+    usage: _WireUsage
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -109,7 +109,7 @@ class _Chunk(Struct, frozen=True):
     created: int
     model: str
     choices: list[_ChunkChoice]
-    usage: WireUsage | None = None
+    usage: _WireUsage | None = None
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
@@ -148,8 +148,8 @@ class _TeacherReply(Struct, frozen=True):
     usage: _TeacherUsage | None = None
 
 
-class TeacherReply(Struct, frozen=True, kw_only=True):
-    """What a teacher said."""
+class Completion(Struct, frozen=True, kw_only=True):
+    """One answer in the protocol's terms: what a teacher said, or what a student is to say."""
 
     content: str | None = None
     finish_reason: str | None = None
@@ -158,8 +158,8 @@ class TeacherReply(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
     @property
-    def answer(self) -> str | None:
-        """The content when it is whole: a cut answer could be read as another label."""
+    def whole(self) -> str | None:
+        """The content when it is all there: a cut answer could be read as another label."""
         return self.content if self.finish_reason == "stop" else None
 
 
@@ -200,41 +200,33 @@ def replace_fields(body: bytes, new: dict[str, Any], drop: tuple[str, ...] = ())
     return encode(fields)
 
 
-def completion(*, event_id: str, model: str, answer: str, usage: WireUsage, created: int) -> bytes:
+def completion(said: Completion, *, event_id: str, model: str, created: int) -> bytes:
     """A whole answer."""
     return encode(
-        _Completion(
+        _WireCompletion(
             id=ID_PREFIX + event_id,
             created=created,
             model=model,
-            choices=[_Choice(message=_AnswerMessage(content=answer))],
-            usage=usage,
+            choices=[_Choice(message=_AnswerMessage(content=said.content or ""))],
+            usage=_wire_usage(said.usage),
         )
     )
 
 
-def chunks(
-    *,
-    event_id: str,
-    model: str,
-    answer: str,
-    usage: WireUsage | None,
-    created: int,
-    finish_reason: str = "stop",
-) -> bytes:
-    """The same answer as a stream of server-sent events; `usage` None: not asked for."""
+def chunks(said: Completion, *, event_id: str, model: str, created: int, with_usage: bool) -> bytes:
+    """The same answer as a stream of server-sent events."""
     name = ID_PREFIX + event_id
 
-    def event(choices: list[_ChunkChoice], usage: WireUsage | None = None) -> bytes:
+    def event(choices: list[_ChunkChoice], usage: _WireUsage | None = None) -> bytes:
         chunk = _Chunk(id=name, created=created, model=model, choices=choices, usage=usage)
         return b"data: " + encode(chunk) + b"\n\n"
 
     parts = [
-        event([_ChunkChoice(delta=_Delta(role="assistant", content=answer))]),
-        event([_ChunkChoice(delta=_Delta(), finish_reason=finish_reason)]),
+        event([_ChunkChoice(delta=_Delta(role="assistant", content=said.content or ""))]),
+        event([_ChunkChoice(delta=_Delta(), finish_reason=said.finish_reason or "stop")]),
     ]
-    if usage is not None:
-        parts.append(event([], usage))
+    if with_usage:
+        parts.append(event([], _wire_usage(said.usage)))
     return b"".join([*parts, b"data: [DONE]\n\n"])
 
 
@@ -243,7 +235,7 @@ def error_body(message: str, *, type: str, code: str) -> bytes:
     return encode(_ErrorBody(_Error(message=message, type=type, code=code)))
 
 
-def read_reply(body: bytes) -> TeacherReply | None:
+def read_completion(body: bytes) -> Completion | None:
     """What a teacher's completion says, or None when it is no completion."""
     try:
         reply = _decode_reply(body)
@@ -252,7 +244,7 @@ def read_reply(body: bytes) -> TeacherReply | None:
     if not reply.choices:
         return None
     choice = reply.choices[0]
-    return TeacherReply(
+    return Completion(
         content=choice.message.content,
         finish_reason=choice.finish_reason,
         id=reply.id,
@@ -298,10 +290,10 @@ class StreamReader:
             if choice.finish_reason:
                 self.ended, self._finish = True, choice.finish_reason
 
-    def reply(self) -> TeacherReply:
+    def completion(self) -> Completion:
         """What was said. Without an end there is no answer."""
         self.feed(b"\n")  # the last line may lack it
-        return TeacherReply(
+        return Completion(
             content="".join(self._content) if self.ended else None,
             finish_reason=self._finish,
             id=self._last.id,
@@ -310,10 +302,9 @@ class StreamReader:
         )
 
 
-def wire_usage(usage: Usage | None) -> WireUsage:
-    """Tokens as an answer tells them."""
+def _wire_usage(usage: Usage | None) -> _WireUsage:
     prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return WireUsage(
+    return _WireUsage(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
     )
 

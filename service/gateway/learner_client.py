@@ -19,7 +19,7 @@ from storage.artifacts import MANIFEST, Artifacts, Kind
 MAX_MANIFEST_BYTES = 4 << 20
 
 
-class LearnerLink:
+class LearnerClient:
     """A blocking client, safe to use from several threads. Raises `NotRunning` for no answer."""
 
     def __init__(self, address: Callable[[], str], token: str) -> None:
