@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from gateway_rig import wait_until
 from prometheus_client import CollectorRegistry
 
 from pipelines.errors import ArtifactDamaged
-from service.gateway.batcher import StudentReply
-from service.gateway.engine import Engine, EngineBusy, EngineFailed, EngineLimits
+from pipelines.students.causal import CausalConfig, CausalReply
+from service.gateway.engines.base import EngineBusy, EngineFailed
+from service.gateway.engines.keeper import EngineLimits
+from service.gateway.engines.local import LocalEngine
+from service.gateway.students import CausalStudent
 from service.metrics.gateway import GatewayMetrics
 
 SECRET = "sk-nobody-may-know-this"
@@ -32,11 +35,11 @@ PARENT = """
 import asyncio, sys, threading
 from pathlib import Path
 from prometheus_client import CollectorRegistry
-from service.gateway.engine import Engine
+from service.gateway.engines.local import LocalEngine
 from service.metrics.gateway import GatewayMetrics
 
 base, adapter, text = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-engine = Engine("d" * 64, lambda: base, GatewayMetrics(CollectorRegistry()), threads=1)
+engine = LocalEngine("d" * 64, lambda: base, GatewayMetrics(CollectorRegistry()), threads=1)
 threading.Thread(target=engine.load, args=("one", lambda: adapter)).start()
 while engine.pid is None:
     pass
@@ -60,7 +63,7 @@ class Rig:
         self.model = model
         self.registry = CollectorRegistry()
         self.limits = EngineLimits(read_seconds=4.0, first_pause=0.1)
-        self.engine = Engine(
+        self.engine = LocalEngine(
             "d" * 64,
             lambda: model.base,
             GatewayMetrics(self.registry),
@@ -88,10 +91,10 @@ class Rig:
         assert pid is not None
         os.kill(pid, number)
 
-    def pending(self, number: int) -> list[StudentReply | BaseException]:
+    def pending(self, number: int) -> list[CausalReply | BaseException]:
         """What becomes of requests that wait while the process gets the signal."""
 
-        async def ask() -> list[StudentReply | BaseException]:
+        async def ask() -> list[CausalReply | BaseException]:
             self.stop(signal.SIGSTOP)
             asked = [asyncio.ensure_future(self.engine.answer(t, "one")) for t in GOLDEN]
             await asyncio.sleep(0.1)
@@ -164,13 +167,13 @@ def test_apps_go_before_those_that_wait_patiently(rig: Rig) -> None:
 
 
 def test_whoever_finds_too_many_waiting_is_told_at_once(rig: Rig) -> None:
-    async def ask() -> list[StudentReply | BaseException]:
+    async def ask() -> list[CausalReply | BaseException]:
         asked = (rig.engine.answer(GOLDEN[0], "one") for _ in range(rig.limits.waiting + 5))
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
     found = asyncio.run(ask())
     assert sum(isinstance(one, EngineBusy) for one in found) == 5
-    assert sum(isinstance(one, StudentReply) for one in found) == rig.limits.waiting
+    assert sum(isinstance(one, CausalReply) for one in found) == rig.limits.waiting
 
 
 def test_a_request_that_fails_takes_nobody_with_it(rig: Rig, tmp_path: Path) -> None:
@@ -258,7 +261,47 @@ def test_a_killed_parent_leaves_no_process_and_no_prompt_behind(model: TinyChatM
 
 def test_a_chat_model_that_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
-    engine = Engine("d" * 64, lambda: tmp_path, GatewayMetrics(CollectorRegistry()), threads=1)
+    engine = LocalEngine("d" * 64, lambda: tmp_path, GatewayMetrics(CollectorRegistry()), threads=1)
     with pytest.raises(EngineFailed, match="the chat model cannot be loaded"):
         engine.load("one", lambda: tmp_path)
     engine.close()
+
+
+class Elsewhere:
+    """An engine that is no process of this host: all that it must have is the protocol."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Path] = {}
+
+    def load(self, name: str, folder: Callable[[], Path]) -> None:
+        self.loaded[name] = folder()
+
+    def unload(self, name: str) -> None:
+        del self.loaded[name]
+
+    def read(self, name: str, texts: Sequence[str]) -> list[CausalReply]:
+        return [CausalReply(self.loaded[name].name, 0.9, len(text), False) for text in texts]
+
+    async def answer(self, text: str, name: str, *, patient: bool = False) -> CausalReply:
+        return self.read(name, [text])[0]
+
+    def close(self) -> None:
+        self.loaded.clear()
+
+
+def test_a_causal_student_reads_with_any_engine_and_is_forgotten_by_it() -> None:
+    engine = Elsewhere()
+    config = CausalConfig(
+        labels=("refund", "delivery"),
+        instructions="",
+        temperature=1.0,
+        max_tokens=64,
+        chat_model="d" * 64,
+        task="support",
+    )
+    student = CausalStudent(config, engine, "one", lambda: Path("refund"))
+    assert student.labels == ("refund", "delivery")
+    assert [answer.label for answer in student.answer_now(["a", "b"])] == ["refund", "refund"]
+    assert asyncio.run(student.answer("text")) == ("refund", 0.9, 4, False)
+    del student
+    assert engine.loaded == {}

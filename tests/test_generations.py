@@ -26,7 +26,8 @@ from gateway_rig import (
 )
 
 from pipelines.students.encoder import Encoder
-from service.gateway.batcher import Batcher, StudentReply
+from service.gateway.batcher import Batcher
+from service.gateway.student import StudentReply
 from service.keys import Keys, open_keys
 from service.sections import BudgetSettings
 from storage.durable import write_durably

@@ -12,19 +12,11 @@ from typing import NamedTuple
 
 from pipelines.students.encoder import Encoder
 from pipelines.students.head import Head
+from service.gateway.student import StudentReply
 
 MAX_BATCH = 32
 # Assessments wait for requests, so their batches are small: a request may have to wait for one.
 MAX_PATIENT_BATCH = 4
-
-
-class StudentReply(NamedTuple):
-    """What a head says to a text, and how much of the text was read."""
-
-    label: str
-    confidence: float
-    tokens: int
-    truncated: bool
 
 
 Outcome = StudentReply | Exception

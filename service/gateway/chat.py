@@ -14,7 +14,6 @@ from pipelines.label import write_answer
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
 from pipelines.types import Task, Usage
-from service.gateway.batcher import StudentReply
 from service.gateway.endings import (
     NOBODY,
     TEACHER,
@@ -28,7 +27,7 @@ from service.gateway.endings import (
 from service.gateway.escalation import Escalations
 from service.gateway.generations import Generation, Generations
 from service.gateway.router import unsupported, why_unsure
-from service.gateway.students import StudentFailed
+from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import (

@@ -16,10 +16,10 @@ import structlog
 
 from pipelines.errors import FlywheelError, TrainingStackMissing
 from pipelines.types import Task
-from service.gateway.batcher import StudentReply
-from service.gateway.engine import EngineFailed
+from service.gateway.engines.base import EngineFailed
 from service.gateway.router import MAX_CHARACTERS
-from service.gateway.students import Failures, Student, Students
+from service.gateway.student import Student, StudentReply
+from service.gateway.students import Failures, Students
 from service.metrics.gateway import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
 from storage.failpoints import passing

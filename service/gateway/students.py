@@ -9,19 +9,20 @@ import weakref
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import structlog
 
-from pipelines.errors import ArtifactDamaged, FlywheelError
+from pipelines.errors import ArtifactDamaged
 from pipelines.students.bases import require_training_stack
 from pipelines.students.causal import CausalConfig, load_config
 from pipelines.students.encoder import Encoder
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head
 from pipelines.types import LabelledAnswer
-from service.gateway.batcher import Batcher, StudentReply
-from service.gateway.engine import Engine, EngineBusy, EngineFailed
+from service.gateway.batcher import Batcher
+from service.gateway.engines.base import Engine, EngineBusy, EngineFailed
+from service.gateway.engines.local import LocalEngine
+from service.gateway.student import Student, StudentFailed, StudentReply
 from service.host.memory import give_back
 from service.metrics.gateway import GatewayMetrics
 from storage.artifacts import Artifact, Artifacts
@@ -31,23 +32,6 @@ log = structlog.get_logger()
 
 MAX_TOKENS = 128  # of heads that do not say
 LOG_SECONDS = 60.0  # between two lines about one student's failures
-
-
-class Student(Protocol):
-    """What reads a text and names a label."""
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
-        """What it says to `text`. `patient`: behind everybody who is not."""
-
-    def answer_now(self, texts: Sequence[str]) -> list[LabelledAnswer]:
-        """The same, blocking, for a student that does not serve yet."""
-
-
-class StudentFailed(FlywheelError):
-    """The student gives no answer to this text. The teacher may."""
 
 
 class Failures:
@@ -114,7 +98,7 @@ class CausalStudent:
         weakref.finalize(self, engine.unload, name)
 
     async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
-        return await self._engine.answer(text, self._name, patient=patient)
+        return StudentReply(*await self._engine.answer(text, self._name, patient=patient))
 
     def answer_now(self, texts: Sequence[str]) -> list[LabelledAnswer]:
         replies = self._engine.read(self._name, texts)
@@ -183,7 +167,7 @@ class Students:
         found = self._engines.get(digest)
         if found is None:
             artifacts = self._artifacts
-            found = self._engines[digest] = Engine(
+            found = self._engines[digest] = LocalEngine(
                 digest,
                 lambda: artifacts.open("chat_model", digest).path,
                 self._metrics,

@@ -13,23 +13,12 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal
+from typing import Any
 
-from pipelines.errors import FlywheelError
 from service.host.process import child_environment
 
 MODULE = "pipelines.students.engine"
 GRACE_SECONDS = 3.0
-
-FailureReason = Literal["ended", "hung"]
-
-
-class EngineFailed(FlywheelError):
-    """The engine gives no answer: its process has ended, hangs, or is being started again."""
-
-    def __init__(self, message: str, reason: FailureReason = "ended") -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The engines: a process of its own for each chat model, and what is asked of it.
+"""An engine on this host: a process of its own for each chat model.
 
 Whatever happens to the process, its requests end with an answer or with `EngineFailed`, and
 it comes back with the adapters that are still wanted.
@@ -12,20 +12,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from service.gateway.batcher import StudentReply
-from service.gateway.engine_keeper import EngineLimits, Job, Keeper, Rank
-from service.gateway.engine_process import EngineFailed
+from pipelines.students.causal import CausalReply
+from service.gateway.engines.base import EngineBusy, EngineFailed
+from service.gateway.engines.keeper import EngineLimits, Job, Keeper, Rank
 from service.metrics.gateway import GatewayMetrics
 
-__all__ = ["Engine", "EngineBusy", "EngineFailed", "EngineLimits"]
 
-
-class EngineBusy(Exception):
-    """Too many texts wait already."""
-
-
-class Engine:
-    """One chat model. The process starts with the first `load` and ends with this object."""
+class LocalEngine:
+    """The process starts with the first `load` and ends with this object."""
 
     def __init__(
         self,
@@ -51,29 +45,22 @@ class Engine:
         return self._keeper.pid
 
     def load(self, name: str, folder: Callable[[], Path]) -> None:
-        """Add the adapters that `folder` opens, now and whenever the process starts again.
-
-        Blocks. Raises `ArtifactDamaged` for what is no adapter, `EngineFailed` otherwise.
-        """
         job = Job(rank=Rank.SWAP, do="load", name=name, folder=folder)
         self._keeper.put(job)
         _result(job.future)
 
     def unload(self, name: str) -> None:
-        """Forget the adapters, as soon as there is time. Safe in a finalizer."""
         self._keeper.put(Job(rank=Rank.SWAP, do="unload", name=name))
 
-    def read(self, name: str, texts: Sequence[str]) -> list[StudentReply]:
-        """The answers of `name`. Blocks; each text goes before those that wait, but only one."""
+    def read(self, name: str, texts: Sequence[str]) -> list[CausalReply]:
         replies = []
         for text in texts:
             job = Job(rank=Rank.SWAP, do="read", name=name, texts=[text])
             self._keeper.put(job)
-            replies.append(StudentReply(*_result(job.future)[0]))
+            replies.append(CausalReply(*_result(job.future)[0]))
         return replies
 
-    async def answer(self, text: str, name: str, *, patient: bool = False) -> StudentReply:
-        """What `name` says to `text`. `patient`: behind everybody who is not."""
+    async def answer(self, text: str, name: str, *, patient: bool = False) -> CausalReply:
         rank = Rank.PATIENT if patient else Rank.APP
         most = self._limits.patient if patient else self._limits.waiting
         if not self._keeper.up:
@@ -85,13 +72,12 @@ class Engine:
         self._metrics.engine_queue.inc()
         try:
             self._keeper.put(job)
-            return StudentReply(*(await asyncio.wrap_future(job.future))[0])
+            return CausalReply(*(await asyncio.wrap_future(job.future))[0])
         finally:
             self._waiting[rank] -= 1
             self._metrics.engine_queue.dec()
 
     def close(self) -> None:
-        """End the process. What waits fails."""
         self._keeper.stop()
         self._thread.join(5.0)
 

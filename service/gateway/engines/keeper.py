@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from pipelines.errors import ArtifactDamaged
-from service.gateway.engine_process import Ended, EngineFailed, EngineProcess, Said
+from service.gateway.engines.base import EngineFailed
+from service.gateway.engines.process import Ended, EngineProcess, Said
 from service.metrics.gateway import GatewayMetrics
 
 log = structlog.get_logger()

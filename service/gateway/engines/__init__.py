@@ -1,0 +1,1 @@
+"""Engines: where chat models lie in memory and read for causal students. A file for each way."""
