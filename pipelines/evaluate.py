@@ -15,7 +15,16 @@ from pipelines.identities import snapshot_hash
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
-from pipelines.types import Answers, Estimate, Evaluation, Flip, HeldOutItem, PairCounts, Slice
+from pipelines.types import (
+    Answers,
+    Estimate,
+    Evaluation,
+    Flip,
+    HeldOutItem,
+    PairCounts,
+    Slice,
+    Threshold,
+)
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -95,19 +104,19 @@ def evaluate(
     answers do not belong to it.
     """
     _refuse_repeated_groups(items)
-    kept_ids = {item.event_id for item in thin(items)}
-    keep = [index for index, item in enumerate(items) if item.event_id in kept_ids]
-    kept = [items[index] for index in keep]
-    marked = {
-        name: _mark(items, keep, answers)
-        for name, answers in {CANDIDATE: candidate, **rivals}.items()
-    }
+    kept, marked = _marks(items, {CANDIDATE: candidate, **rivals})
     ours, champion = marked[CANDIDATE], marked.get(CHAMPION)
     pairs = {
         name: count_pairs(ours.correct, other.correct)
         for name, other in marked.items()
         if name != CANDIDATE
     }
+
+    def certify(one: _Marked) -> Threshold:
+        return certify_threshold(
+            one.answers.confidences, one.correct, target=target, confidence_level=confidence_level
+        )
+
     return Evaluation(
         snapshot=snapshot_hash(items),
         items=len(kept),
@@ -122,20 +131,8 @@ def evaluate(
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
         ),
-        threshold=certify_threshold(
-            ours.answers.confidences,
-            ours.correct,
-            target=target,
-            confidence_level=confidence_level,
-        ),
-        champion_threshold=certify_threshold(
-            champion.answers.confidences,
-            champion.correct,
-            target=target,
-            confidence_level=confidence_level,
-        )
-        if champion
-        else None,
+        threshold=certify(ours),
+        champion_threshold=certify(champion) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
             (ours.answers.confidences, ours.correct),
@@ -158,6 +155,16 @@ def _refuse_repeated_groups(items: Sequence[HeldOutItem]) -> None:
         groups.add(item.group_id)
     if len({item.event_id for item in items}) != len(items):
         raise ValueError("an event is in the snapshot twice")
+
+
+def _marks(
+    items: Sequence[HeldOutItem], answers: Mapping[str, Answers]
+) -> tuple[list[HeldOutItem], dict[str, _Marked]]:
+    """The items that count, thinned to equal probability, and everybody's marks on them."""
+    kept_ids = {item.event_id for item in thin(items)}
+    keep = [index for index, item in enumerate(items) if item.event_id in kept_ids]
+    marked = {name: _mark(items, keep, given) for name, given in answers.items()}
+    return [items[index] for index in keep], marked
 
 
 def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -> _Marked:

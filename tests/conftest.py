@@ -22,7 +22,13 @@ MAY_BE_MISSING = "banking77"
 # once, and two trainings never share the processor. The longest groups come first.
 TRAINING = "training"
 SHARED = ("running_demo", "lived_in", "kafka_broker")  # fixtures
-TRAINING_FILES = ("test_loop_recipes", "test_tuning", "test_engine", "test_gateway_causal")
+TRAINING_FILES = (
+    "test_loop_recipes",
+    "test_tuning",
+    "test_engine",
+    "test_gateway_causal",
+    "test_families",
+)
 # Starting them is counted as time of the test that happens to be the first.
 FIRST_OF_SHARED_SECONDS = 900
 

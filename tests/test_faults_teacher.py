@@ -14,7 +14,8 @@ import pytest
 from learner_rig import Rig, Scripted, open_bench, open_rig, scripted_teacher
 
 from pipelines.errors import TeacherRefused
-from service.learner.teacher import ATTEMPTS, BREAKER_MAX_SECONDS
+from service.learner.teacher import ATTEMPTS
+from service.learner.teacher_failures import BREAKER_MAX_SECONDS
 
 TEXTS = [f"message number {n} about it" for n in range(40)]
 ANSWERS = dict.fromkeys(TEXTS, "refund")

@@ -16,7 +16,7 @@ from pipelines.ask import ask
 from pipelines.errors import Refused, TeacherRefused
 from pipelines.types import Message, SampleReason
 from service.demo.scripted_teacher import Behaviour
-from service.learner.teacher import BREAKER_FAILURES
+from service.learner.teacher_failures import BREAKER_FAILURES
 from storage.ledger import Amounts
 from storage.samples import pending_samples
 

@@ -14,7 +14,7 @@ import msgspec
 import psutil
 
 from pipelines.errors import FlywheelError
-from pipelines.recipes import RECIPE_NAMES, Recipe, RecipeName
+from pipelines.recipes import RECIPE_NAMES, RECIPES, Recipe, RecipeName
 from pipelines.students.bases import (
     GGUF,
     count_weights,
@@ -24,7 +24,7 @@ from pipelines.students.bases import (
     require_training_stack,
 )
 from pipelines.students.encoder import installed_encoder_files
-from pipelines.students.families import FAMILIES
+from pipelines.students.families import family_of
 from pipelines.work import AdoptWork, Input, MeasureFacts, MeasureWork, TrainWork
 from service.host.logs import quiet
 from service.learner.executor import Executor, LocalExecutor, Places
@@ -223,8 +223,9 @@ def needs_lines(found: Sequence[Needs], examples: int, limit_mb: int) -> Iterato
 def _base_name(needs: Needs) -> str:
     if needs.base is None:
         return "-" if needs.training_stack else "the encoder"
-    # The installed encoder's files lie in a folder called `model`.
-    return "installed" if needs.base.name == FAMILIES["head"].installed_base[1] else needs.base.name
+    # The files of an installed encoder lie in a folder whose name says nothing.
+    usual = needs.base.name == family_of(RECIPES[needs.recipe]).installed_base[1]
+    return "installed" if usual and needs.base.is_dir() else needs.base.name
 
 
 def _weights(needs: Needs) -> str:

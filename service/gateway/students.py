@@ -6,7 +6,7 @@ Students that read with the same base share it, and it goes with the last of the
 import json
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -17,6 +17,7 @@ from pipelines.errors import ArtifactDamaged
 from pipelines.students.bases import require_training_stack
 from pipelines.students.causal import CausalConfig, load_config
 from pipelines.students.encoder import Encoder
+from pipelines.students.families import FAMILIES, BaseKind
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head
 from pipelines.types import LabelledAnswer
 from service.gateway.batcher import Batcher
@@ -120,7 +121,12 @@ class Students:
     def load(self, task: str, wanted: LiveStudent, check_labels: "CheckLabels") -> Student:
         """The student, verified byte by byte, in memory. `check_labels` may refuse it before."""
         student = self._artifacts.open("student", wanted.student)
-        load = self._load_causal if wanted.family == "causal" else self._load_head
+        # How it is served depends on what it reads with: vectors in batches, or an engine.
+        loaders: Mapping[BaseKind, Load] = {
+            "encoder": self._load_head,
+            "chat_model": self._load_causal,
+        }
+        load = loaders[FAMILIES[wanted.family].base_kind]
         return load(task, wanted, student, check_labels)
 
     def close(self) -> None:
@@ -183,11 +189,12 @@ class Students:
 
 
 CheckLabels = Callable[[Sequence[str]], None]
+Load = Callable[[str, LiveStudent, Artifact, CheckLabels], Student]
 
 
 def _check_made_for(task: str, wanted: LiveStudent, made_for: str, made_on: str) -> None:
     if made_on != wanted.base:
-        kind = "chat model" if wanted.family == "causal" else "encoder"
+        kind = FAMILIES[wanted.family].base_kind.replace("_", " ")
         raise ArtifactDamaged(f"the student was trained on another {kind} than is published")
     if made_for != task:
         raise ArtifactDamaged("the student was trained for another task")

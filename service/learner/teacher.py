@@ -1,13 +1,10 @@
 """The teacher: every paid call goes through here, with its ledger lines, budget and retries."""
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import Annotated, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
 import httpx2
 import msgspec
@@ -17,6 +14,7 @@ import structlog
 from pipelines.ask import Question, cost
 from pipelines.errors import FlywheelError
 from pipelines.types import Label
+from service.learner.teacher_failures import MAX_WAIT_SECONDS, Breaker, Failure, judge, wait_before
 from service.sections import BudgetSettings, TeacherSettings
 from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
@@ -24,10 +22,6 @@ from storage.ledger import Amounts, Ledger, Step
 log = structlog.get_logger()
 
 ATTEMPTS = 4
-MAX_WAIT_SECONDS = 30.0
-BREAKER_FAILURES = 5
-BREAKER_MAX_SECONDS = 300.0
-CHECK = "check teacher.api_key, teacher.model and teacher.base_url"
 
 # `impossible`: not this prompt, ever; `refused`: no prompt at all, until somebody does something.
 Outcome = Literal["received", "not_sent", "unknown", "impossible", "refused", "over_budget"]
@@ -86,15 +80,6 @@ class _Completion(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Failure(NamedTuple):
-    """An exception of the client, judged: was it sent, and may it be tried again?"""
-
-    outcome: Literal["not_sent", "unknown", "impossible", "refused"]
-    retry_after: float | None
-    rate_limited: bool
-    detail: str
-
-
 class Teacher:
     """Asks the teacher, never twice for the same answer, never above the budget."""
 
@@ -112,7 +97,7 @@ class Teacher:
         self._ledger = ledger
         self._now = now
         self._on_call = on_call
-        self._breaker = _Breaker(now)
+        self._breaker = Breaker(now)
         self.policy = settings.policy
 
     def why_not(self) -> str | None:
@@ -197,7 +182,7 @@ class Teacher:
                     return failure
                 if failure.outcome != "not_sent":
                     return Reply(question=question, outcome=failure.outcome, detail=failure.detail)
-                wait = _wait(attempt, failure.retry_after)
+                wait = wait_before(attempt, failure.retry_after)
                 if wait > MAX_WAIT_SECONDS:
                     self._breaker.open_for(wait)
                     break
@@ -229,7 +214,7 @@ class Teacher:
             and spent.money + money <= self._budget.label_money
         )
 
-    async def _call(self, client: openai.AsyncOpenAI, question: Question) -> "Reply | _Failure":
+    async def _call(self, client: openai.AsyncOpenAI, question: Question) -> "Reply | Failure":
         """One call with its two ledger lines. No await between the budget check and the first."""
         money = cost(question.tokens - self.policy.max_tokens, self.policy.max_tokens, self.policy)
         self._ledger.intend(
@@ -243,7 +228,7 @@ class Teacher:
         try:
             response = await client.chat.completions.with_raw_response.create(**question.parameters)
         except (openai.APIError, httpx2.HTTPError) as error:
-            failure = _judge(error, self._now())
+            failure = judge(error, self._now())
             step: Step = "unknown" if failure.outcome == "unknown" else "not_sent"
             self._ledger.note(question.key, step, detail=failure.detail, now=self._now())
             return self._failed(failure)
@@ -258,7 +243,7 @@ class Teacher:
         except msgspec.MsgspecError:  # a proxy's page, with status 200
             detail = "the teacher's reply is no chat completion"
             self._ledger.note(question.key, "unknown", detail=detail, now=self._now())
-            return self._failed(_Failure("unknown", None, False, detail))
+            return self._failed(Failure("unknown", None, False, detail))
         passing("teacher.answered")
         self._ledger.receive(
             question.key,
@@ -271,7 +256,7 @@ class Teacher:
         self._on_call("received")
         return reply
 
-    def _failed(self, failure: _Failure) -> _Failure:
+    def _failed(self, failure: Failure) -> Failure:
         self._on_call("rate_limited" if failure.rate_limited else failure.outcome)
         log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
         return self._breaker.failed(failure)
@@ -294,114 +279,6 @@ class Teacher:
             cost=cost(prompt, completed, self.policy),
             bought=bought,
         )
-
-
-class _Breaker:
-    """Stops all calls for a while after failures in a row, longer each time."""
-
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
-        self._failures = 0
-        self._impossible = 0
-        self._given_up = 0
-        self._until: datetime | None = None
-
-    def open_until(self) -> datetime | None:
-        if self._until is None:
-            return None
-        left = (self._until - self._now()).total_seconds()
-        # More than any pause: the clock was put back.
-        return self._until if 0 < left <= BREAKER_MAX_SECONDS else None
-
-    def open_for(self, seconds: float) -> None:
-        self._until = self._now() + timedelta(seconds=min(seconds, BREAKER_MAX_SECONDS))
-
-    def gave_up(self) -> None:
-        """All attempts for one question failed: pause, longer each time in a row."""
-        if self.open_until() is None:
-            self._given_up += 1
-            self.open_for(2.0 ** min(self._given_up + 1, 9))
-
-    def succeeded(self) -> None:
-        self._failures = self._impossible = self._given_up = 0
-
-    def failed(self, failure: _Failure) -> _Failure:
-        """Count it, and return it as what it is in the light of those before it."""
-        if failure.outcome == "impossible":
-            self._impossible += 1
-            if self._impossible < BREAKER_FAILURES:
-                return failure
-            # Not these prompts but all: samples must not fail by the thousand.
-            detail = f"{failure.detail}, and so to {self._impossible} prompts in a row"
-            self._impossible = 0
-            failure = failure._replace(outcome="refused", detail=f"{detail}: {CHECK}")
-        self._failures += 1
-        if failure.outcome == "refused":
-            self.open_for(BREAKER_MAX_SECONDS / 5)
-        elif self._failures >= BREAKER_FAILURES and not failure.rate_limited:
-            self.open_for(2.0 ** (self._failures - BREAKER_FAILURES + 2))
-        return failure
-
-
-def _judge(error: Exception, now: datetime) -> _Failure:
-    """Sent or not is what decides: only what certainly was not answered may be sent again."""
-    if isinstance(error, openai.APIStatusError):
-        return _judge_status(error, now)
-    if isinstance(error, openai.APITimeoutError) and not _connecting(error):
-        return _Failure("unknown", None, False, "no answer within the time limit")
-    if isinstance(error, openai.APIConnectionError) and _connecting(error):
-        return _Failure("not_sent", None, False, "the teacher cannot be reached")
-    return _Failure("unknown", None, False, f"the connection broke: {type(error).__name__}")
-
-
-def _judge_status(error: openai.APIStatusError, now: datetime) -> _Failure:
-    status = error.status_code
-    detail = f"the teacher said {status}"
-    if status == 402 or error.code == "insufficient_quota":
-        return _Failure("refused", None, False, f"{detail}: there is no credit left")
-    if status in (429, 503):
-        return _Failure("not_sent", _retry_after(error, now), status == 429, detail)
-    if status < 400 or status in (401, 403, 404):  # redirects are not followed
-        return _Failure("refused", None, False, f"{detail}: {CHECK}")
-    if status >= 500 or status == 408:
-        return _Failure("unknown", None, False, detail)
-    return _Failure("impossible", None, False, f"{detail} to this prompt")
-
-
-def _connecting(error: Exception) -> bool:
-    """Whether the failure came before any byte of the request was sent."""
-    cause: BaseException | None = error.__cause__
-    while cause is not None:
-        if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-            return True
-        cause = cause.__cause__
-    return False
-
-
-def _retry_after(error: openai.APIStatusError, now: datetime) -> float | None:
-    """Seconds from a Retry-After header, given as seconds or as a date (RFC 9110, 10.2.3).
-
-    Some servers say it more exactly in a header of their own, in milliseconds.
-    """
-    with suppress(ValueError):
-        return max(0.0, float(error.response.headers.get("retry-after-ms", "")) / 1000)
-    value = error.response.headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _wait(attempt: int, retry_after: float | None) -> float:
-    """Full jitter (Brooker, Exponential Backoff And Jitter), never less than was asked for."""
-    jitter = random.uniform(0, min(MAX_WAIT_SECONDS, 0.5 * 2.0**attempt))
-    return jitter if retry_after is None else retry_after + jitter
 
 
 def _for(question: Question, reply: Reply) -> Reply:

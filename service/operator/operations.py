@@ -19,7 +19,7 @@ from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.held_calls import HeldCalls
 from service.operator.overview import Overview
-from service.operator.publish import publish, verify_servable
+from service.operator.publish import publish, show_published, verify_servable
 from service.operator.status import (
     Activity,
     ActivityKind,
@@ -39,7 +39,6 @@ from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.dump import Frozen, freeze
 from storage.ledger import Ledger
 from storage.live import Live, read_live
-from storage.reports import read_card
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 from storage.traffic import all_offsets
 
@@ -90,13 +89,12 @@ class Operations:
         for link in reconcile(self._database, self._file):
             log.warning("decision_recovered", sequence=link.sequence, task=link.task)
         if self.publish() is None:
-            self._show(read_live(self._settings.folder.live, self._keys.live))
+            live = read_live(self._settings.folder.live, self._keys.live)
+            show_published(live, self._board, self._metrics)
 
     def settle(self) -> None:
-        """Make up for what a full disk has kept from happening: now and then, from the watch.
-
-        A decision that reached the file and not the database, and one that is not published.
-        """
+        """Make up for what a full disk has kept from happening: a decision that reached the file
+        and not the database, and one that is not published. Now and then, from the watch."""
         try:
             self._catch_up()
             self.publish()
@@ -113,7 +111,7 @@ class Operations:
             self._keys.live,
         )
         if live is not None:
-            self._show(live)
+            show_published(live, self._board, self._metrics)
         return live
 
     # What an operator sees.
@@ -133,15 +131,8 @@ class Operations:
 
     def card(self, task: str, number: int) -> str:
         """A version's model card, as its latest evaluation wrote it."""
-        version = self.show(task, number).version
-        card = read_card(self._artifacts, version.report) if version.report else None
-        if card is None:
-            raise Refused(
-                f"{version.name} has no model card yet: its evaluation writes it"
-                if version.report is None
-                else f"{version.name} was evaluated before there were model cards"
-            )
-        return card
+        self._check_task(task)
+        return self._overview.card(task, number)
 
     def champions(self, task: str) -> tuple[Reign, ...]:
         """Who was the champion of a task when, oldest first."""
@@ -287,14 +278,12 @@ class Operations:
 
     def release(self, key: str, *, operator: str) -> None:
         """Ask the teacher again, although the first answer may have been paid for."""
-        self._check_unknown(key)
         self._held.release(key)
         log.info("unknown_outcome_released", key=key, operator=operator)
         self._overview.forget()
 
     def drop(self, key: str, *, operator: str) -> None:
         """Never ask the teacher for this one again."""
-        self._check_unknown(key)
         self._held.drop(key)
         log.info("unknown_outcome_dropped", key=key, operator=operator)
         self._overview.forget()
@@ -313,18 +302,6 @@ class Operations:
     def note_change(self) -> None:
         """Something that the overview shows has changed; the pages are told at once."""
         self._overview.forget()
-
-    def _show(self, live: Live) -> None:
-        """What is served now, for the other parts and for Prometheus."""
-        self._board.live = live.tasks
-        self._metrics.student_info.clear()
-        for task, one in live.tasks.items():
-            for role, student in (("champion", one.champion), ("previous", one.previous)):
-                if student is not None:
-                    info = self._metrics.student_info.labels(
-                        task=task, version=student.name, role=role
-                    )
-                    info.set(1)
 
     def _find(self, tx: Cursor, task: str, number: int) -> tuple[StudentVersion, History]:
         self._check_task(task)
@@ -420,7 +397,3 @@ class Operations:
         jobs = self._board.next_ticks
         if job != ALL_JOBS and job not in jobs:
             raise Refused(f"there is no job {job}; there are: {', '.join(sorted(jobs))}, all")
-
-    def _check_unknown(self, key: str) -> None:
-        if key not in {held.key for held in self._held.list()}:
-            raise Refused(f"no held call has the key {key}")

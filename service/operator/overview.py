@@ -47,7 +47,7 @@ from storage.dead_letters import count_dead_letters
 from storage.evaluations import evaluations_of
 from storage.leases import reported_spend
 from storage.ledger import Ledger
-from storage.reports import Report, read_report
+from storage.reports import Report, read_card, read_report
 from storage.runs import TrainingRun, failures_in_a_row, runs
 from storage.samples import drawn_since, last_drawn
 from storage.swaps import last_swap
@@ -86,6 +86,7 @@ class Overview:
         ledger: Ledger,
     ) -> None:
         self._database = database
+        self._artifacts = artifacts
         self._settings = settings
         self._now = now
         self._board = board
@@ -142,6 +143,18 @@ class Overview:
             training=training,
             events=became(history, version, evaluations),
         )
+
+    def card(self, task: str, number: int) -> str:
+        """A version's model card. Raises `Refused` where it has none."""
+        version = self.show(task, number).version
+        card = read_card(self._artifacts, version.report) if version.report else None
+        if card is None:
+            raise Refused(
+                f"{version.name} has no model card yet: its evaluation writes it"
+                if version.report is None
+                else f"{version.name} was evaluated before there were model cards"
+            )
+        return card
 
     def champions(self, task: str) -> tuple[Reign, ...]:
         """The champions of a task over time, oldest first."""

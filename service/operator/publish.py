@@ -9,6 +9,8 @@ import structlog
 from pipelines.decide import Chain
 from pipelines.errors import ArtifactDamaged, DataDamaged
 from pipelines.types import StudentVersion
+from service.metrics.learner import LearnerMetrics
+from service.operator.board import Board
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import decisions
@@ -46,6 +48,17 @@ def publish(
     champions = {task: one.champion.name for task, one in wanted.items() if one.champion}
     log.info("live_published", serial=live.serial, champions=champions)
     return live
+
+
+def show_published(live: Live, board: Board, metrics: LearnerMetrics) -> None:
+    """What is served now, for the other parts and for Prometheus."""
+    board.live = live.tasks
+    metrics.student_info.clear()
+    for task, one in live.tasks.items():
+        for role, student in (("champion", one.champion), ("previous", one.previous)):
+            if student is not None:
+                labels = {"task": task, "version": student.name, "role": role}
+                metrics.student_info.labels(**labels).set(1)
 
 
 def next_serial(present: Live | None, decided: int) -> int:
