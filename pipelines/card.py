@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.decide import verdict_in_words
 from pipelines.recipes import Recipe
 from pipelines.students.families import family_of
 from pipelines.types import Estimate, Evaluation, GateReport, StudentVersion
@@ -202,7 +203,8 @@ def _evaluation(facts: CardFacts) -> Iterator[str]:
         ],
     )
     yield ""
-    yield f"Gate: {gate.verdict.replace('_', ' ')}, attempt {gate.attempt} since the last approval."
+    found = verdict_in_words(gate.verdict, champion=facts.champion)
+    yield f"Gate: {found}, attempt {gate.attempt} since the last approval."
     yield ""
     for check in gate.checks:
         yield f"- {'passed' if check.passed else '**failed**'}: {_text(check.sentence)}"

@@ -4,14 +4,35 @@ Pure rules over the chain of decisions. Whoever decides asks them: the learner w
 and a rollback while no learner runs, from files alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.errors import DataDamaged, Refused
-from pipelines.types import Decision, StudentVersion, Verdict
+from pipelines.types import Decision, DecisionAction, StudentVersion, Verdict
 
 LONGEST_REASON = 2_000
+
+# Every page, table, card and feed says a verdict and a decision in these words.
+VERDICTS: Mapping[Verdict, str] = {
+    "better": "better than the champion",
+    "non_inferior": "no worse than the champion",
+    "worse": "worse than the champion",
+    "insufficient_evidence": "too little evidence to tell",
+}
+BETTER_THAN_RIVALS = "better than every rival"
+DECIDED: Mapping[DecisionAction, str] = {
+    "approve": "approved",
+    "reject": "rejected",
+    "rollback": "rolled back to",
+}
+
+
+def verdict_in_words(verdict: Verdict, *, champion: str | None) -> str:
+    """What the gate found. Without a champion a candidate is compared with its rivals alone."""
+    if champion is None and verdict == "better":
+        return BETTER_THAN_RIVALS
+    return VERDICTS[verdict]
 
 
 class Judged(Protocol):
@@ -99,7 +120,8 @@ def refuse_approval(
     if judged.report != report:
         raise Refused(f"the report that you looked at is not the latest one of {name}; look again")
     if not judged.promotable:
-        raise Refused(f"the gate does not let {name} through: {judged.verdict}")
+        said = verdict_in_words(judged.verdict, champion=judged.champion)
+        raise Refused(f"the gate does not let {name} through: {said}")
     if judged.champion != chain.champion:
         raise Refused(
             f"{name} was compared with another champion than the present one; "

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.decide import verdict_in_words
+
 Data = Mapping[str, Any]
 
 
@@ -64,7 +66,8 @@ def report_lines(detail: Data) -> Iterator[str]:
         (), [(f"  {name}", estimate(value)) for name, value in evaluation["agreement"].items()]
     )
     yield ""
-    yield f"Gate: {gate['verdict'].replace('_', ' ')} (attempt {gate['attempt']})"
+    found = verdict_in_words(gate["verdict"], champion=report["champion"])
+    yield f"Gate: {found} (attempt {gate['attempt']})"
     for check in gate["checks"]:
         yield f"  {'passed' if check['passed'] else 'FAILED'}  {check['sentence']}"
     yield ""

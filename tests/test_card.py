@@ -13,6 +13,7 @@ from operating import DATASET_ABOUT, TASK, TUNED, Desk, make_report, open_desk
 from pipelines.card import CardFacts, model_card, training_facts
 from pipelines.errors import Refused
 from pipelines.recipes import RECIPES, RecipeName
+from pipelines.students.families import family_of
 from pipelines.types import StudentVersion
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -24,6 +25,8 @@ def version_of(recipe: RecipeName = "encoder-lora", **changed: Any) -> StudentVe
         "number": 5,
         "student": "ab" * 32,
         "dataset": "cd" * 32,
+        "family": RECIPES[recipe].family,
+        "base_kind": family_of(RECIPES[recipe]).base_kind,
         "base": "ef" * 32,
         "recipe": recipe,
         "labels_trained": 2_600,

@@ -1,13 +1,24 @@
 """The rules about decisions, which the learner and a rollback without it both ask."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from pipelines.decide import Chain, never_approved, rollback_target
+from pipelines.decide import (
+    DECIDED,
+    VERDICTS,
+    Chain,
+    never_approved,
+    rollback_target,
+    verdict_in_words,
+)
 from pipelines.errors import DataDamaged, Refused
-from pipelines.types import Decision, DecisionAction, StudentVersion
+from pipelines.types import Decision, DecisionAction, StudentVersion, Verdict
 
+ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -92,3 +103,16 @@ def test_a_rollback_by_number_goes_only_to_what_was_approved() -> None:
     assert "support-v9 was never approved" in str(never_approved("support-v9"))
     with pytest.raises(Refused, match="has no champion yet"):
         rollback_target(chain(), ALL, None)
+
+
+def test_a_verdict_is_said_in_the_same_words_everywhere() -> None:
+    # The feed, the history, the card, the terminal and the console had words of their own.
+    assert verdict_in_words("better", champion=None) == "better than every rival"
+    assert verdict_in_words("better", champion="a" * 64) == "better than the champion"
+    assert verdict_in_words("insufficient_evidence", champion=None) == "too little evidence to tell"
+    assert set(VERDICTS) == set(get_args(Verdict))
+    assert set(DECIDED) == set(get_args(DecisionAction))
+    shown = [*ROOT.glob("service/**/*.py"), *ROOT.glob("pipelines/**/*.py")]
+    shown += ROOT.glob("service/console/templates/*.html")
+    own = re.compile(r"verdict(\"\]|'\])?(\.replace\(| \| words)")
+    assert [str(path) for path in shown if own.search(path.read_text())] == []

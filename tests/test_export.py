@@ -35,6 +35,7 @@ def test_an_exported_head_answers_by_itself(tmp_path: Path) -> None:
         told = {
             "name": version.name,
             "recipe": version.recipe,
+            "base_kind": version.base_kind,
             "student": version.student,
             "base": version.base,
         }
@@ -52,6 +53,7 @@ def test_exported_adapters_come_with_their_tokenizer(tmp_path: Path, model: Tiny
     told = {
         "name": live.name,
         "recipe": "causal-lora",
+        "base_kind": "chat_model",
         "student": live.student,
         "base": live.base,
     }

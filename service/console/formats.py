@@ -3,7 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from pipelines.types import Estimate
+from pipelines.decide import verdict_in_words
+from pipelines.types import Estimate, Verdict
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -93,6 +94,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def verdict(found: Verdict, champion: str | None) -> str:
+    """What the gate found, in words; `champion` is whom the candidate was compared with."""
+    return verdict_in_words(found, champion=champion)
+
+
 FILTERS = {
     "percent": percent,
     "interval": interval,
@@ -106,5 +112,6 @@ FILTERS = {
     "stamp": stamp,
     "short": short,
     "words": words,
+    "verdict": verdict,
     "path": lambda text: quote(str(text), safe=""),
 }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import get_args
 
+from pipelines.decide import DECIDED, verdict_in_words
 from pipelines.types import Decision
 from service.operator.status import Activity, ActivityKind
 from service.operator.words import counted
@@ -18,13 +19,6 @@ from storage.traffic import StoredGap, recent_gaps
 from storage.versions import versions
 
 KINDS: tuple[ActivityKind, ...] = get_args(ActivityKind)
-VERDICTS = {
-    "better": "better than the champion",
-    "non_inferior": "no worse than the champion",
-    "worse": "worse than the champion",
-    "insufficient_evidence": "too little evidence to tell",
-}
-VERBS = {"approve": "approved", "reject": "rejected", "rollback": "rolled back to"}
 
 Numbers = Mapping[tuple[str, str], int]  # (task, student) -> number
 
@@ -73,7 +67,7 @@ def _decision(link: Decision, numbers: Numbers) -> Activity:
     return Activity(
         at=link.decided_at,
         kind="decision",
-        sentence=f"{link.operator} {VERBS[link.action]} {name}{because}",
+        sentence=f"{link.operator} {DECIDED[link.action]} {name}{because}",
         task=link.task,
         link=_link(link.task, link.student, numbers),
         problem=link.action == "rollback",
@@ -82,10 +76,7 @@ def _decision(link: Decision, numbers: Numbers) -> Activity:
 
 def _evaluation(found: StoredEvaluation, numbers: Numbers) -> Activity:
     name = _name(found.task, found.digest, numbers)
-    if found.champion is None and found.verdict == "better":
-        verdict = "better than every rival"
-    else:
-        verdict = VERDICTS[found.verdict]
+    verdict = verdict_in_words(found.verdict, champion=found.champion)
     if found.promotable:
         ending = "; it can be approved"
     else:

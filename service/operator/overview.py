@@ -289,7 +289,7 @@ class Overview:
                 last_run=last_run[0] if last_run else None,
                 progress=present.progress,
                 judged=judged,
-                gate=report.gate if report else None,
+                report=report,
                 champion=next((v for v in described if v.state == "champion"), None),
                 waiting=next((v for v in described if v.state == "waiting"), None),
                 decision=decision,

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from pipelines.types import BY_ITSELF, Decision, GateReport
+from pipelines.decide import verdict_in_words
+from pipelines.types import BY_ITSELF, Decision
 from service.operator.status import (
     SILENT,
     Figures,
@@ -19,6 +20,7 @@ from service.operator.status import (
 )
 from service.operator.words import counted, sentence
 from storage.datasets import StoredDataset
+from storage.reports import Report
 from storage.runs import TrainingRun
 from storage.ticks import Tick
 
@@ -26,12 +28,6 @@ LATELY = timedelta(minutes=5)  # over which prompts are counted
 DRAWN = timedelta(hours=1)  # over which samples are counted
 QUIET = timedelta(minutes=1)  # without a record, ingest is idle
 REASONS_SHOWN = 3
-VERDICTS = {
-    "better": "better",
-    "non_inferior": "no worse",
-    "worse": "worse",
-    "insufficient_evidence": "too little evidence to tell",
-}
 STATE_OF_TICK: Mapping[str, StepState] = {
     "running": "working",
     "done": "done",
@@ -60,7 +56,7 @@ class LoopFacts:
     last_run: TrainingRun | None
     progress: Progress | None
     judged: Version | None  # the version that was evaluated last
-    gate: GateReport | None  # of that evaluation
+    report: Report | None  # of that evaluation
     champion: Version | None
     waiting: Version | None
     decision: Decision | None  # the last one
@@ -198,8 +194,9 @@ def _evaluate(facts: LoopFacts) -> Step:
     elif state == "idle" and judged:
         state = "done" if not step.why else "idle"
     did = step.did
-    if judged and facts.gate:
-        verdict = VERDICTS[facts.gate.verdict]
+    report = facts.report
+    if judged and report:
+        verdict = verdict_in_words(report.gate.verdict, champion=report.champion)
         did = f"{short(judged)} was compared on the same held-out items: {verdict}."
     if state == "working":
         did = progress_sentence(facts.progress) or did
@@ -216,7 +213,7 @@ def _evaluate(facts: LoopFacts) -> Step:
 
 
 def _gate(facts: LoopFacts) -> Step:
-    judged, gate = facts.judged, facts.gate
+    judged, gate = facts.judged, facts.report.gate if facts.report else None
     if judged is None or gate is None:
         return Step(
             name="gate", state="idle", why="No version to judge yet.", next="with each evaluation"

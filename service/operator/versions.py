@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.decide import Chain, newest_approved
+from pipelines.decide import DECIDED, VERDICTS, Chain, newest_approved, verdict_in_words
 from pipelines.types import StudentVersion
 from service.operator.status import Reign, Version, VersionEvent, VersionState
+from service.operator.words import sentence
 from storage.database import Cursor
 from storage.decisions import chain
 from storage.evaluations import StoredEvaluation, latest_evaluations
@@ -90,11 +91,11 @@ def became(
         VersionEvent(at=found.evaluated_at, sentence=_evaluated(history, found))
         for found in evaluations
     ]
-    words = {"approve": "Approved", "reject": "Rejected", "rollback": "Rolled back to"}
     events += [
         VersionEvent(
             at=link.decided_at,
-            sentence=f"{words[link.action]}{': ' + link.reason if link.reason else ''}",
+            sentence=DECIDED[link.action].capitalize()
+            + (f": {link.reason}" if link.reason else ""),
             by=link.operator,
         )
         for link in history.chain.links
@@ -110,7 +111,7 @@ def became(
 
 def _evaluated(history: History, found: StoredEvaluation) -> str:
     against = f"against {short_name(history, found.champion)}" if found.champion else "alone"
-    verdict = found.verdict.replace("_", " ")
+    verdict = verdict_in_words(found.verdict, champion=found.champion)
     ending = "the gate let it through" if found.promotable else "the gate said no"
     return f"Evaluated {against} on {found.items:,} held-out items: {verdict}; {ending}."
 
@@ -206,7 +207,7 @@ def _sentence(
     ):
         return failed[0]
     if state == "insufficient_evidence":
-        return "Too little evidence to tell. More held-out labels are needed."
+        return f"{sentence(VERDICTS['insufficient_evidence'])} More held-out labels are needed."
     return "The gate says no."
 
 
@@ -221,8 +222,5 @@ def _trained_sentence(history: History, version: StudentVersion) -> str:
 def _waiting_sentence(report: Report | None) -> str:
     if report is None:
         return "Its report cannot be read, so it cannot be approved. Evaluate it again."
-    if report.champion is None:
-        return "The gate says yes: it beats every rival. It waits for your approval."
-    if report.gate.verdict == "better":
-        return "The gate says it is better than the champion. It waits for your approval."
-    return "The gate says it is no worse than the champion. It waits for your approval."
+    found = verdict_in_words(report.gate.verdict, champion=report.champion)
+    return f"The gate says it is {found}. It waits for your approval."
