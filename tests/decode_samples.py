@@ -65,6 +65,9 @@ PAIR: dict[str, Any] = {
         "usage": {"prompt_tokens": 30, "completion_tokens": 3, "total_tokens": 33},
     },
 }  # fmt: skip
+# One full sample of each shape beside the native one, by the shape's mark: its model is
+# `support-large`, its user `u-7`. What every shape promises is tried on them.
+OTHER_SAMPLES: dict[str, dict[str, Any]] = {"request": PAIR}
 
 
 def read(
