@@ -23,7 +23,12 @@ from service.sections import TaskSettings
 from service.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
+LINES_OF_FRONT_PAGES = {README: 220, CONTRIBUTING: 120}
+# Each is the acceptance test of a seam: what needs more files has no seam.
+ADDING = sorted((ROOT / "docs" / "contributing").glob("add-*.md"))
+MOST_FILES_TO_ADD = 5
 EXAMPLE = ROOT / "flywheel.example.toml"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.M | re.S)
 # Programs of other people that the pages call.
@@ -94,9 +99,38 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_reached_from_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
-        inside = page.relative_to(ROOT / "docs").as_posix()
+        inside = os.path.relpath(page, ROOT / "docs")
         if inside != "index.md":
             assert f"({inside})" in index or f"({Path(inside).parent.as_posix()}/)" in index, inside
+
+
+@pytest.mark.parametrize(("page", "most"), LINES_OF_FRONT_PAGES.items(), ids=str)
+def test_the_front_pages_are_read_to_their_end(page: Path, most: int) -> None:
+    assert len(page.read_text().splitlines()) <= most
+
+
+@pytest.mark.parametrize("page", ADDING, ids=name_of)
+def test_what_is_added_takes_five_files_at_most(page: Path) -> None:
+    steps = re.findall(r"^\d+\. `([^`]+)`: ", page.read_text(), re.M)
+    assert 1 <= len(steps) <= MOST_FILES_TO_ADD
+    assert len(steps) == len(re.findall(r"^\d+\. ", page.read_text(), re.M))
+
+
+@pytest.mark.parametrize("page", [CONTRIBUTING, *ADDING], ids=name_of)
+def test_files_that_are_named_to_contributors_exist(page: Path) -> None:
+    """NAME stands for what the reader adds: then its folder has to be there."""
+    named = re.findall(r"`((?:\w+/)+[\w.-]*)`", page.read_text())
+    named += re.findall(r'ARGS="(tests/[^"]+)"', page.read_text())
+    for path in (ROOT / one for several in named for one in several.split() if "/" in one):
+        assert (path.parent if path.stem == "NAME" else path).exists(), path
+
+
+def test_there_is_a_page_for_each_seam() -> None:
+    assert [page.stem for page in ADDING] == [
+        "add-a-recipe",
+        "add-a-record-shape",
+        "add-a-student-family",
+    ]
 
 
 def test_make_commands_exist() -> None:

@@ -24,6 +24,7 @@ TOP_FILES = {
     "dev.lock": "What tests and checks need on top, with hashes.",
     "installer.lock": "The installer itself, with hashes.",
     "flywheel.example.toml": "Settings to start from.",
+    "CONTRIBUTING.md": "How to work on it: set-up, tests, where to put what, style.",
     "CHANGELOG.md": "What operators notice, release by release.",
     "LICENSE": "Apache 2.0.",
 }
