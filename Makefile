@@ -24,7 +24,7 @@ help: ## List the targets
 run: core ## Set up the core and watch the loop turn (ARGS="--approve --until-promoted")
 	@$(BIN)/flywheel demo $(ARGS)
 
-test: setup ## Set up everything and run all tests (ARGS="tests/test_gate.py" for some)
+test: setup ## Set up everything and run all tests (ARGS="tests/core/test_gate.py" for some)
 	$(BIN)/pytest -n 2 $(ARGS)
 
 test-shuffled: setup ## Run all tests in a random order, which it says (SEED=123 for that one again)

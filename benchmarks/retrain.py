@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loose_work import DATASET, ENCODER, loose_executor, write_training
-from benchmarks.recipe_points import BANKING77, Query, read_queries
+from benchmarks.recipes.points import BANKING77, Query, read_queries
 from benchmarks.results import write_results
 from pipelines.recipes import RECIPES
 from pipelines.students.encoder import installed_encoder_files

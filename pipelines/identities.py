@@ -2,7 +2,8 @@
 
 Each is taken over fields that are listed here, one by one. A new field of a task, a recipe or an
 item changes nothing until it is added to a list, and adding it has a price: every label is bought
-again, every student trained or judged again once. `tests/test_identities.py` holds their values.
+again, every student trained or judged again once. `tests/core/test_identities.py` holds their
+values.
 """
 
 import json
