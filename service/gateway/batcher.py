@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from pipelines.students.encoder import Encoder
-from pipelines.students.head import Head
+from pipelines.students.encoder import Encoder, Vectors
+from pipelines.types import LabelledAnswer
 from service.gateway.student import StudentReply
 
 MAX_BATCH = 32
@@ -20,6 +20,12 @@ MAX_PATIENT_BATCH = 4
 
 
 Outcome = StudentReply | Exception
+
+
+class Head(Protocol):
+    """What answers from the vectors of texts."""
+
+    def answer(self, vectors: Vectors) -> list[LabelledAnswer]: ...
 
 
 class _Waiting(NamedTuple):

@@ -14,10 +14,11 @@ from weakref import WeakValueDictionary
 import structlog
 
 from pipelines.errors import ArtifactDamaged
+from pipelines.recipes import FamilyName
 from pipelines.students.bases import require_training_stack
 from pipelines.students.causal import CausalConfig, load_config
 from pipelines.students.encoder import Encoder
-from pipelines.students.families import FAMILIES, BaseKind
+from pipelines.students.families import FAMILIES
 from pipelines.students.head import CONFIG_FILE, Classifier, Head, load_head
 from pipelines.types import LabelledAnswer
 from service.gateway.batcher import Batcher
@@ -121,13 +122,12 @@ class Students:
     def load(self, task: str, wanted: LiveStudent, check_labels: "CheckLabels") -> Student:
         """The student, verified byte by byte, in memory. `check_labels` may refuse it before."""
         student = self._artifacts.open("student", wanted.student)
-        # How it is served depends on what it reads with: vectors in batches, or an engine.
-        loaders: Mapping[BaseKind, Load] = {
-            "encoder": self._load_head,
-            "chat_model": self._load_causal,
+        # From vectors in batches with others, or in an engine.
+        loaders: Mapping[FamilyName, Load] = {
+            "head": self._load_head,
+            "causal": self._load_causal,
         }
-        load = loaders[FAMILIES[wanted.family].base_kind]
-        return load(task, wanted, student, check_labels)
+        return loaders[wanted.family](task, wanted, student, check_labels)
 
     def close(self) -> None:
         """End the engines, and load nothing more."""
