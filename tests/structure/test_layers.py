@@ -42,7 +42,7 @@ WINGS: dict[str, tuple[str, ...]] = {
     "topics": (),
     "gateway": ("host", "topics/__init__.py"),
     "operator": ("topics/__init__.py",),
-    "console": ("operator", "host"),
+    "console": ("operator",),
     "learner": ("console", "operator", "host", "topics"),
     "care": (
         "operator",
@@ -51,9 +51,6 @@ WINGS: dict[str, tuple[str, ...]] = {
         "gateway/generations.py",
         "learner/executor.py",
         "learner/teacher.py",
-        "learner/ingest.py",
-        "learner/sampling.py",
-        "learner/relabel.py",
     ),
 }
 # The settings, and those who hand an environment to a child.
