@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ SELECT_COMMITS = "SELECT count FROM commits"
 SET_COMMITS = "UPDATE commits SET count = $count"
 # What a fresh database has by its migrations, or counts by itself.
 MADE_ELSEWHERE = frozenset({"schema_migrations", "commits"})
+FORGOTTEN_SECONDS = 86_400  # a backup that takes longer was killed
 BEGUN_BY_MIGRATIONS = frozenset({"meta"})
 
 
@@ -97,6 +99,7 @@ def freeze(database: Database, folder: DataFolder, min_free_mb: int) -> Frozen:
     Raises `DiskFull` where the copy would take what ingest must have free.
     """
     data = folder.root
+    _remove_forgotten(folder.frozen)
     size = sum(path.stat().st_size for path in data.glob(f"{folder.database.name}*"))
     left = shutil.disk_usage(data).free - size - min_free_mb * 2**20
     if left < 0:
@@ -121,6 +124,13 @@ def freeze(database: Database, folder: DataFolder, min_free_mb: int) -> Frozen:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return Frozen(folder=str(made.resolve()), dump=found, **beside)
+
+
+def _remove_forgotten(copies: Path) -> None:
+    """What backups that were killed have left."""
+    for made in copies.glob("*"):
+        if time.time() - made.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def read_frozen(told: Mapping[str, Any]) -> Frozen:

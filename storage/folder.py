@@ -126,9 +126,14 @@ class DataFolder:
         """Artifacts on their way to a gateway."""
         return self.root / "scratch-fetched"
 
+    @property
+    def frozen(self) -> Path:
+        """Copies of the database, each while a backup is made of it."""
+        return self.root / "scratch-backups"
+
     def new_frozen(self) -> Path:
-        """A copy of the database, while a backup is made of it; whoever asked for it removes it."""
-        return self.root / "scratch-backups" / uuid4().hex
+        """A name that nobody else uses; whoever asked for the copy removes it."""
+        return self.frozen / uuid4().hex
 
     def checkpoints(self, task: str) -> Path:
         """Where interrupted trainings of a task stand."""

@@ -135,7 +135,7 @@ def test_a_backup_never_replaces_anything(desk: Desk, tmp_path: Path) -> None:
         back_up(desk, target)
     assert target.read_bytes() == b"somebody's"
     assert not list(tmp_path.glob(".*partial")), "nothing half done stays"
-    assert not list(DataFolder(desk.folder).new_frozen().parent.glob("*"))
+    assert not list(DataFolder(desk.folder).frozen.glob("*"))
 
 
 def test_gateways_follow_a_restored_state_although_it_is_older(desk: Desk, tmp_path: Path) -> None:
@@ -264,3 +264,11 @@ def test_decisions_and_tables_are_of_one_moment(desk: Desk) -> None:
 def test_a_copy_of_the_database_leaves_what_ingest_needs(desk: Desk) -> None:
     with pytest.raises(DiskFull, match="must stay free"):
         freeze(desk.database, desk.settings.folder, min_free_mb=10**9)
+
+
+def test_copies_that_killed_backups_left_are_removed_and_those_in_use_stay(desk: Desk) -> None:
+    folder = desk.settings.folder
+    left, in_use = (Path(freeze(desk.database, folder, 0).folder) for _ in range(2))
+    os.utime(left, (time.time() - 2 * 86_400,) * 2)
+    freeze(desk.database, folder, 0)
+    assert (left.exists(), in_use.exists()) == (False, True)

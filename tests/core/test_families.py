@@ -19,6 +19,8 @@ from service.sections import TrainerSettings
 from storage.artifacts import ALLOWED_SUFFIXES, KINDS
 
 ROOT = Path(__file__).parents[2]
+# Of transformers, when peft asks a model something; a student is opened in this very process.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 LABELS = ("refund", "delivery")
 TEXTS = [(f"please {label} number {at} soon", label) for at in range(12) for label in LABELS]
 
@@ -41,7 +43,7 @@ def trained(
     scratch.mkdir()
     for file, (path, _) in installed_encoder_files().items():
         (encoder / file).symlink_to(path)
-    base = encoder if not FAMILIES[name].needs_stack else tiny_chat_model().base
+    base = encoder if FAMILIES[name].base_kind == "encoder" else tiny_chat_model().base
     write_training(folder / "dataset", TEXTS)
     work = TrainWork(
         recipe=quickest(name),

@@ -264,6 +264,16 @@ def test_learner_that_was_killed_finds_its_run_failed(shop: Shop) -> None:
     assert shop.children_left() == []
 
 
+def test_a_starting_learner_leaves_what_others_are_writing(shop: Shop) -> None:
+    """A backup copies the database, and a gateway fetches artifacts, while a learner starts."""
+    folder = shop.workshop.settings.folder
+    others = (folder.new_frozen(), folder.fetched / "tmp")
+    for path in others:
+        path.mkdir(parents=True)
+    shop.training.recover()
+    assert all(path.is_dir() for path in others)
+
+
 def test_line_breaks_of_every_kind_train(shop: Shop) -> None:
     """JSON lines end at a line feed; a text may hold Unicode's other breaks."""
     for number, mark in enumerate(("\u2028", "\u2029", "\x85", "\x0b", "\r\n")):
