@@ -1,6 +1,5 @@
 """Ingest and rebuild read a record alike: a topic read twice gives the same rows."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -106,7 +105,7 @@ def write(settings: Any) -> None:
 
 
 @pytest.fixture
-def ingested(settings: Any) -> Iterator[Any]:
+def ingested(settings: Any) -> Any:
     """The settings, once everything that was written is in the database."""
     write(settings)
     keys = open_keys(settings.data_dir)
@@ -129,7 +128,7 @@ def ingested(settings: Any) -> Iterator[Any]:
         while ingest.run_once():
             pass
         ingest.settle()
-    yield settings
+    return settings
 
 
 def held(settings: Any) -> dict[str, list[tuple[Any, ...]]]:
