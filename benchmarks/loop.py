@@ -116,7 +116,7 @@ class Loop:
         for start in range(0, len(self._plan.stream), CHUNK):
             self._send(range(start, min(start + CHUNK, len(self._plan.stream))))
             self._settle(start + CHUNK)
-        self._client.post("tasks", TASK, "train")
+        self._train()
         self._settle(len(self._plan.stream))
         return self.points
 
@@ -140,6 +140,18 @@ class Loop:
             )
             self._writer.send(encode_native(record), key=str(index).encode())
         self._writer.flush(30)
+
+    def _train(self) -> None:
+        """Ask for a training; returns once the job that begins it has."""
+        asked = datetime.fromisoformat(self._client.get("status")["at"])
+        self._client.post("tasks", TASK, "train")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            (job,) = (j for j in self._client.get("status")["jobs"] if j["job"] == "train")
+            if job["last"] and datetime.fromisoformat(job["last"]["started_at"]) > asked:
+                return
+            time.sleep(0.1)
+        raise TimeoutError("no training was begun")
 
     def _settle(self, sent: int) -> None:
         """Until all was read and labelled, nothing trains, and what waits was approved."""
