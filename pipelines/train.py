@@ -2,9 +2,9 @@
 
     python -m pipelines.train SPEC.json
 
-`head` needs no gradients and is fitted in `pipelines.students.fit`. Everything else is tuned here:
-load, announce, data, loop, save. What differs between an encoder and a chat model is in
-`pipelines.students`; the loop does not know which of them it trains.
+What needs no gradients is fitted by its family. Everything else is tuned here: load, announce,
+data, loop, save. What differs between an encoder and a chat model is in `pipelines.students`; the
+loop does not know which of them it trains.
 """
 
 import sys
@@ -22,7 +22,7 @@ from pipelines.recipes import Recipe
 from pipelines.rows import TrainingRow, read_training
 from pipelines.students.bases import require_training_stack
 from pipelines.students.families import Batch, Tuning, family_of
-from pipelines.students.fit import describe, missing_labels, refuse_one_label, train_head
+from pipelines.students.fit import describe, missing_labels, refuse_one_label
 from pipelines.work import Host, TrainWork
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ CURVE_POINTS = 100
 def train(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
     """Train one student into the scratch folder; returns what the manifest should say."""
     if not work.recipe.tunes:
-        return train_head(work, host, channel)
+        fit = family_of(work.recipe).fit
+        if fit is None:
+            raise TrainingFailed(f"{work.recipe.name} tunes nothing: its epochs must be over 0")
+        return fit(work, host, channel)
     require_training_stack()
     try:
         return tune(work, host, channel)

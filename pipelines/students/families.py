@@ -74,9 +74,10 @@ class Family:
     """One way of being a student.
 
     `open` gets the student's folder, its base's, and the tokens that the base reads, where it is
-    an encoder. `tuning` gets the rows to train on and those to calibrate on. `check` reads every
-    number of a student's folder and raises `ArtifactDamaged`. `reads_again` counts the rows that
-    are read once more at the end of a tuning, out of (examples, those to calibrate on).
+    an encoder. `tuning` gets the rows to train on and those to calibrate on. `fit` is the whole
+    training by a recipe that tunes nothing; None: there is none. `check` reads every number of a
+    student's folder and raises `ArtifactDamaged`. `reads_again` counts the rows that are read once
+    more at the end of a tuning, out of (examples, those to calibrate on).
     """
 
     name: FamilyName
@@ -89,6 +90,7 @@ class Family:
     tuning: Callable[[TrainWork, Host, Rows, Rows], Tuning]
     check: Callable[[Path], object]
     reads_again: Callable[[int, float], float]
+    fit: Callable[[TrainWork, Host, Channel], dict[str, Any]] | None = None
     limits: tuple[str, ...] = ()  # for the model card
 
 
@@ -108,6 +110,12 @@ def _tune_encoder(work: TrainWork, host: Host, training: Rows, calibration: Rows
     from pipelines.students.encoder_tuning import EncoderTuning
 
     return EncoderTuning(work, host, training, calibration)
+
+
+def _fit_head(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
+    from pipelines.students.fit import train_head
+
+    return train_head(work, host, channel)
 
 
 def _check_head(folder: Path) -> object:
@@ -147,6 +155,7 @@ FAMILIES: Mapping[FamilyName, Family] = {
             reads_gguf=False,
             open=_open_head,
             tuning=_tune_encoder,
+            fit=_fit_head,
             check=_check_head,
             # All are embedded, whole and as int8.
             reads_again=lambda examples, calibration: 2 * examples,

@@ -122,12 +122,7 @@ class Students:
     def load(self, task: str, wanted: LiveStudent, check_labels: "CheckLabels") -> Student:
         """The student, verified byte by byte, in memory. `check_labels` may refuse it before."""
         student = self._artifacts.open("student", wanted.student)
-        # From vectors in batches with others, or in an engine.
-        loaders: Mapping[FamilyName, Load] = {
-            "head": self._load_head,
-            "causal": self._load_causal,
-        }
-        return loaders[wanted.family](task, wanted, student, check_labels)
+        return LOADERS[wanted.family](self, task, wanted, student, check_labels)
 
     def close(self) -> None:
         """End the engines, and load nothing more."""
@@ -189,7 +184,13 @@ class Students:
 
 
 CheckLabels = Callable[[Sequence[str]], None]
-Load = Callable[[str, LiveStudent, Artifact, CheckLabels], Student]
+Load = Callable[[Students, str, LiveStudent, Artifact, CheckLabels], Student]
+
+# How a gateway holds each family: from vectors in batches with others, or in an engine.
+LOADERS: Mapping[FamilyName, Load] = {
+    "head": Students._load_head,
+    "causal": Students._load_causal,
+}
 
 
 def _check_made_for(task: str, wanted: LiveStudent, made_for: str, made_on: str) -> None:

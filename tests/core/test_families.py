@@ -15,6 +15,7 @@ from pipelines.recipes import RECIPES, FamilyName, Recipe
 from pipelines.students.encoder import installed_encoder_files
 from pipelines.students.families import FAMILIES, family_of
 from pipelines.work import TrainWork
+from service.gateway.students import LOADERS
 from service.sections import TrainerSettings
 from storage.artifacts import ALLOWED_SUFFIXES, KINDS
 
@@ -74,6 +75,7 @@ def test_the_table_and_the_names_are_the_same() -> None:
     assert {family.base_kind for family in FAMILIES.values()} <= set(KINDS)
     assert {recipe.family for recipe in RECIPES.values()} == set(FAMILIES)
     assert family_of(RECIPES["head"]) is FAMILIES["head"]
+    assert set(LOADERS) == set(FAMILIES), "a gateway holds each of them"
 
 
 def test_a_student_answers_with_its_labels_and_a_probability(

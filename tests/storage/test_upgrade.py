@@ -8,12 +8,13 @@ from typing import Any
 import duckdb
 import pytest
 from lived_in import rows, run_flywheel, wait_for
-from operating import LABELS
+from operating import LABELS, TASK, open_desk
 
 from benchmarks.running import running_service
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 from storage.database import Database
 from storage.migrate import MIGRATIONS, migrate
+from storage.versions import versions
 
 FIRST = MIGRATIONS / "001_first.sql"
 STUDENT, REPORT, DATASET, ENCODER = "a" * 64, "b" * 64, "c" * 64, "d" * 64
@@ -158,3 +159,42 @@ def test_the_learner_starts_on_it_and_shows_what_it_held(data: Path, tmp_path: P
 
 def _looked(status: dict[str, Any]) -> dict[str, Any] | None:
     return status if status["tasks"][0]["figures"]["events_total"] else None
+
+
+def test_a_folder_of_the_version_before_is_opened_and_goes_on(tmp_path: Path) -> None:
+    """Versions had no family then, and the manifests of their students name none."""
+    folder = tmp_path / "data"
+    with open_desk(folder) as desk:
+        first, report = desk.candidate()
+        desk.operations.approve(TASK, first.number, report=report, operator="ann")
+        second, its_report = desk.candidate()
+        before = desk.operations.versions(TASK)
+        assert "family" not in desk.artifacts.open("student", first.student).about
+    take_back_the_last_migration(folder / "flywheel.duckdb")
+    live = (folder / "live.json").read_bytes()
+
+    with open_desk(folder) as desk:
+        assert (folder / "live.json").read_bytes() == live
+        assert desk.operations.versions(TASK) == before
+        with desk.database.snapshot() as tx:
+            held = {(one.family, one.base_kind) for one in versions(tx, TASK)}
+        assert held == {("head", "encoder")}
+        desk.operations.approve(TASK, second.number, report=its_report, operator="ann")
+        desk.operations.rollback(TASK, None, operator="ann", reason="only a try")
+        champion = next(v for v in desk.operations.versions(TASK) if v.state == "champion")
+        assert champion.number == first.number
+
+
+def take_back_the_last_migration(database: Path) -> None:
+    """What the version before had: the tables of its migrations, and no others."""
+    last = sorted(path.name for path in MIGRATIONS.glob("*.sql"))[-1]
+    assert last == "004_families.sql"
+    columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() ORDER BY ALL"
+    with duckdb.connect(":memory:") as then, duckdb.connect(str(database)) as now:
+        then.execute("CREATE TABLE schema_migrations (name TEXT PRIMARY KEY)")
+        for path in sorted(MIGRATIONS.glob("*.sql"))[:-1]:
+            then.execute(path.read_text())
+        now.execute("ALTER TABLE students DROP COLUMN family")
+        now.execute("ALTER TABLE students DROP COLUMN base_kind")
+        now.execute("DELETE FROM schema_migrations WHERE name = ?", [last])
+        assert now.execute(columns).fetchall() == then.execute(columns).fetchall()
