@@ -12,10 +12,10 @@ from pipelines.card import CardFacts, model_card
 from pipelines.errors import ArtifactDamaged
 from pipelines.recipes import Recipe
 from pipelines.types import Evaluation, GateReport, StudentVersion
+from pipelines.work import GOLDEN_FILE
 from storage.artifacts import Artifact, Artifacts
 
 REPORT_FILE = "report.json"
-GOLDEN_FILE = "golden.json"
 CARD_FILE = "README.md"
 
 

@@ -16,6 +16,7 @@ import structlog
 
 from pipelines.errors import FlywheelError, TrainingStackMissing
 from pipelines.types import Task
+from pipelines.work import GOLDEN_FILE
 from service.gateway.engines.base import EngineFailed
 from service.gateway.router import MAX_CHARACTERS
 from service.gateway.student import Student, StudentReply
@@ -27,7 +28,6 @@ from storage.live import Live, LiveStudent, LiveTask
 
 log = structlog.get_logger()
 
-GOLDEN_FILE = "golden.json"
 GOLDEN_TOLERANCE = 1e-3
 
 SwapProblem = Literal["artifact", "golden", "labels", "stack", "failed"]
