@@ -66,7 +66,13 @@ def test_exported_adapters_come_with_their_tokenizer(tmp_path: Path, model: Tiny
 
 
 def test_without_the_artifacts_it_says_where_to_export(tmp_path: Path) -> None:
-    told = {"name": "support-v1-ab", "recipe": "head", "student": "a" * 64, "base": "b" * 64}
+    told = {
+        "name": "support-v1-ab",
+        "recipe": "head",
+        "base_kind": "encoder",
+        "student": "a" * 64,
+        "base": "b" * 64,
+    }
     with pytest.raises(Refused, match="export on the host of the learner"):
         export_version(told, CARD, tmp_path / "elsewhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()

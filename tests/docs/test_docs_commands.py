@@ -31,6 +31,8 @@ ELSEWHERE = {
     "make test": "tests/docs/test_docs_commands.py",
     "make core": "tests/deploy/test_setup.py",
     "make setup": "tests/deploy/test_setup.py",
+    "make check": "tests/structure/test_check.py",
+    "make docs": "tests/docs/test_docs.py",  # that what it makes is what is committed
     "make kafka": "tests/rigs/kafka_broker.py",  # the same file of ours
     "make bench": "tests/benchmarks/test_bench_speed.py",
     "make chaos": "tests/faults/test_chaos.py",
