@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -220,12 +220,11 @@ def read_topic(path: Path, count: int) -> float:
     reader = EmbeddedTopicReader(path)
     reader.seek({})
     most = Settings().ingest.max_records
-    try:
+    # Else the figure hangs on how many modules are loaded: that decides on full collections.
+    with closing(reader), _collecting_rarely():
         return _rate(
             lambda: len(reader.poll(max_records=most, timeout_seconds=POLL_SECONDS).records), count
         )
-    finally:
-        reader.close()
 
 
 def fill(writer: TopicWriter, records: Iterable[tuple[bytes, Headers]]) -> None:
