@@ -122,8 +122,8 @@ def pending_samples(
 
     `left`: how many labels each purse still pays for today; None: nobody pays.
     """
-    most: dict[Purse, int] = dict(left) if left else dict.fromkeys(PURSES, limit)
-    values = {"tasks": list(tasks), "limit": limit, **most}
+    values: dict[str, object] = {"tasks": list(tasks), "limit": limit}
+    values.update(left or dict.fromkeys(PURSES, limit))
     rows = tx.execute(SELECT_PENDING, values).fetchall()
     return [
         PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
