@@ -68,7 +68,6 @@ def test_a_certificate_reaches_only_as_low_as_its_evidence_did(floor_share: floa
     found = certify_threshold(confidences.tolist(), right, target=0.97, floor_share=floor_share)
     lowest = float(np.quantile(confidences, floor_share))
     assert found.value == CONFIDENCE_EDGES[confidence_bins([lowest])[0]]
-    assert found.value <= lowest < found.value + 0.05
     assert found.reason.endswith(
         f"No lower threshold is tested where {100 * (1 - floor_share):g} % of the items lie above."
     )
