@@ -1,7 +1,8 @@
 """The cascade threshold as a promise: fixed-sequence testing over the confidence grid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,10 @@ from pipelines.types import Estimate, Threshold
 # no threshold at 308 items, this start 1 in 100. The start depends on no outcome: still valid.
 STARTING_SHARE = 1 / 3
 STARTING_MULTIPLE = 4
+
+# A certificate reaches only as low as its evidence did. No edge is tested once this share of
+# the items, or less, lies below: nobody looked at what traffic may come to bring down there.
+FLOOR_SHARE = 0.05
 
 SWAPS = 9_999
 _SWAPS_AT_ONCE = 250
@@ -50,6 +55,7 @@ def certify_threshold(
     *,
     target: float,
     confidence_level: float = 0.95,
+    floor_share: float = FLOOR_SHARE,
 ) -> Threshold:
     """The loosest threshold at which agreement of at least `target` is certified.
 
@@ -57,6 +63,9 @@ def certify_threshold(
     binomial test, from the first with enough items above it to the first failure. The order
     is fixed by the confidences alone, so no correction for the number of tests is due. Items
     must have been drawn with equal probability (`pipelines.evaluate.thin`).
+
+    No edge lies below the bin that holds the items' quantile `floor_share`, nor at the lower
+    end of a bin without items, nor at 0.
     """
     if len(confidences) != len(correct):
         raise ValueError(f"{len(confidences)} confidences for {len(correct)} outcomes")
@@ -66,8 +75,9 @@ def certify_threshold(
         )
     above, wrong = _counts_above(confidences, correct)
     start = first_step(len(correct), target, confidence_level)
+    enough = (1.0 - floor_share) * len(correct)
     passed: int | None = None
-    for edge in reversed(range(CONFIDENCE_BINS)):
+    for edge in _testable(above, enough):
         if above[edge] < start:
             continue
         tail = binomial_at_most(wrong[edge], above[edge], 1.0 - target)
@@ -77,13 +87,20 @@ def certify_threshold(
             break
         passed = edge
     if passed is None:
+        most = max((above[edge] for edge in _testable(above, enough)), default=0)
+        within = f", {most} of them above the lowest threshold that is tested"
         return _no_threshold(
             target,
             confidence_level,
             f"{_percent(target)} needs {start} items without an error above the threshold; "
-            f"there are {len(correct)} items.",
+            f"there are {len(correct)} items{within if len(correct) >= start else ''}.",
         )
-    return _certified(above[passed], wrong[passed], len(correct), passed, target, confidence_level)
+    found = _certified(above[passed], wrong[passed], len(correct), passed, target, confidence_level)
+    if above[passed] < enough:
+        return found
+    share = _percent(1.0 - floor_share)
+    floor = f" No lower threshold is tested where {share} of the items lie above."
+    return replace(found, reason=found.reason + floor)
 
 
 def coverage_gain_p(
@@ -146,6 +163,16 @@ def _counts_above(
     )
 
 
+def _testable(above: Sequence[int], enough: float) -> Iterator[int]:
+    """Edges from strict to loose that an item holds up, until `enough` items lie above one."""
+    for edge in range(CONFIDENCE_BINS - 1, 0, -1):
+        stricter = above[edge + 1] if edge + 1 < CONFIDENCE_BINS else 0
+        if stricter >= enough:
+            return
+        if above[edge] > stricter:
+            yield edge
+
+
 def _steps(confidences: Sequence[float], correct: Sequence[bool]) -> NDArray[np.float32]:
     """One row an item: at or above each edge, then the same for errors only."""
     bins = confidence_bins(confidences)
@@ -180,12 +207,13 @@ def _certified_counts(
     above: NDArray[np.int64], wrong: NDArray[np.int64], allowed: NDArray[np.int64], start: int
 ) -> NDArray[np.int64]:
     """Items above the certified threshold, for many outcomes at once (one a row)."""
-    strict_first = slice(None, None, -1)
-    limits = allowed[above[:, strict_first]]
-    testable = above[:, strict_first] >= start
-    failed = testable & (wrong[:, strict_first] > limits)
+    strict_first = slice(None, 0, -1)
+    above, wrong, items = above[:, strict_first], wrong[:, strict_first], above[:, :1]
+    stricter = np.pad(above, ((0, 0), (1, 0)))[:, :-1]
+    testable = (above >= start) & (stricter < (1.0 - FLOOR_SHARE) * items)
+    failed = testable & (wrong > allowed[above])
     standing = testable & (np.cumsum(failed, axis=1) == 0)
-    counts: NDArray[np.int64] = (above[:, strict_first] * standing).max(axis=1)
+    counts: NDArray[np.int64] = (above * standing).max(axis=1)
     return counts
 
 
