@@ -123,7 +123,8 @@ def pending_samples(
     `left`: how many labels each purse still pays for today; None: nobody pays.
     """
     values: dict[str, object] = {"tasks": list(tasks), "limit": limit}
-    values.update(left or dict.fromkeys(PURSES, limit))
+    for purse in PURSES:
+        values[purse] = left[purse] if left else limit
     rows = tx.execute(SELECT_PENDING, values).fetchall()
     return [
         PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
