@@ -5,7 +5,7 @@ Nothing here decides. `pipelines.gate` judges what this module counts.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,24 @@ def _thinning_rate(rates: NDArray[np.float64]) -> float:
         else:
             low = middle
     return high
+
+
+def departed_pairs(earlier: Iterable[Evaluation], items: Sequence[HeldOutItem]) -> PairCounts:
+    """Wins and losses of earlier comparisons on items that are not judged now, each once.
+
+    `earlier` are comparisons of the same two students. For the e-process, which bets on every
+    item once and must not forget those that it lost on. Ties are left out: they bet nothing on
+    "better", and without them "not worse" has less evidence, never more.
+    """
+    present = {item.event_id for item in thin(items)}
+    gone = {
+        flip.event_id: flip.negative
+        for evaluation in earlier
+        for flip in evaluation.flips
+        if flip.event_id not in present
+    }
+    losses = sum(gone.values())
+    return PairCounts(wins=len(gone) - losses, losses=losses)
 
 
 def majority_answers(items: Sequence[HeldOutItem], label_counts: Mapping[str, int]) -> Answers:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from simulated_pairs import held_out_items
 
-from pipelines.evaluate import evaluate, majority_answers, thin
+from pipelines.evaluate import departed_pairs, evaluate, majority_answers, thin
 from pipelines.identities import snapshot_hash
-from pipelines.types import Answers, HeldOutItem, PairCounts
+from pipelines.types import Answers, Evaluation, HeldOutItem, PairCounts
 
 
 def say(name: str, labels: str, confidence: float = 0.9) -> Answers:
@@ -47,6 +47,18 @@ def test_flips_list_what_was_right_and_is_wrong_first() -> None:
         ("event-3", False),
     ]
     assert (found.flips[0].before, found.flips[0].after) == ("right", "wrong by new")
+
+
+def test_items_that_left_are_carried_once_with_their_outcome() -> None:
+    items = held_out_items(6)
+
+    def judged(some: slice, new: str, old: str) -> Evaluation:
+        return evaluate(items[some], say("new", new), {"champion": say("old", old)}, target=0.9)
+
+    earlier = [judged(slice(4), "+-+-", "-+-+"), judged(slice(1, 5), "-+-+", "+-++")]
+    assert departed_pairs(earlier, items[2:]) == PairCounts(wins=1, losses=1)
+    assert departed_pairs(earlier, []) == PairCounts(wins=2, losses=2)
+    assert departed_pairs(earlier, items) == PairCounts()
 
 
 def test_slices_start_with_the_worst_and_leave_none_out() -> None:

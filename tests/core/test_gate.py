@@ -211,6 +211,28 @@ def test_looking_again_at_a_better_candidate_promotes_it_in_the_end() -> None:
     assert judge(few, POLICY, SECOND, attempt=1, look=7, departed=gone).promotable
 
 
+def promoted_at_some_look(outcomes: np.ndarray[Any, np.dtype[np.int64]]) -> bool:
+    """Judged from 150 items on, with each fifth more, until it is promotable or surely worse."""
+    end, look = 150.0, 0
+    while end <= outcomes.size:
+        look += 1
+        won, lost, tied = np.bincount(outcomes[: int(end)], minlength=3)
+        pairs = PairCounts(wins=int(won), losses=int(lost), ties=int(tied))
+        figures = evaluation(items=int(end), pairs={CHAMPION: pairs})
+        report = judge(figures, POLICY, SECOND, attempt=1, look=look)
+        if report.promotable or report.verdict == "worse":
+            return report.promotable
+        end *= 1.2
+    return False
+
+
+def test_a_candidate_that_is_found_not_worse_early_is_promoted_once_it_is_shown_better() -> None:
+    """Not looked at again after `non_inferior`, 6 of 100 such candidates would be promoted."""
+    generator = np.random.default_rng(11)
+    lives = [generator.choice(3, size=3_000, p=[0.035, 0.015, 0.95]) for _ in range(50)]
+    assert sum(promoted_at_some_look(outcomes) for outcomes in lives) >= 40
+
+
 def test_all_attempts_together_spend_alpha() -> None:
     assert sum(attempt_alpha(0.05, k) for k in range(1, 100_000)) == pytest.approx(0.05, abs=1e-5)
 
