@@ -135,6 +135,7 @@ def evaluate(
             one.answers.confidences, one.correct, target=target, confidence_level=confidence_level
         )
 
+    threshold = certify(ours)
     return Evaluation(
         snapshot=snapshot_hash(items),
         items=len(kept),
@@ -144,12 +145,12 @@ def evaluate(
         },
         difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
         slices=_slices(kept, ours, champion, alpha),
-        flips=_flips(kept, ours, champion) if champion else (),
+        flips=_flips(kept, ours, champion, threshold.value) if champion else (),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
         ),
-        threshold=certify(ours),
+        threshold=threshold,
         champion_threshold=certify(champion) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
@@ -231,11 +232,14 @@ def _badness(part: Slice) -> tuple[float, float, str]:
     return (difference, part.agreement.high, part.segment)
 
 
-def _flips(items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked) -> tuple[Flip, ...]:
+def _flips(
+    items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked, threshold: float | None
+) -> tuple[Flip, ...]:
     """Negative first, and among them the surest first: those would be served."""
+    sure = ours.answers.confidences
     found = [
         (
-            -ours.answers.confidences[index],
+            -sure[index],
             Flip(
                 event_id=item.event_id,
                 text=item.text,
@@ -243,6 +247,7 @@ def _flips(items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked) -> tu
                 before=champion.answers.labels[index],
                 after=ours.answers.labels[index],
                 negative=champion.correct[index],
+                served=threshold is not None and sure[index] >= threshold,
             ),
         )
         for index, item in enumerate(items)
