@@ -44,7 +44,7 @@ class Case:
     evaluation: Evaluation
     policy: GatePolicy
     facts: GateFacts
-    alpha: float  # alpha_k
+    alpha: float  # what this look may spend
     look: int
     departed: Mapping[str, PairCounts]
 
