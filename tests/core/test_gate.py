@@ -410,6 +410,33 @@ def test_nearest_neighbour_is_shown_and_is_no_bar() -> None:
     assert judge(figures, POLICY, FIRST, turn=ALONE).promotable
 
 
+@pytest.mark.parametrize(
+    ("min_groups", "target", "needed"),
+    [
+        (150, 0.97, 297),
+        (150, 0.90, 150),
+        (150, 0.98, 300),
+        (150, 0.995, 598),
+        (30, 0.90, 87),
+        (400, 0.97, 400),
+    ],
+)
+def test_a_comparison_needs_what_the_target_takes(
+    min_groups: int, target: float, needed: int
+) -> None:
+    good = PairCounts(wins=60, losses=10, ties=needed - 71)
+    policy = GatePolicy(min_groups=min_groups)
+    promised = dataclasses.replace(threshold(), target=target)
+    pairs = {MAJORITY: good, BASE: good}
+    few = evaluation(items=needed - 1, pairs=pairs, threshold=promised)
+    report = judge(few, policy, FIRST, turn=ALONE)
+    assert failed(report) == {"enough_items"}
+    assert named(report, "enough_items").sentence.endswith(f"; {needed} are needed.")
+    pairs = {bar: dataclasses.replace(good, ties=good.ties + 1) for bar in (MAJORITY, BASE)}
+    enough = evaluation(items=needed, pairs=pairs, threshold=promised)
+    assert judge(enough, policy, FIRST, turn=ALONE).promotable
+
+
 # --- Fails closed ---
 
 
