@@ -204,7 +204,7 @@ def _evaluation(facts: CardFacts) -> Iterator[str]:
     )
     yield ""
     found = verdict_in_words(gate.verdict, champion=facts.champion)
-    yield f"Gate: {found}, attempt {gate.attempt} since the last approval."
+    yield f"Gate: {found}, candidate {gate.attempt} of the year."
     yield ""
     for check in gate.checks:
         yield f"- {'passed' if check.passed else '**failed**'}: {_text(check.sentence)}"

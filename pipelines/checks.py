@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.evaluate import BASE, CANDIDATE, CHAMPION, MAJORITY
+from pipelines.statistics.certify import items_needed
 from pipelines.types import Check, Evaluation, PairCounts
+
+STEPS_WANTED = 3  # of the strictest threshold's items: room for a mistake or two among them
+MOST_FOR_STEPS = 300  # so that an ambitious target does not ask for a thousand items first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class Case:
     evaluation: Evaluation
     policy: GatePolicy
     facts: GateFacts
-    alpha: float  # alpha_k
+    alpha: float  # what this look may spend
     look: int
     departed: Mapping[str, PairCounts]
 
@@ -65,6 +69,28 @@ def conclusion(
 
 
 # --- May this evaluation be judged at all? ---
+
+
+def groups_needed(min_groups: int, target: float) -> int:
+    """How many held-out groups a comparison needs, a first student's too.
+
+    At least `min_groups`, and three times the items that the strictest threshold of `target`
+    takes (`certify.items_needed`), of which 300 at most are asked for; never less than it takes
+    once. With fewer, a student that is good enough would rarely be certified, and what is
+    certified would too often be luck.
+    """
+    step = items_needed(target)
+    return max(min_groups, step, min(STEPS_WANTED * step, MOST_FOR_STEPS))
+
+
+def why_that_many(min_groups: int, target: float) -> str:
+    """The reason for `groups_needed`, after "because"."""
+    if groups_needed(min_groups, target) == min_groups:
+        return f"gate.min_groups is {min_groups}"
+    return (
+        f"it takes {items_needed(target)} items without an error to certify a target of "
+        f"{100 * target:g} % at all, and more leave room for one"
+    )
 
 
 def policy_makes_sense(policy: GatePolicy) -> Check:
@@ -126,7 +152,8 @@ def _untouched(case: Case) -> Check:
 
 
 def _enough(case: Case) -> Check:
-    items, needed = case.evaluation.items, case.policy.min_groups
+    items = case.evaluation.items
+    needed = groups_needed(case.policy.min_groups, case.evaluation.threshold.target)
     sentence = (
         f"{items} distinct held-out groups; {needed} are needed."
         if items < needed

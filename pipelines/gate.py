@@ -1,9 +1,11 @@
 """The promotion gate: an evaluation in, a `GateReport` out. It fails closed.
 
-What is claimed, over all candidates judged since the last approval, with alpha = .05:
-a candidate worse than the champion by `delta` or more passes with probability at most alpha;
-so does a candidate that is neither better nor covers more. Candidate k may spend
-alpha_k = 6 alpha / (pi^2 k^2), divided among the ways to pass (the shares below).
+A candidate is promoted falsely if it is worse than the champion by `delta` or more, or neither
+better nor covers more. Of the candidates of a task that were first compared within one calendar
+year, with alpha = .05: where none is truly better, the chance that any is promoted falsely is at
+most alpha. Where some are, the expected share of false ones among the promoted is at most alpha.
+What a candidate may spend of a year's alpha: `pipelines.statistics.spending`; how it is divided
+among the ways to pass: the shares below.
 """
 
 import math
@@ -32,22 +34,18 @@ from pipelines.statistics.intervals import (
     sign_test,
 )
 from pipelines.statistics.sequences import pair_e_value
+from pipelines.statistics.spending import Turn, level
 from pipelines.types import Check, Evaluation, GateReport, PairCounts, Verdict
 
-__all__ = ["GateFacts", "GatePolicy", "attempt_alpha", "compared", "judge"]
+__all__ = ["GateFacts", "GatePolicy", "Turn", "compared", "judge"]
 
-# How alpha_k is divided. A candidate's first look uses tests of fixed size, which need about
+# How a candidate's part is divided. Its first look uses tests of fixed size, which need about
 # half the items; every later look at the same candidate uses the e-process, which may be
 # looked at for ever and so costs nothing more.
 BETTER_SHARE = 0.6
 COVERAGE_SHARE = 0.2
 LATER_LOOKS_SHARE = 0.2
 FIRST_LOOK_SHARE = BETTER_SHARE + COVERAGE_SHARE
-
-
-def attempt_alpha(alpha: float, attempt: int) -> float:
-    """What the k-th candidate since the last approval may spend; all together spend alpha."""
-    return 6.0 * alpha / (math.pi**2 * attempt**2)
 
 
 def compared(report: GateReport) -> bool:
@@ -61,53 +59,48 @@ def judge(
     policy: GatePolicy,
     facts: GateFacts,
     *,
-    attempt: int,
-    look: int = 1,
+    turn: Turn,
     departed: Mapping[str, PairCounts] | None = None,
 ) -> GateReport:
-    """Judge one candidate.
+    """Judge one candidate, whose `turn` it is in the sequence of comparisons.
 
-    `attempt` counts the candidates since the last approval, from 1. `look` counts the
-    comparisons of this very candidate, from 1: when the evidence was insufficient and items
-    were added, judge it again with look 2, 3, ... and the same attempt. A judgement that did
-    not get as far as comparing (see `compared`) counts as neither. Items that it met and
-    that have left the window since are passed as `departed`, by rival. A promotable report
-    stands; it is not looked at again.
+    When items were added it is judged again with the next look, and the same share. A
+    judgement that did not get as far as comparing (see `compared`) counts as neither attempt
+    nor look. Items that it met and that have left the window since are passed as `departed`,
+    by rival. A promotable report stands; it is not looked at again. Whatever goes wrong, the
+    answer is a report that is not promotable.
     """
     alpha = 0.0
     try:
-        if attempt < 1 or look < 1:
-            raise ValueError(f"attempt {attempt} and look {look} count from 1")
-        alpha = attempt_alpha(policy.alpha, attempt)
-        return _judge(evaluation, policy, facts, attempt, alpha, look, departed or {})
-    except Exception as error:  # whatever goes wrong, the answer is no
+        alpha = level(policy.alpha, turn)
+        return _judge(evaluation, policy, facts, turn, alpha, departed or {})
+    except Exception as error:
         sentence = f"The candidate could not be judged: {error}."
-        return _report([conclusion("judgement", False, None, None, sentence)], attempt, alpha)
+        return _report([conclusion("judgement", False, None, None, sentence)], turn, alpha)
 
 
 def _judge(
     evaluation: Evaluation | None,
     policy: GatePolicy,
     facts: GateFacts,
-    attempt: int,
+    turn: Turn,
     alpha: float,
-    look: int,
     departed: Mapping[str, PairCounts],
 ) -> GateReport:
     if evaluation is None:
         sentence = "There is no evaluation of this candidate."
-        return _report([conclusion("evaluation", False, None, None, sentence)], attempt, alpha)
+        return _report([conclusion("evaluation", False, None, None, sentence)], turn, alpha)
     case = Case(
         evaluation=evaluation,
         policy=policy,
         facts=facts,
         alpha=alpha,
-        look=look,
+        look=turn.look,
         departed=departed,
     )
     evidence = [policy_makes_sense(policy), *evidence_checks(case)]
     if not all(check.passed for check in evidence):
-        return _report(evidence, attempt, alpha)
+        return _report(evidence, turn, alpha)
     if facts.has_champion:
         comparison, verdict = _against_champion(case)
     else:
@@ -115,13 +108,13 @@ def _judge(
     if SIBLING in evaluation.pairs:
         comparison.append(_beats(case, SIBLING, "the task's own recipe on the same labels"))
     kept = [calibration(case), *limits(case)]
-    return _report([*evidence, *comparison, *kept], attempt, alpha, verdict)
+    return _report([*evidence, *comparison, *kept], turn, alpha, verdict)
 
 
 def _report(
-    checks: list[Check], attempt: int, alpha: float, verdict: Verdict = "insufficient_evidence"
+    checks: list[Check], turn: Turn, alpha: float, verdict: Verdict = "insufficient_evidence"
 ) -> GateReport:
-    return GateReport(verdict=verdict, checks=tuple(checks), attempt=attempt, alpha=alpha)
+    return GateReport(verdict=verdict, checks=tuple(checks), attempt=turn.attempt, alpha=alpha)
 
 
 # --- Against the champion ---

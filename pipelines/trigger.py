@@ -9,7 +9,7 @@ class TriggerPolicy:
     """When a retrain starts without waiting for its schedule."""
 
     min_labels: int = 200  # for a first student
-    min_groups: int = 150  # held-out groups for a first student; fewer cannot pass the gate
+    min_groups: int = 150  # held-out groups for a first student: `pipelines.checks.groups_needed`
     growth: float = 2.0  # labels now / labels at the last training
     min_new_labels: int = 50  # whatever the growth, and for a drop or an alarm to count
     coverage_drop: float = 0.05  # trusted coverage below the certified one by this much

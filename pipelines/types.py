@@ -340,8 +340,8 @@ class GateReport:
 
     verdict: Verdict
     checks: tuple[Check, ...]
-    attempt: int  # k, counted since the last approval
-    alpha: float  # what this attempt may spend
+    attempt: int  # the how-manieth candidate that was compared in its calendar year
+    alpha: float  # what this look at it may spend of the year's alpha
 
     @property
     def promotable(self) -> bool:

@@ -67,7 +67,7 @@ def report_lines(detail: Data) -> Iterator[str]:
     )
     yield ""
     found = verdict_in_words(gate["verdict"], champion=report["champion"])
-    yield f"Gate: {found} (attempt {gate['attempt']})"
+    yield f"Gate: {found} (candidate {gate['attempt']} of the year)"
     for check in gate["checks"]:
         yield f"  {'passed' if check['passed'] else 'FAILED'}  {check['sentence']}"
     yield ""

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipelines.statistics.spending import Turn, shares
 from pipelines.types import Verdict
 from storage.database import Cursor, first_row, from_db_time, to_db_time
 
@@ -50,21 +51,14 @@ SELECT_RECENT_EVALUATIONS = (
 ORDER BY evaluated_at DESC LIMIT $limit"""
 )
 
-# Candidates judged since the last approval, in the order of their first judgement.
-SELECT_JUDGED = """
-SELECT digest, count(*) FROM evaluations
-WHERE task = $task AND compared AND evaluated_at > coalesce(
-    (SELECT max(decided_at) FROM decisions WHERE task = $task AND action = 'approve'),
-    TIMESTAMP '0001-01-01')
-GROUP BY digest ORDER BY min(evaluated_at), digest
+# Each candidate with each champion that it was compared with, in the order of the first look.
+SELECT_COMPARISONS = """
+SELECT digest, champion, min(evaluated_at), count(*), coalesce(bool_or(report IN (
+    SELECT report FROM decisions
+    WHERE task = $task AND action = 'approve' AND report IS NOT NULL)), false)
+FROM evaluations WHERE task = $task AND compared
+GROUP BY digest, champion ORDER BY min(evaluated_at), digest
 """
-
-
-class GateTurn(NamedTuple):
-    """The how-manieth candidate since the last approval, and the how-manieth look at it."""
-
-    attempt: int
-    look: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +144,24 @@ def _evaluation(row: tuple[Any, ...]) -> StoredEvaluation:
     return StoredEvaluation(**found, evaluated_at=from_db_time(evaluated_at))
 
 
-def gate_turn(tx: Cursor, task: str, digest: str) -> GateTurn:
-    """The turn of a candidate that is about to be judged."""
-    rows = tx.execute(SELECT_JUDGED, {"task": task}).fetchall()
-    judged = [row[0] for row in rows]
-    if digest in judged:
-        return GateTurn(
-            attempt=judged.index(digest) + 1, look=int(rows[judged.index(digest)][1]) + 1
-        )
-    return GateTurn(attempt=len(judged) + 1, look=1)
+def gate_turn(tx: Cursor, task: str, digest: str, champion: str | None, now: datetime) -> Turn:
+    """The turn of a candidate that is about to be judged against the champion.
+
+    Against another champion it is another comparison: it has a share of its own.
+    """
+    rows = tx.execute(SELECT_COMPARISONS, {"task": task}).fetchall()
+    known = [(row[0], row[1]) for row in rows]
+    begun = [from_db_time(row[2]) for row in rows]
+    if (digest, champion) in known:
+        at = known.index((digest, champion))
+        looks = int(rows[at][3])
+    else:
+        at, looks = len(rows), 0
+        begun.append(now)
+    of_year = [index for index, moment in enumerate(begun) if moment.year == begun[at].year]
+    return Turn(
+        attempt=1 + of_year.index(at),
+        look=1 + looks,
+        share=shares(begun)[at],
+        promotions=sum(rows[index][4] for index in of_year if index < len(rows)),
+    )

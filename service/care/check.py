@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from pipelines.checks import groups_needed, why_that_many
 from service.care.recipe_needs import needs_of
 from service.sections import is_loopback
 from service.settings import Settings
@@ -37,6 +38,16 @@ def masked(settings: Settings) -> dict[str, Any]:
 def lines(settings: Settings) -> Iterator[str]:
     """The masked settings as lines of TOML."""
     yield from _table("", masked(settings))
+
+
+def notes(settings: Settings) -> Iterator[str]:
+    """What is not wrong and good to know: what each task's first student waits for."""
+    for name, task in settings.tasks.items():
+        asked = settings.gate.min_groups, task.target
+        yield (
+            f"task {name}: a first student needs {groups_needed(*asked)} held-out prompts, "
+            f"because {why_that_many(*asked)}"
+        )
 
 
 def find_problems(settings: Settings) -> list[Problem]:

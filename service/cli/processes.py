@@ -117,18 +117,22 @@ def check(as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from service.care.check import find_problems, lines, masked
+    from service.care.check import find_problems, lines, masked, notes
 
     settings = chosen.settings()
     problems = find_problems(settings)
     if as_json:
         found = [asdict(problem) for problem in problems]
-        print_json({"settings": masked(settings), "problems": found})
+        print_json(
+            {"settings": masked(settings), "problems": found, "notes": list(notes(settings))}
+        )
     else:
         for line in lines(settings):
             print(line)
         for problem in problems:
             print(f"{problem.level}: {problem.setting} {problem.sentence}", file=sys.stderr)
+        for note in notes(settings):
+            print(f"note: {note}", file=sys.stderr)
         if not problems:
             print("Nothing is missing.", file=sys.stderr)
     if any(problem.level == "error" for problem in problems):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
+from pipelines.checks import groups_needed
 from pipelines.statistics.coverage import coverage_drop
 from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
 from pipelines.types import StudentVersion
@@ -37,7 +38,9 @@ class Trigger:
             state,
             TriggerPolicy(
                 min_labels=trigger.min_labels,
-                min_groups=self._settings.gate.min_groups,
+                min_groups=groups_needed(
+                    self._settings.gate.min_groups, self._settings.tasks[task].target
+                ),
                 growth=trigger.growth,
                 min_new_labels=trigger.min_new_labels,
                 coverage_drop=trigger.coverage_drop,

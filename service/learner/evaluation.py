@@ -13,7 +13,7 @@ import structlog
 from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import CHAMPION, departed_pairs, evaluate, thin
-from pipelines.gate import GateFacts, GatePolicy, compared, judge
+from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import held_out_row, read_training
 from pipelines.types import (
@@ -38,7 +38,6 @@ from storage.database import Cursor
 from storage.decisions import chain
 from storage.decisions import champion as champion_of
 from storage.evaluations import (
-    GateTurn,
     StoredEvaluation,
     add_evaluation,
     evaluations_of,
@@ -118,7 +117,7 @@ class Evaluating:
         with shop.database.snapshot() as tx:
             digest = champion_of(tx, version.task)
             champion = version_by_digest(tx, version.task, digest) if digest else None
-            turn = gate_turn(tx, version.task, version.student)
+            turn = gate_turn(tx, version.task, version.student, digest, shop.now())
             sibling = self._challenged(tx, version)
         scratch = shop.scratch()
         try:
@@ -264,7 +263,7 @@ class Evaluating:
         )
 
     def _gate(
-        self, evaluation: Evaluation, turn: GateTurn, facts: GateFacts, departed: PairCounts
+        self, evaluation: Evaluation, turn: Turn, facts: GateFacts, departed: PairCounts
     ) -> GateReport:
         gate = self._shop.settings.gate
         policy = GatePolicy(
@@ -279,8 +278,7 @@ class Evaluating:
             evaluation,
             policy,
             facts,
-            attempt=turn.attempt,
-            look=turn.look,
+            turn=turn,
             departed={CHAMPION: departed},
         )
 

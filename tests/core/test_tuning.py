@@ -224,7 +224,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_reason(tmp_path: Path) -> 
 
 @pytest.fixture
 def challenged(tmp_path: Path) -> Iterator[Shop]:
-    task = {"challenger": "encoder-lora", "challenger_time": "2s"}
+    task = {"challenger": "encoder-lora", "challenger_time": "2s", "target": 0.7}
     with open_shop(tmp_path, task=task, gate={"min_groups": 30}) as shop:
         shop.fill()
         yield shop

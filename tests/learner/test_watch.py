@@ -200,16 +200,18 @@ def test_without_a_champion_there_is_no_quality_to_show(rig: Rig) -> None:
 
 
 def test_a_first_training_starts_when_there_are_labels_and_evidence(tmp_path: Path) -> None:
-    with open_rig(tmp_path, trigger={"min_labels": 40}, gate={"min_groups": 30}) as rig:
+    with open_rig(
+        tmp_path, trigger={"min_labels": 40}, gate={"min_groups": 30}, task={"target": 0.9}
+    ) as rig:
         desk = Desk(rig, champion=False)
         for number in range(40):
             rig.sample(f"t{number}")
             rig.label(f"t{number}", "refund")
         result = desk.watch.run()
         assert desk.started == []
-        assert "held-out groups" in result.detail
+        assert "needs 87 held-out groups" in result.detail, "at 90 % three times 29"
 
-        for number in range(30):
+        for number in range(87):
             rig.sample(f"h{number}", side=Side.HELD_OUT, draws=Draws(held_out=1.0))
             rig.label(f"h{number}", "refund")
         desk.watch.run()

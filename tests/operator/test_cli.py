@@ -161,6 +161,8 @@ labels = ["refund", "delivery"]
     assert 'sasl_plain_username = "flywheel"' in ended.out
     assert "[tasks.support]" in ended.out
     assert "warning: teacher.price_per_million_in" in ended.err
+    assert "note: task support: a first student needs 297 held-out prompts, because" in ended.err
+    assert "99 items without an error to certify a target of 97 %" in ended.err
 
     as_json = flywheel("--config", str(config), "check", "--json")
     assert "very-secret" not in as_json.out

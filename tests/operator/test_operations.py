@@ -1,13 +1,15 @@
 """What an operator may do: only what was evaluated, gated, looked at and verified is served."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from operating import START, TASK, Desk, open_desk
 
 from pipelines.errors import ArtifactDamaged, BrokerUnavailable, Refused
+from pipelines.statistics.spending import CAPACITY, FRACTION, YEAR, Turn
 from service.sections import TeacherSettings
 from storage.evaluations import gate_turn
 from storage.runs import fail_running_runs, runs, start_run
@@ -236,15 +238,32 @@ def test_publishing_twice_changes_nothing(desk: Desk) -> None:
     assert desk.live_path.read_bytes() == content
 
 
-def test_candidates_are_counted_from_the_last_approval(desk: Desk) -> None:
-    desk.candidate()
+def test_candidates_are_counted_over_the_year_with_those_that_were_promoted(desk: Desk) -> None:
+    first, _ = desk.candidate()
     version, report = desk.candidate()
-    with desk.database.snapshot() as tx:
-        assert gate_turn(tx, TASK, version.student) == (2, 2)
-        assert gate_turn(tx, TASK, "another") == (3, 1)
+    later = START + timedelta(days=90)
+
+    def turn(student: str, champion: str | None = None, now: datetime = later) -> Turn:
+        with desk.database.snapshot() as tx:
+            return gate_turn(tx, TASK, student, champion, now)
+
+    again = turn(version.student)
+    assert (again.attempt, again.look, again.promotions) == (2, 2, 0)
+    assert again == turn(version.student, now=later + YEAR), "a later look keeps its share"
+    assert (turn("another").attempt, turn("another").look) == (3, 1)
+    soon = turn("another", now=START + timedelta(hours=1))
+    assert again.share > soon.share, "each has less than the one before"
+    assert turn("another").share > soon.share, "but the allowance comes back"
+
     desk.operations.approve(TASK, 2, report=report, operator="ada")
-    with desk.database.snapshot() as tx:
-        assert gate_turn(tx, TASK, "another") == (1, 1)
+    served = version.student
+    assert turn("another", served) == replace(turn("another"), promotions=1)
+    assert turn(first.student, served).look == 1, (
+        "against another champion it is another comparison"
+    )
+    assert turn("another", served, later + YEAR) == Turn(
+        attempt=1, look=1, share=FRACTION * CAPACITY, promotions=0
+    )
 
 
 def test_a_student_keeps_its_number_and_a_number_its_student(desk: Desk) -> None:

@@ -233,7 +233,7 @@ class Desk:
         now = self.clock()
         with self.database.transaction() as tx:
             before = champion(tx, TASK)
-            attempt = gate_turn(tx, TASK, version.student).attempt
+            attempt = gate_turn(tx, TASK, version.student, before, now).attempt
             known = version_by_digest(tx, TASK, before) if before else None
         report = make_report(
             version,

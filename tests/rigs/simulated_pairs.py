@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluate import CANDIDATE, CHAMPION
-from pipelines.gate import GateFacts, GatePolicy, judge
+from pipelines.gate import GateFacts, GatePolicy, Turn, judge
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, wilson_share
@@ -81,7 +81,7 @@ def promoted(
     policy: GatePolicy,
     facts: GateFacts,
     *,
-    attempt: int,
+    turn: Turn,
     seed: int,
     target: float = 0.9,
 ) -> bool:
@@ -91,11 +91,11 @@ def promoted(
     worse and yet not better: asked first without them, the gate gives the same answer sooner.
     """
     figures = counts_only(candidate, champion, policy, target=target, seed=seed)
-    report = judge(figures, policy, facts, attempt=attempt)
+    report = judge(figures, policy, facts, turn=turn)
     if report.verdict != "non_inferior":
         return report.promotable
     figures = with_thresholds(figures, candidate, champion, target=target, seed=seed)
-    return judge(figures, policy, facts, attempt=attempt).promotable
+    return judge(figures, policy, facts, turn=turn).promotable
 
 
 def counts_only(
