@@ -5,7 +5,7 @@ Nothing here decides. `pipelines.gate` judges what this module counts.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,24 @@ def _thinning_rate(rates: NDArray[np.float64]) -> float:
     return high
 
 
+def departed_pairs(earlier: Iterable[Evaluation], items: Sequence[HeldOutItem]) -> PairCounts:
+    """Wins and losses of earlier comparisons on items that are not judged now, each once.
+
+    `earlier` are comparisons of the same two students. For the e-process, which bets on every
+    item once and must not forget those that it lost on. Ties are left out: they bet nothing on
+    "better", and without them "not worse" has less evidence, never more.
+    """
+    present = {item.event_id for item in thin(items)}
+    gone = {
+        flip.event_id: flip.negative
+        for evaluation in earlier
+        for flip in evaluation.flips
+        if flip.event_id not in present
+    }
+    losses = sum(gone.values())
+    return PairCounts(wins=len(gone) - losses, losses=losses)
+
+
 def majority_answers(items: Sequence[HeldOutItem], label_counts: Mapping[str, int]) -> Answers:
     """The most frequent label of the training set, given to every item."""
     if not label_counts:
@@ -117,6 +135,7 @@ def evaluate(
             one.answers.confidences, one.correct, target=target, confidence_level=confidence_level
         )
 
+    threshold = certify(ours)
     return Evaluation(
         snapshot=snapshot_hash(items),
         items=len(kept),
@@ -126,12 +145,12 @@ def evaluate(
         },
         difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
         slices=_slices(kept, ours, champion, alpha),
-        flips=_flips(kept, ours, champion) if champion else (),
+        flips=_flips(kept, ours, champion, threshold.value) if champion else (),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
         ),
-        threshold=certify(ours),
+        threshold=threshold,
         champion_threshold=certify(champion) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
@@ -213,11 +232,14 @@ def _badness(part: Slice) -> tuple[float, float, str]:
     return (difference, part.agreement.high, part.segment)
 
 
-def _flips(items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked) -> tuple[Flip, ...]:
+def _flips(
+    items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked, threshold: float | None
+) -> tuple[Flip, ...]:
     """Negative first, and among them the surest first: those would be served."""
+    sure = ours.answers.confidences
     found = [
         (
-            -ours.answers.confidences[index],
+            -sure[index],
             Flip(
                 event_id=item.event_id,
                 text=item.text,
@@ -225,6 +247,7 @@ def _flips(items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked) -> tu
                 before=champion.answers.labels[index],
                 after=ours.answers.labels[index],
                 negative=champion.correct[index],
+                served=threshold is not None and sure[index] >= threshold,
             ),
         )
         for index, item in enumerate(items)

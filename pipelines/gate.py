@@ -246,17 +246,24 @@ def _segments(case: Case) -> Check:
 
 
 def _negative_flips(case: Case) -> Check:
-    """Fails when the rate is surely above the budget: an honest 2.5 % must not fail by chance."""
+    """Fails when the rate is surely above the budget: an honest 2.5 % must not fail by chance.
+
+    Only answers that would be served count, those at or above the certified threshold: below
+    it the teacher answers. A cap on all of them would stop true gains the surer, the more
+    evidence there is.
+    """
     pairs, budget = case.evaluation.pairs[CHAMPION], case.policy.max_negative_flips
-    rate = pairs.losses / pairs.total
-    low = exact_low(pairs.losses, pairs.total, case.policy.alpha)
+    served = sum(flip.negative and flip.served for flip in case.evaluation.flips)
+    low = exact_low(served, pairs.total, case.policy.alpha)
     return conclusion(
         "negative_flips",
         low <= budget,
         low,
         budget,
-        f"{pairs.losses} of {pairs.total} items ({percent(rate)}) were right and are wrong now: "
-        f"surely at least {percent(low)}, and {percent(budget)} are accepted.",
+        f"{pairs.losses} of {pairs.total} items ({percent(pairs.losses / pairs.total)}) were right "
+        f"and are wrong now, {served} of them ({percent(served / pairs.total)}) so surely that "
+        f"they would be served: at least {percent(low)} beyond chance, and {percent(budget)} are "
+        f"accepted.",
     )
 
 

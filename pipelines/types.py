@@ -279,6 +279,8 @@ class Flip:
     before: str
     after: str
     negative: bool  # was right, is wrong
+    # The new answer is at or above its student's certified threshold; unknown in old reports.
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

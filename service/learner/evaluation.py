@@ -12,11 +12,18 @@ import structlog
 
 from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
-from pipelines.evaluate import evaluate, thin
+from pipelines.evaluate import CHAMPION, departed_pairs, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import held_out_row, read_training
-from pipelines.types import Answers, Evaluation, GateReport, HeldOutItem, StudentVersion
+from pipelines.types import (
+    Answers,
+    Evaluation,
+    GateReport,
+    HeldOutItem,
+    PairCounts,
+    StudentVersion,
+)
 from pipelines.work import (
     ANSWERS_FILE,
     GOLDEN_FILE,
@@ -34,17 +41,19 @@ from storage.evaluations import (
     GateTurn,
     StoredEvaluation,
     add_evaluation,
+    evaluations_of,
     gate_turn,
     latest_evaluation,
 )
 from storage.failpoints import passing
-from storage.reports import Golden, Report, write_card, write_report
+from storage.reports import Golden, Report, read_report, write_card, write_report
 from storage.ticks import JobResult
 from storage.versions import version_by_digest, versions, versions_by_content
 
 log = structlog.get_logger()
 
-# A candidate that lacked evidence is judged again when the held-out set has grown this much.
+# A candidate that is not promotable and not worse is judged again when the held-out set has
+# grown this much: what is not shown to be better yet may be shown later.
 LOOK_AGAIN_GROWTH = 1.2
 MORE_EVIDENCE = "there are more held-out items"
 
@@ -99,7 +108,7 @@ class Evaluating:
             return "not judged yet"
         if last.champion != decided.champion:
             return "the champion has changed"
-        if last.promotable or last.verdict != "insufficient_evidence":
+        if last.promotable or last.verdict == "worse":
             return None
         return MORE_EVIDENCE
 
@@ -115,7 +124,12 @@ class Evaluating:
         try:
             answers, golden, facts = self._answer(version, champion, sibling, items, scratch)
             evaluation = self._evaluate(version, items, answers)
-            gate = self._gate(evaluation, turn, self._facts(version, champion, items, facts))
+            gate = self._gate(
+                evaluation,
+                turn,
+                self._facts(version, champion, items, facts),
+                self._departed(version, digest, items),
+            )
             report = self._report(version, champion, evaluation, gate, facts)
             self._publish(version, report, golden, scratch)
         finally:
@@ -232,7 +246,26 @@ class Evaluating:
             size_mb=self._size(version) / 1e6,
         )
 
-    def _gate(self, evaluation: Evaluation, turn: GateTurn, facts: GateFacts) -> GateReport:
+    def _departed(
+        self, version: StudentVersion, champion: str | None, items: Sequence[HeldOutItem]
+    ) -> PairCounts:
+        """What earlier comparisons with this champion found on items that are not here now."""
+        with self._shop.database.snapshot() as tx:
+            past = evaluations_of(tx, version.task, version.student)
+        return departed_pairs(
+            (
+                read_report(self._shop.artifacts, one.report).evaluation
+                for one in past
+                if one.compared
+                and one.champion == champion
+                and self._shop.artifacts.exists("report", one.report)  # else pruned long ago
+            ),
+            items,
+        )
+
+    def _gate(
+        self, evaluation: Evaluation, turn: GateTurn, facts: GateFacts, departed: PairCounts
+    ) -> GateReport:
         gate = self._shop.settings.gate
         policy = GatePolicy(
             alpha=gate.alpha,
@@ -242,7 +275,14 @@ class Evaluating:
             max_negative_flips=gate.max_negative_flips,
             max_calibration_error=gate.max_calibration_error,
         )
-        return judge(evaluation, policy, facts, attempt=turn.attempt, look=turn.look)
+        return judge(
+            evaluation,
+            policy,
+            facts,
+            attempt=turn.attempt,
+            look=turn.look,
+            departed={CHAMPION: departed},
+        )
 
     def _report(
         self,

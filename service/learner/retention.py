@@ -12,7 +12,7 @@ from storage.datasets import latest_dataset
 from storage.dead_letters import delete_dead_letters
 from storage.decisions import chain
 from storage.estimates import delete_estimates_before
-from storage.evaluations import latest_evaluations
+from storage.evaluations import evaluations_of
 from storage.leases import delete_leases_before
 from storage.runs import runs
 from storage.samples import delete_labelled, expire_unlabelled
@@ -122,9 +122,6 @@ class Retention:
             students |= {one.student for one in kept}
             datasets |= {one.dataset for one in kept}
             bases |= {one.base for one in kept}
-            reports |= {
-                one.report
-                for digest, one in latest_evaluations(tx, task).items()
-                if digest in students
-            }
+            # The earlier ones too: a later look at a version counts the items that they judged.
+            reports |= {one.report for it in kept for one in evaluations_of(tx, task, it.student)}
         return students, datasets, reports, bases

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from simulated_pairs import held_out_items
 
-from pipelines.evaluate import evaluate, majority_answers, thin
+from pipelines.evaluate import departed_pairs, evaluate, majority_answers, thin
 from pipelines.identities import snapshot_hash
-from pipelines.types import Answers, HeldOutItem, PairCounts
+from pipelines.types import Answers, Evaluation, HeldOutItem, PairCounts
 
 
 def say(name: str, labels: str, confidence: float = 0.9) -> Answers:
@@ -47,6 +47,45 @@ def test_flips_list_what_was_right_and_is_wrong_first() -> None:
         ("event-3", False),
     ]
     assert (found.flips[0].before, found.flips[0].after) == ("right", "wrong by new")
+
+
+def test_a_flip_is_served_at_or_above_the_certified_threshold() -> None:
+    items = held_out_items(400)
+    wrong = {0: 0.99, **dict.fromkeys(range(1, 61), 0.4)}  # and the confidence with which
+    candidate = Answers(
+        name="new",
+        labels=tuple("wrong" if n in wrong else "right" for n in range(400)),
+        confidences=tuple(wrong.get(n, 0.99) for n in range(400)),
+    )
+    found = evaluate(items, candidate, {"champion": say("old", "+" * 399 + "-")}, target=0.9)
+    assert found.threshold.value is not None
+    assert 0.4 < found.threshold.value <= 0.99
+    served = {flip.event_id: flip.negative for flip in found.flips if flip.served}
+    assert served == {"event-0": True, "event-399": False}
+    assert len(found.flips) == 62
+
+
+def test_no_flip_is_served_where_nothing_is_certified() -> None:
+    found = evaluate(
+        held_out_items(20),
+        say("new", "-" + "+" * 19),
+        {"champion": say("old", "+" * 20)},
+        target=0.9,
+    )
+    assert found.threshold.value is None
+    assert [flip.served for flip in found.flips] == [False]
+
+
+def test_items_that_left_are_carried_once_with_their_outcome() -> None:
+    items = held_out_items(6)
+
+    def judged(some: slice, new: str, old: str) -> Evaluation:
+        return evaluate(items[some], say("new", new), {"champion": say("old", old)}, target=0.9)
+
+    earlier = [judged(slice(4), "+-+-", "-+-+"), judged(slice(1, 5), "-+-+", "+-++")]
+    assert departed_pairs(earlier, items[2:]) == PairCounts(wins=1, losses=1)
+    assert departed_pairs(earlier, []) == PairCounts(wins=2, losses=2)
+    assert departed_pairs(earlier, items) == PairCounts()
 
 
 def test_slices_start_with_the_worst_and_leave_none_out() -> None:
