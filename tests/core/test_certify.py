@@ -6,14 +6,14 @@ from scipy import stats
 
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import (
-    _allowed_by_count,
+    _allowed_by_parts,
     _certified_counts,
     _steps,
     _sums,
     certify_threshold,
     coverage_gain_p,
     errors_allowed,
-    first_step,
+    first_steps,
     items_needed,
 )
 from pipelines.statistics.coverage import CONFIDENCE_EDGES, confidence_bins
@@ -137,8 +137,44 @@ def test_nothing_is_certified_from_nothing() -> None:
 def test_one_error_among_the_surest_does_not_end_it() -> None:
     confidences = np.linspace(0.999, 0.80, 400).tolist()
     right = [index not in (3, 170, 290) for index in range(400)]
-    assert first_step(400, 0.97) == 133
+    assert first_steps(400, 0.97) == (133, 133, 133, 133)
     assert certify_threshold(confidences, right, target=0.95).coverage == 1.0
+
+
+def test_alpha_enters_at_three_places_and_is_all_there_from_a_third_on() -> None:
+    assert first_steps(150, 0.97) == (99, 99, 99, 99)  # few items: one place, all of alpha
+    strictest, middle, main, again = first_steps(3_000, 0.97)
+    assert (middle, main, again) == (4 * 99, 1_000, 1_000)
+    assert strictest == items_needed(0.97, 1 - 0.05 / 4)
+
+
+def certified(
+    confidences: np.ndarray, share_right: np.ndarray, *, target: float, runs: int = 40
+) -> float:
+    """In what part of the tries such a student gets a threshold."""
+    generator = np.random.default_rng(11)
+    found = [
+        certify_threshold(
+            confidences.tolist(),
+            (generator.random(confidences.size) < share_right).tolist(),
+            target=target,
+        )
+        for _ in range(runs)
+    ]
+    return sum(one.value is not None for one in found) / runs
+
+
+def test_a_teacher_that_errs_now_and_then_does_not_end_the_sequence() -> None:
+    """The surest answers are no better than 97 %: at a strict start that is a coin toss."""
+    confidences = np.random.default_rng(10).beta(7, 0.6, 3_000)
+    share_right = np.where(confidences > 0.5, 0.97, 0.6)
+    assert certified(confidences, share_right, target=0.95) >= 0.8
+
+
+def test_a_student_whose_surest_tenth_alone_is_good_is_certified_on_that() -> None:
+    confidences = np.random.default_rng(10).random(3_000)
+    share_right = np.where(confidences > 0.9, 0.995, 0.85)
+    assert certified(confidences, share_right, target=0.95) >= 0.8
 
 
 def naive_threshold(confidences: np.ndarray, right: np.ndarray, target: float) -> float | None:
@@ -199,7 +235,7 @@ def test_a_gain_of_coverage_is_that_of_the_certified_thresholds(share_right: flo
         found = certify_threshold(confidences.tolist(), right.tolist(), target=0.93)
         ours = _steps(confidences.tolist(), right.tolist())
         counted = _certified_counts(
-            *_sums(ours), _allowed_by_count(700, 0.93, 0.95), first_step(700, 0.93)
+            *_sums(ours), _allowed_by_parts(700, 0.93, 0.95), first_steps(700, 0.93)
         )
         assert counted[0] == round(700 * found.coverage)
 
