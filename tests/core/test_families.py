@@ -64,7 +64,7 @@ def trained(
     return name, scratch, base
 
 
-def answers_of(name: FamilyName, student: Path, base: Path) -> Sequence[tuple[str, float]]:
+def answers_of(name: FamilyName, student: Path, base: Path) -> Sequence[LabelledAnswer]:
     opened = FAMILIES[name].open(student, base, 128, LoadedBases(1))
     return opened.answer([text for text, _ in TEXTS[:6]])
 
@@ -91,7 +91,7 @@ def test_a_student_that_is_opened_twice_answers_the_same(
 ) -> None:
     first, second = answers_of(*trained), answers_of(*trained)
     assert [label for label, _ in first] == [label for label, _ in second]
-    assert [c for _, c in first] == pytest.approx([c for _, c in second], abs=1e-3)
+    assert [a.confidence for a in first] == pytest.approx([a.confidence for a in second], abs=1e-3)
 
 
 def test_its_base_answers_without_it(trained: tuple[FamilyName, Path, Path]) -> None:
