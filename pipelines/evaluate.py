@@ -15,6 +15,7 @@ from pipelines.identities import snapshot_hash
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
+from pipelines.statistics.outlook import items_until_certified
 from pipelines.types import (
     Answers,
     Estimate,
@@ -163,6 +164,18 @@ def evaluate(
         if champion
         else None,
         unusable_answers=_unusable(ours.answers),
+        items_until_certified=_items_lacking(ours, threshold),
+    )
+
+
+def _items_lacking(ours: _Marked, threshold: Threshold) -> int | None:
+    if threshold.value is not None:
+        return None
+    return items_until_certified(
+        ours.answers.confidences,
+        ours.correct,
+        target=threshold.target,
+        confidence_level=threshold.confidence_level,
     )
 
 

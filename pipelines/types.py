@@ -318,6 +318,8 @@ class Evaluation:
     # How likely a gain in trusted coverage this big is between two equally good students.
     coverage_gain_p: float | None = None
     unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
+    # Without a threshold: about how many items it would take; 0: more would not help.
+    items_until_certified: int | None = None
 
 
 Verdict = Literal["better", "non_inferior", "worse", "insufficient_evidence"]
