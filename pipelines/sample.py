@@ -19,6 +19,7 @@ _SCALE = 2.0**-64
 _FOUR = Struct(">4Q").unpack
 _new = tuple.__new__
 LEARNING_SCALE_MAX = 50.0
+HELD_OUT_SHARE_OF_GROUPS = 0.2
 # What a policy's version is taken over.
 OF_A_POLICY = (
     "audit_rate",
@@ -26,6 +27,7 @@ OF_A_POLICY = (
     "cold_start_rate",
     "full",
     "given_rate",
+    "held_out_free_rate",
     "held_out_rate",
     "learning_pi_min",
     "learning_scale",
@@ -44,6 +46,8 @@ class SamplingPolicy:
     learning_pi_min: float
     cold_start_rate: float
     cold_start: bool  # too few labels to be choosy
+    # of the held-out draw where no student answered and the teacher did: its label costs nothing
+    held_out_free_rate: float = 1.0
     full: bool = False  # enough samples wait already: only the uniform draws choose more
 
     @property
@@ -76,7 +80,12 @@ def choose(
     """Whether the event is looked at any closer; None for the many that are only counted."""
     for_audit, for_held_out, for_learning, unweighted = uniforms(event.event_id, policy.salt)
     audit = for_audit < policy.audit_rate
-    held_out = for_held_out < policy.held_out_rate
+    # Whether a student answers says nothing about how hard a prompt is, only when it came: so this
+    # is a draw of known probability still. An escalated event is paid for like any other: there
+    # the student has answered, and the hard ones would come in by themselves.
+    free = has_teacher_label and event.student is None
+    held_out_rate = policy.held_out_free_rate if free else policy.held_out_rate
+    held_out = for_held_out < held_out_rate
     given = has_teacher_label and unweighted < policy.given_rate
     pi, learning, cold_start, trigger = 0.0, False, False, None
     if not policy.full:
@@ -91,7 +100,7 @@ def choose(
         return None
     draws = Draws(
         audit=policy.audit_rate if audit else None,
-        held_out=policy.held_out_rate if held_out else None,
+        held_out=held_out_rate if held_out else None,
         learning=pi if learning else None,
     )
     return Choice(draws=draws, trigger=trigger, cold_start=cold_start, given=given)
@@ -150,7 +159,8 @@ def _keyed(salt: bytes) -> blake2b:
 def side_of(first_event_id: str, salt: bytes) -> Side:
     """The side of a near-duplicate group, by the hash of its first member: one in five."""
     digest = blake2b(first_event_id.encode(), key=salt, person=b"side", digest_size=8).digest()
-    return Side.HELD_OUT if int.from_bytes(digest, "big") * _SCALE < 0.2 else Side.TRAINING
+    unit = int.from_bytes(digest, "big") * _SCALE
+    return Side.HELD_OUT if unit < HELD_OUT_SHARE_OF_GROUPS else Side.TRAINING
 
 
 def next_learning_scale(

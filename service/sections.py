@@ -91,7 +91,7 @@ class TeacherSettings(Section):
 class BudgetSettings(Section):
     """Hard ceilings a day (UTC). Labels and escalations have their own."""
 
-    label_calls: int = Field(default=2_000, ge=0)  # bought labels
+    label_calls: int = Field(default=2_000, ge=0)  # labels: a fifth audits, a fifth held-out items
     label_tokens: int = Field(default=5_000_000, ge=0)  # in and out, of bought labels
     label_money: float = Field(default=20.0, ge=0)  # for bought labels
     escalation_calls: int = Field(default=10_000, ge=0)  # unsure requests that the teacher answers
@@ -103,11 +103,13 @@ class BudgetSettings(Section):
 class SamplingSettings(Section):
     """The draws. Rates are shares of events; see docs on statistics."""
 
-    audit_rate: Rate = 0.01  # measures live agreement
-    held_out_rate: Rate = 0.05  # judges candidates, never trains
+    # measures live agreement; to begin with, then what a fifth of the label budget pays for
+    audit_rate: Rate = 0.01
+    # judges candidates, never trains; to begin with, then what a fifth of the budget pays for
+    held_out_rate: Rate = 0.05
     given_rate: Rate = 1.0  # share of answers that were there anyway which are kept
     learning_rate: Rate = 0.05  # share of events the learning draw aims at
-    learning_pi_min: float = Field(default=0.02, gt=0, le=1)  # keeps weights bounded
+    learning_pi_min: float = Field(default=0.02, gt=0, le=1)  # at least, where the budget pays
     cold_start_rate: Rate = 1.0  # share of events taken while labels are few
     cold_start_labels: int = Field(default=0, ge=0)  # 0: max(3 x labels of the task, 200)
     max_pending: int = Field(default=5_000, gt=0)  # samples waiting for the teacher

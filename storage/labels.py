@@ -1,5 +1,6 @@
 """Labels, and what is made from them: curation's input, audits, counts, spend."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipelines.curate import LabelledSample
+from pipelines.rates import Purse, purse_of
 from pipelines.types import Example, Label, Message, SampleReason, Side
 from storage.database import Cursor, first_row, from_db_time, to_db_time
 
@@ -89,12 +91,11 @@ FROM effective_labels l JOIN samples s USING (event_id)
 WHERE l.task = $task AND s.side = 'training' AND l.labelled_at <= $until
 """
 
-# The uniform draws have their own shares of the budget.
-COUNT_BOUGHT_FOR_LEARNING = """
-SELECT count(*)
+COUNT_BOUGHT = """
+SELECT s.reason, count(*)
 FROM labels l JOIN samples s USING (event_id)
-WHERE l.source = 'bought' AND l.task = $task AND l.labelled_at >= $since
-    AND s.reason NOT IN ('audit', 'held_out')
+WHERE l.source = 'bought' AND ($task IS NULL OR l.task = $task) AND l.labelled_at >= $since
+GROUP BY s.reason
 """
 
 SELECT_SPEND = """
@@ -106,6 +107,11 @@ FROM labels WHERE source = 'bought' AND task = $task AND labelled_at >= $since
 
 SELECT_MEAN_COST = """
 SELECT avg(cost) FROM labels WHERE task = $task AND cost > 0
+"""
+
+SELECT_MEAN_BOUGHT = """
+SELECT avg(prompt_tokens + completion_tokens), avg(cost)
+FROM labels WHERE source = 'bought' AND ledger_key IS NOT NULL AND labelled_at >= $since
 """
 
 
@@ -264,11 +270,19 @@ def count_training(tx: Cursor, task: str, until: datetime) -> int:
     return int(row[0]) if row else 0
 
 
-def bought_for_learning(tx: Cursor, task: str, since: datetime) -> int:
-    """Labels bought for anything but the two uniform draws."""
+def bought_by_purse(tx: Cursor, task: str | None, since: datetime) -> Counter[Purse]:
+    """Labels bought since a moment, by whose share of the budget paid; None: of all tasks."""
     values = {"task": task, "since": to_db_time(since)}
-    row = first_row(tx.execute(COUNT_BOUGHT_FOR_LEARNING, values))
-    return int(row[0]) if row else 0
+    found: Counter[Purse] = Counter()
+    for reason, count in tx.execute(COUNT_BOUGHT, values).fetchall():
+        found[purse_of(reason)] += int(count)
+    return found
+
+
+def mean_bought(tx: Cursor, since: datetime) -> tuple[float, float]:
+    """Tokens and money that a bought label took on average since a moment; 0 without any."""
+    row = first_row(tx.execute(SELECT_MEAN_BOUGHT, {"since": to_db_time(since)}))
+    return (float(row[0] or 0.0), float(row[1] or 0.0)) if row else (0.0, 0.0)
 
 
 def spend_since(tx: Cursor, task: str, since: datetime) -> Spend:

@@ -1,12 +1,13 @@
 """Samples: the events that were chosen, and what became of them. All SQL about them."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
+from pipelines.rates import PURSES, Purse
 from pipelines.types import Message, Sample
 from storage.database import Cursor, first_row, from_db_time_or_none, to_db_time
 
@@ -25,13 +26,21 @@ RETURNING event_id
 """
 
 
-# Oldest first within a reason; held-out and audit first, because evidence must not wait
-# behind training data.
+# Audits first, then held-out items, then training data, the oldest of each; no more of each than
+# its purse has left, so that training data never spends what evidence needs.
 SELECT_PENDING = """
 SELECT event_id, task, messages, reason
-FROM samples
-WHERE status = 'pending' AND task IN (SELECT unnest($tasks))
-ORDER BY CASE reason WHEN 'held_out' THEN 0 WHEN 'audit' THEN 1 ELSE 2 END, sampled_at, event_id
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY purse ORDER BY sampled_at, event_id) AS place
+    FROM (
+        SELECT *,
+            CASE WHEN reason IN ('audit', 'held_out') THEN reason ELSE 'learning' END AS purse
+        FROM samples
+        WHERE status = 'pending' AND task IN (SELECT unnest($tasks))
+    )
+)
+WHERE place <= CASE purse WHEN 'audit' THEN $audit WHEN 'held_out' THEN $held_out ELSE $learning END
+ORDER BY CASE purse WHEN 'audit' THEN 0 WHEN 'held_out' THEN 1 ELSE 2 END, sampled_at, event_id
 LIMIT $limit
 """
 
@@ -106,9 +115,17 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
     return {event_id for (event_id,) in rows}
 
 
-def pending_samples(tx: Cursor, tasks: Collection[str], limit: int) -> list[PendingSample]:
-    """Samples of these tasks: those of a task that is gone would block the queue."""
-    rows = tx.execute(SELECT_PENDING, {"tasks": list(tasks), "limit": limit}).fetchall()
+def pending_samples(
+    tx: Cursor, tasks: Collection[str], limit: int, left: Mapping[Purse, int] | None = None
+) -> list[PendingSample]:
+    """Samples of these tasks: those of a task that is gone would block the queue.
+
+    `left`: how many labels each purse still pays for today; None: nobody pays.
+    """
+    values: dict[str, object] = {"tasks": list(tasks), "limit": limit}
+    for purse in PURSES:
+        values[purse] = left[purse] if left else limit
+    rows = tx.execute(SELECT_PENDING, values).fetchall()
     return [
         PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
         for row in rows

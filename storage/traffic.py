@@ -38,6 +38,10 @@ WHERE task = $task AND ($version IS NULL OR version = $version)
     AND minute >= $since AND minute < $until
 """
 
+SELECT_FIRST_MINUTE = """
+SELECT min(minute) FROM traffic WHERE task = $task AND minute >= $since
+"""
+
 SELECT_HISTOGRAM = """
 SELECT bin, sum(events)
 FROM (
@@ -157,6 +161,12 @@ def window_sums(
         served_sum_f=row[6],
         served_sum_f2=row[7],
     )
+
+
+def first_minute(tx: Cursor, task: str, since: datetime) -> datetime | None:
+    """When the first events of a task since a moment came."""
+    row = first_row(tx.execute(SELECT_FIRST_MINUTE, {"task": task, "since": to_db_time(since)}))
+    return from_db_time_or_none(row[0]) if row else None
 
 
 def confidence_histogram(

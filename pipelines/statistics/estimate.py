@@ -3,12 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from pipelines.statistics.sequences import Block, bernstein_sequence, sequence_half_width
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.statistics.betting import betting_interval
+from pipelines.statistics.sequences import sequence_half_width
 from pipelines.types import Estimate
 
 # Below this many labels a normal approximation says nothing, and neither do we.
 MIN_LABELLED = 20
+EVERYTHING = "everything"  # the kind that all kinds are together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,47 @@ class DrawnEvent:
     agrees: bool | None  # None: its label never came
 
 
+class Audit(NamedTuple):
+    """One event that the audit draw chose."""
+
+    predicted: float  # f
+    agrees: bool | None  # None: its label has not come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """All events of one kind, and the simple random sample of them that is audited.
+
+    A kind has one way to be served, and so its labels come in one way: what the student answered
+    above its threshold, what it answered because nobody else could, what went to the teacher.
+    """
+
+    name: str
+    sums: TrafficSums
+    audits: Sequence[Audit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindAgreement:
+    """Agreement over the events of a kind. `estimate.n` counts the labels."""
+
+    name: str
+    estimate: Estimate  # without a label: not a number, within [0, 1]
+    worst: float  # the interval's lower end, were every missing audit wrong
+    best: float  # the interval's upper end, were every missing audit right
+    predicted: float  # the mean of f
+    events: int
+    unanswered: int  # audits without a label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementByKind:
+    """Agreement of each kind that has events, and of all events."""
+
+    kinds: tuple[KindAgreement, ...]
+    overall: KindAgreement
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveAgreement:
     """Agreement over all events of the window. `estimate.n` counts the labels."""
@@ -45,11 +92,6 @@ class LiveAgreement:
     events: int
     drawn: int
     unanswered: int  # drawn, and no label came
-
-
-def joint_probability(*probabilities: float) -> float:
-    """The probability that at least one of several independent draws chooses an event."""
-    return 1.0 - math.prod(1.0 - probability for probability in probabilities)
 
 
 def live_agreement(
@@ -65,7 +107,7 @@ def live_agreement(
     phi = f + (drawn / pi) (A - f), with f multiplied by `trust` (lambda of PPI++; 0 is
     Horvitz-Thompson). A drawn event whose label never came is taken to be like those whose
     label came: pi is multiplied by the share that was answered, and the number is returned
-    to be shown. `bernstein_agreement` makes no such assumption.
+    to be shown.
 
     The interval may be looked at continuously. It restarts with every promotion and alarm,
     which the caller does by passing sums and draws from then on.
@@ -84,12 +126,12 @@ def live_agreement(
             unanswered=unanswered,
         )
     answered = len(labelled) / len(drawn)
-    block = _phi_sums(sums, labelled, trust=trust, answered=answered)
-    mean = block.total / block.events
-    variance = max(0.0, block.squares / block.events - mean * mean)
-    variance += _imagined_surprises(labelled, trust, answered) / block.events
+    total, squares = _phi_sums(sums, labelled, trust=trust, answered=answered)
+    mean = total / sums.events
+    variance = max(0.0, squares / sums.events - mean * mean)
+    variance += _imagined_surprises(labelled, trust, answered) / sums.events
     half = sequence_half_width(
-        math.sqrt(variance), block.events, alpha=alpha, expected_events=expected_events
+        math.sqrt(variance), sums.events, alpha=alpha, expected_events=expected_events
     )
     if len(labelled) < MIN_LABELLED:
         half = math.inf
@@ -108,50 +150,81 @@ def live_agreement(
     )
 
 
-def bernstein_agreement(
-    windows: Sequence[tuple[TrafficSums, Sequence[DrawnEvent]]],
-    *,
-    smallest_probability: float,
-    alpha: float = 0.05,
-) -> Estimate:
-    """Agreement with a non-asymptotic confidence sequence: what automatic rollback trusts.
+def live_agreement_by_kind(kinds: Sequence[Kind], alpha: float = 0.05) -> AgreementByKind:
+    """Agreement over the events of each kind and over all, with confidence sequences.
 
-    `windows` are consecutive, for example minutes, oldest first, from the last promotion on.
-    `smallest_probability` is the lowest pi that the policy allows, known beforehand: phi
-    then lies within [1 - 1/pi, 1/pi]. A label that never came counts as agreement in the
-    upper end and as disagreement in the lower.
+    A kind's agreement is the mean of f over its events, which is known, and of A - f over its
+    audits, which is bet on (`betting_interval`). All kinds together are their mixture by number
+    of events. Each interval holds at every look, and all of them together with probability
+    1 - alpha: alpha is divided among the kinds that have events. So an audit speaks for its own
+    kind only, and one kind with events and no label keeps the whole of its share unknown.
+
+    Labels that have not come yet are taken to be like those of their kind that have; `worst`
+    and `best` make no such assumption. Raises ValueError where f is not a probability, or where
+    no kind has an event.
     """
-    if not 0.0 < smallest_probability <= 1.0:
-        raise ValueError(f"a probability of being drawn is in (0, 1], not {smallest_probability}")
-    limit = 1.0 / smallest_probability
-    ends: list[Estimate] = []
-    for fill in (False, True):
-        blocks = []
-        for sums, drawn in windows:
-            for event in drawn:
-                _refuse_impossible(event, smallest_probability)
-            filled = [
-                DrawnEvent(
-                    predicted=event.predicted,
-                    probability=event.probability,
-                    agrees=fill if event.agrees is None else event.agrees,
-                )
-                for event in drawn
-            ]
-            blocks.append(_phi_sums(sums, filled, trust=1.0, answered=1.0))
-        ends.append(bernstein_sequence(blocks, smallest=1.0 - limit, largest=limit, alpha=alpha))
-    labels = sum(1 for _, drawn in windows for event in drawn if event.agrees is not None)
-    return Estimate(
-        value=(ends[0].value + ends[1].value) / 2,
-        low=min(1.0, max(0.0, ends[0].low)),
-        high=max(0.0, min(1.0, ends[1].high)),
-        n=labels,
+    present = [kind for kind in kinds if kind.sums.events > 0]
+    if not present:
+        raise ValueError("there is no event to estimate agreement of")
+    parts = [_kind_agreement(kind, alpha / len(present)) for kind in present]
+    return AgreementByKind(kinds=tuple(parts), overall=_mixture(parts))
+
+
+def _kind_agreement(kind: Kind, alpha: float) -> KindAgreement:
+    predicted = np.array([audit.predicted for audit in kind.audits], dtype=np.float64)
+    if not bool(np.all((predicted >= 0.0) & (predicted <= 1.0))):
+        raise ValueError(f"a predicted agreement of kind {kind.name} is not a probability")
+    known = np.array([audit.agrees is not None for audit in kind.audits], dtype=bool)
+    agrees = np.array([bool(audit.agrees) for audit in kind.audits], dtype=bool)
+    average = min(1.0, kind.sums.predicted / kind.sums.events)
+
+    def corrected(agrees: NDArray[np.bool_], predicted: NDArray[np.float64]) -> Estimate:
+        found = betting_interval(agrees - predicted, smallest=-1.0, largest=1.0, alpha=alpha)
+        ends = np.clip(average + np.array([found.value, found.low, found.high]), 0.0, 1.0)
+        return Estimate(value=float(ends[0]), low=float(ends[1]), high=float(ends[2]), n=found.n)
+
+    estimate = corrected(agrees[known], predicted[known])
+    missing = known.size - estimate.n
+    return KindAgreement(
+        name=kind.name,
+        estimate=estimate,
+        worst=corrected(agrees, predicted).low if missing else estimate.low,
+        best=corrected(agrees | ~known, predicted).high if missing else estimate.high,
+        predicted=average,
+        events=kind.sums.events,
+        unanswered=missing,
+    )
+
+
+def _mixture(parts: Sequence[KindAgreement]) -> KindAgreement:
+    """All kinds, each weighted by its events; one without a label has the value predicted."""
+    weights = np.array([part.events for part in parts]) / sum(part.events for part in parts)
+    labels = sum(part.estimate.n for part in parts)
+
+    def mixed(*ends: float) -> float:
+        return float(weights @ np.array(ends))
+
+    values = [part.estimate.value if part.estimate.n else part.predicted for part in parts]
+    return KindAgreement(
+        name=EVERYTHING,
+        estimate=Estimate(
+            value=mixed(*values) if labels else math.nan,
+            low=mixed(*(part.estimate.low for part in parts)),
+            high=mixed(*(part.estimate.high for part in parts)),
+            n=labels,
+        ),
+        worst=mixed(*(part.worst for part in parts)),
+        best=mixed(*(part.best for part in parts)),
+        predicted=mixed(*(part.predicted for part in parts)),
+        events=sum(part.events for part in parts),
+        unanswered=sum(part.unanswered for part in parts),
     )
 
 
 def _phi_sums(
     sums: TrafficSums, labelled: Sequence[DrawnEvent], *, trust: float, answered: float
-) -> Block:
+) -> tuple[float, float]:
+    """The sums of phi and of its squares."""
     total = trust * sums.predicted
     squares = trust * trust * sums.predicted_squares
     for event in labelled:
@@ -159,7 +232,7 @@ def _phi_sums(
         correction = (float(bool(event.agrees)) - prediction) / (event.probability * answered)
         total += correction
         squares += (prediction + correction) ** 2 - prediction * prediction
-    return Block(events=sums.events, total=total, squares=squares)
+    return total, squares
 
 
 def _imagined_surprises(labelled: Sequence[DrawnEvent], trust: float, answered: float) -> float:
@@ -173,8 +246,8 @@ def _imagined_surprises(labelled: Sequence[DrawnEvent], trust: float, answered: 
     return (prediction**2 + (1.0 - prediction) ** 2) / probability**2
 
 
-def _refuse_impossible(event: DrawnEvent, smallest: float = 0.0) -> None:
-    if not (0.0 < event.probability <= 1.0 and event.probability >= smallest):
+def _refuse_impossible(event: DrawnEvent) -> None:
+    if not 0.0 < event.probability <= 1.0:
         raise ValueError(f"an event cannot have been drawn with probability {event.probability}")
     if not 0.0 <= event.predicted <= 1.0:
         raise ValueError(f"predicted agreement is a probability, not {event.predicted}")

@@ -1,14 +1,11 @@
 """Confidence sequences and e-values: inference that stays valid however often one looks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from pipelines.types import Estimate, PairCounts
+from pipelines.types import PairCounts
 
 # What the e-value bets: shares of the wealth on the next differing pair, mixed evenly.
 STAKES: tuple[float, ...] = tuple((i + 0.5) / 20 for i in range(20))
-LARGEST_BET = 0.5  # of the empirical-Bernstein sequence; its penalty explodes towards 1
 
 
 def lambert_w_minus_1(x: float) -> float:
@@ -36,78 +33,6 @@ def sequence_half_width(
     grown = events * tuning + 1.0
     return deviation * math.sqrt(
         2.0 * grown * math.log(math.sqrt(grown) / alpha) / (events * events * tuning)
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Sums over some consecutive events of a quantity with known limits."""
-
-    events: int
-    total: float
-    squares: float
-
-
-def bernstein_low(
-    blocks: Sequence[Block], *, smallest: float, largest: float, alpha: float
-) -> float:
-    """Lower end of the empirical-Bernstein confidence sequence after the last block.
-
-    Not asymptotic: with probability 1 - alpha it is below the running mean of conditional
-    means after every block at once, for any quantity within [smallest, largest]. Bets and
-    centres come from earlier blocks only, and stay the same within a block, so that sums per
-    minute are all that it needs (Waudby-Smith and Ramdas, Estimating means of bounded random
-    variables by betting, section 3.2).
-    """
-    width = largest - smallest
-    events, mean_sum, spread_sum = 0, 0.5, 0.25  # one imagined observation to start from
-    bet_events, bet_total, penalty = 0.0, 0.0, math.log(1.0 / alpha)
-    for block in blocks:
-        if block.events <= 0:
-            continue
-        total = (block.total - block.events * smallest) / width
-        squares = (
-            block.squares - 2 * smallest * block.total + block.events * smallest * smallest
-        ) / (width * width)
-        centre = min(1.0, max(0.0, mean_sum / (events + 1)))
-        variance = max(spread_sum / (events + 1), 1e-12)
-        events += block.events
-        bet = min(
-            LARGEST_BET,
-            math.sqrt(2.0 * math.log(1.0 / alpha) / (variance * events * math.log1p(events))),
-        )
-        spread = max(0.0, squares - 2 * centre * total + block.events * centre * centre)
-        bet_events += bet * block.events
-        bet_total += bet * total
-        penalty += (-math.log1p(-bet) - bet) * spread
-        mean_sum += total
-        spread_sum += spread
-    if not bet_events:
-        return smallest
-    return smallest + width * max(0.0, (bet_total - penalty) / bet_events)
-
-
-def bernstein_high(
-    blocks: Sequence[Block], *, smallest: float, largest: float, alpha: float
-) -> float:
-    """Upper end of the empirical-Bernstein confidence sequence after the last block."""
-    mirrored = [
-        Block(events=block.events, total=-block.total, squares=block.squares) for block in blocks
-    ]
-    return -bernstein_low(mirrored, smallest=-largest, largest=-smallest, alpha=alpha)
-
-
-def bernstein_sequence(
-    blocks: Sequence[Block], *, smallest: float, largest: float, alpha: float
-) -> Estimate:
-    """Both ends, `alpha` in both tails together."""
-    events = sum(block.events for block in blocks)
-    mean = sum(block.total for block in blocks) / events if events else math.nan
-    return Estimate(
-        value=mean,
-        low=bernstein_low(blocks, smallest=smallest, largest=largest, alpha=alpha / 2),
-        high=bernstein_high(blocks, smallest=smallest, largest=largest, alpha=alpha / 2),
-        n=events,
     )
 
 

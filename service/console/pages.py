@@ -14,7 +14,7 @@ from pipelines.card import training_facts
 from pipelines.errors import FlywheelError
 from pipelines.recipes import RECIPES
 from service.console import charts
-from service.console.api import letter_content
+from service.console.api import fingerprint, letter_content
 from service.console.auth import (
     COOKIE,
     SESSION_SECONDS,
@@ -112,7 +112,13 @@ class Pages:
     def _page(self, request: Request, template: str, **content: Any) -> Response:
         status = self._operations.status()
         return _render(
-            request, template, status=status, now=status.at, teacher=status.teacher, **content
+            request,
+            template,
+            status=status,
+            now=status.at,
+            shown=fingerprint(status),
+            teacher=status.teacher,
+            **content,
         )
 
     def _version_page(

@@ -163,6 +163,7 @@ class Learner:
             training=Training(shop),
             evaluating=Evaluating(shop),
             relabel=Relabel(
+                budget=settings.budget,
                 database=self._database,
                 ledger=self._ledger,
                 teacher=teacher,

@@ -12,19 +12,25 @@ from pipelines.errors import TeacherRefused
 from pipelines.identities import prompt_version
 from pipelines.label import OUTSIDE, read_label
 from pipelines.types import Label, Task
+from service.learner.sampling import left_in_purses
 from service.learner.teacher import Reply, Teacher
 from service.metrics.learner import LearnerMetrics
+from service.sections import BudgetSettings
 from storage.database import Database
 from storage.failpoints import passing
 from storage.labels import add_labels
 from storage.ledger import Ledger
-from storage.samples import PendingSample, pending_samples, set_status
+from storage.samples import PendingSample, count_by_status, pending_samples, set_status
 from storage.ticks import JobResult
 
 log = structlog.get_logger()
 
 BATCH = 64
 BATCHES_PER_TICK = 16
+PURSES_ARE_EMPTY = (
+    "their shares of today's label budget are spent (a fifth is for audits, a fifth for held-out "
+    "items, the rest for training data)"
+)
 
 
 class Relabel:
@@ -38,6 +44,7 @@ class Relabel:
         teacher: Teacher,
         tasks: Mapping[str, Task],
         terms: str,
+        budget: BudgetSettings,
         metrics: LearnerMetrics,
         now: Callable[[], datetime],
         stop: Event,
@@ -47,6 +54,7 @@ class Relabel:
         self._teacher = teacher
         self._tasks = tasks
         self._terms = terms
+        self._budget = budget
         self._metrics = metrics
         self._now = now
         self._stop = stop
@@ -59,15 +67,27 @@ class Relabel:
             return JobResult("nothing", f"no label was bought: {why}")
         outcomes: Counter[str] = Counter()
         for _ in range(BATCHES_PER_TICK):
-            with self._database.snapshot() as tx:
-                pending = pending_samples(tx, self._tasks.keys(), BATCH)
+            pending = self._payable()
             if not pending or self._stop.is_set():
                 break
             done = self._label(pending)
             outcomes.update(done)
             if done["not_sent"] or done["over_budget"]:
                 break  # the same samples would come again
+        if not outcomes and (waiting := self._waiting()):
+            return JobResult("nothing", f"{waiting} samples wait: {PURSES_ARE_EMPTY}")
         return _summary(outcomes)
+
+    def _payable(self) -> list[PendingSample]:
+        """The next samples whose purse still pays today."""
+        with self._database.snapshot() as tx:
+            left = left_in_purses(tx, self._ledger, self._budget, self._now())
+            return pending_samples(tx, self._tasks.keys(), BATCH, left)
+
+    def _waiting(self) -> int:
+        with self._database.snapshot() as tx:
+            counts = count_by_status(tx)
+        return sum(counts.get((task, "pending"), 0) for task in self._tasks)
 
     def recover(self) -> None:
         """After a crash: what was in flight is held; what was received lies in the ledger, and

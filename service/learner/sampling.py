@@ -1,22 +1,23 @@
 """The draws in force, and how they are kept within their shares of the label budget."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Lock
 
-from pipelines.sample import SamplingPolicy, next_learning_scale
+from pipelines.rates import DAY, DayBudget, Lately, Purse, Wishes, next_policy
+from pipelines.sample import SamplingPolicy
 from pipelines.types import Task
-from service.operator.status import Figures
 from service.rules import wanted_in_cold_start
+from service.sections import BudgetSettings
 from service.settings import Settings
-from storage.database import Database
-from storage.labels import LabelCounts, bought_for_learning
+from storage.database import Cursor, Database
+from storage.decisions import chain
+from storage.labels import LabelCounts, bought_by_purse, mean_bought
+from storage.ledger import Ledger
 from storage.samples import count_by_status
+from storage.traffic import first_minute, window_sums
 
-# Shares of the label budget that the uniform draws may use; the learning draw has the rest.
-AUDIT_SHARE, HELD_OUT_SHARE = 0.2, 0.2
-LEARNING_SHARE = 1.0 - AUDIT_SHARE - HELD_OUT_SHARE
+PRICED_OVER = timedelta(days=7)  # what a label costs is the average of so long
 
 
 class Sampling:
@@ -52,54 +53,75 @@ class Rates:
         self._sampling = sampling
         self._now = now
 
-    def adjust(self, task: str, figures: Figures, counts: LabelCounts) -> None:
+    def adjust(self, task: str, counts: LabelCounts) -> None:
         """Set the rates so that the draws stay within their shares of the label budget."""
-        settings = self._settings.sampling
-        policy = self._sampling.policy(task)
         now = self._now()
-        today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        budget = self._settings.budget.label_calls / max(1, len(self._tasks))
         with self._database.snapshot() as tx:
-            spent = bought_for_learning(tx, task, today)
-            pending = count_by_status(tx).get((task, "pending"), 0)
-        bought_per_day = _bought_per_day(figures)
-        full = pending >= settings.max_pending
-        wanted = wanted_in_cold_start(self._settings, self._tasks[task])
-        self._sampling.replace(
-            task,
-            replace(
-                policy,
-                audit_rate=_affordable(settings.audit_rate, AUDIT_SHARE * budget, bought_per_day),
-                # One event in five belongs to a held-out group.
-                held_out_rate=_affordable(
-                    settings.held_out_rate, HELD_OUT_SHARE * budget, bought_per_day / 5
-                ),
-                learning_scale=policy.learning_scale
-                if full
-                else next_learning_scale(
-                    policy.learning_scale,
-                    spent=spent,
-                    due=budget * LEARNING_SHARE * (now - today).total_seconds() / 86_400,
-                    budget=budget * LEARNING_SHARE,
-                ),
-                cold_start=counts.training < wanted,
-                full=full,
-            ),
+            # What the settings grant to all tasks is divided evenly.
+            budget = _day_budget(tx, self._settings.budget, now, tasks=len(self._tasks))
+            lately = _lately(tx, task, now)
+            wishes = self._wishes(tx, task, counts, now)
+        policy = self._sampling.policy(task)
+        self._sampling.replace(task, next_policy(policy, budget, lately, wishes))
+
+    def _wishes(self, tx: Cursor, task: str, counts: LabelCounts, now: datetime) -> Wishes:
+        settings = self._settings.sampling
+        pending = count_by_status(tx).get((task, "pending"), 0)
+        today = _midnight(now)
+        return Wishes(
+            audit_rate=settings.audit_rate,
+            learning_pi_min=settings.learning_pi_min,
+            held_out_window=self._settings.dataset.held_out_window,
+            held_out_groups=counts.held_out_groups,
+            full=pending >= settings.max_pending,
+            cold_start=counts.training < wanted_in_cold_start(self._settings, self._tasks[task]),
+            learning_spent=bought_by_purse(tx, task, today)["learning"],
+            day_gone=(now - today) / DAY,
         )
 
 
-def _bought_per_day(figures: Figures) -> float:
-    """Events a day whose label would have to be bought: those the teacher did not answer."""
-    share = figures.served_by_student_share
-    events = figures.events_per_day or 0.0
-    return events if share is None else events * share
+def left_in_purses(
+    tx: Cursor, ledger: Ledger, budget: BudgetSettings, now: datetime
+) -> dict[Purse, int]:
+    """Labels that each purse still pays for today.
 
-
-def _affordable(rate: float, calls_a_day: float, events_a_day: float) -> float:
-    """The rate, halved until it is affordable.
-
-    In coarse steps, because items drawn at different rates have to be thinned to the lowest.
+    Calls that brought no label count as training data's: evidence does not pay for them.
     """
-    while events_a_day * rate > max(calls_a_day, 1.0):
-        rate /= 2
-    return rate
+    bought = bought_by_purse(tx, None, _midnight(now))
+    evidence = bought["audit"] + bought["held_out"]
+    spent = {**bought, "learning": ledger.spent_on(now).calls - evidence}
+    purses = _day_budget(tx, budget, now, tasks=1).purses()
+    return {purse: max(0, round(purses[purse] - spent.get(purse, 0))) for purse in purses}
+
+
+def _day_budget(tx: Cursor, budget: BudgetSettings, now: datetime, *, tasks: int) -> DayBudget:
+    tokens, money = mean_bought(tx, now - PRICED_OVER)
+    return DayBudget(
+        calls=budget.label_calls / max(1, tasks),
+        tokens=budget.label_tokens / max(1, tasks),
+        money=budget.label_money / max(1, tasks),
+        tokens_of_a_label=tokens,
+        money_of_a_label=money,
+    )
+
+
+def _lately(tx: Cursor, task: str, now: datetime) -> Lately:
+    """The traffic of the last day, and of the present champion's part of it."""
+    until = now + timedelta(minutes=1)
+    since = max(now - DAY, first_minute(tx, task, now - DAY) or now)
+    events = window_sums(tx, task, None, since, until).events
+    reigns = chain(tx, task).reigns
+    if not reigns:
+        return Lately(events=events, window=now - since)
+    own = window_sums(tx, task, None, max(since, reigns[-1].decided_at), until)
+    return Lately(
+        events=events,
+        window=now - since,
+        answered=own.served + own.teacher_served,
+        served=own.served,
+        has_champion=True,
+    )
+
+
+def _midnight(now: datetime) -> datetime:
+    return now.replace(hour=0, minute=0, second=0, microsecond=0)

@@ -55,7 +55,7 @@ class Watch:
         for name in self._tasks:
             figures, counts = self._estimates.look(name)
             self._board.show(name, figures)
-            self._rates.adjust(name, figures, counts)
+            self._rates.adjust(name, counts)
             due = self._trigger.due(name, figures, counts, asked=self._board.take_wish(name))
             self._board.show(name, replace(figures, trigger=due.reason))
             if isinstance(due, Due):

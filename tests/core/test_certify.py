@@ -6,10 +6,14 @@ from scipy import stats
 
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import (
+    _allowed_by_parts,
+    _certified_counts,
+    _steps,
+    _sums,
     certify_threshold,
     coverage_gain_p,
     errors_allowed,
-    first_step,
+    first_steps,
     items_needed,
 )
 from pipelines.statistics.coverage import CONFIDENCE_EDGES, confidence_bins
@@ -29,9 +33,9 @@ def test_errors_allowed_agrees_with_scipy(items: int) -> None:
     assert allowed < 0 or stats.binom.cdf(allowed, items, 0.03) <= 0.05
 
 
-def test_a_sure_student_is_certified_on_everything() -> None:
+def test_a_sure_student_is_certified_on_all_that_was_seen() -> None:
     found = certify_threshold([0.95] * 300, [True] * 298 + [False] * 2, target=0.97)
-    assert found.value == 0.0
+    assert found.value == 0.95
     assert found.coverage == 1.0
     assert found.agreement_above is not None
     assert found.agreement_above.low >= 0.97
@@ -56,12 +60,51 @@ def test_the_sequence_stops_at_the_first_failure_even_if_a_looser_threshold_woul
     assert errors_allowed(300, 0.9) >= 20
 
 
+@pytest.mark.parametrize("floor_share", [0.02, 0.05, 0.2])
+def test_a_certificate_reaches_only_as_low_as_its_evidence_did(floor_share: float) -> None:
+    """Traffic that comes to lie lower was never looked at, however good the student was."""
+    confidences = np.random.default_rng(8).beta(8, 1, 2_000)
+    right = [True] * 2_000
+    found = certify_threshold(confidences.tolist(), right, target=0.97, floor_share=floor_share)
+    lowest = float(np.quantile(confidences, floor_share))
+    assert found.value == CONFIDENCE_EDGES[confidence_bins([lowest])[0]]
+    assert found.reason.endswith(
+        f"No lower threshold is tested where {100 * (1 - floor_share):g} % of the items lie above."
+    )
+    stopped_by_errors = certify_threshold(
+        [0.99] * 200 + [0.6] * 100, right[:200] + [False] * 100, target=0.97
+    )
+    assert "No lower" not in stopped_by_errors.reason
+
+
+def test_no_threshold_lies_where_no_item_does() -> None:
+    confidences = [0.99] * 200 + [0.60] * 100
+    found = certify_threshold(confidences, [True] * 200 + [False] * 100, target=0.97)
+    assert found.value == 0.99
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.03, float("nan")])
+def test_what_the_student_is_sure_to_be_wrong_about_is_never_certified(confidence: float) -> None:
+    assert certify_threshold([confidence] * 500, [True] * 500, target=0.9).value is None
+    mixed = certify_threshold([0.9] * 450 + [confidence] * 50, [True] * 500, target=0.9)
+    assert mixed.value == 0.9
+
+
 def test_too_few_items_are_named() -> None:
     found = certify_threshold([0.99] * 112, [True] * 112, target=0.98)
     assert found.value is None
     assert found.coverage == 0.0
     assert found.reason == (
         "98 % needs 149 items without an error above the threshold; there are 112 items."
+    )
+
+
+def test_too_few_items_where_the_floor_allows_are_named() -> None:
+    confidences = [0.99] * 144 + [0.80] * 6
+    found = certify_threshold(confidences, [True] * 150, target=0.98)
+    assert found.reason == (
+        "98 % needs 149 items without an error above the threshold; there are 150 items, "
+        "144 of them above the lowest threshold that is tested."
     )
 
 
@@ -94,8 +137,44 @@ def test_nothing_is_certified_from_nothing() -> None:
 def test_one_error_among_the_surest_does_not_end_it() -> None:
     confidences = np.linspace(0.999, 0.80, 400).tolist()
     right = [index not in (3, 170, 290) for index in range(400)]
-    assert first_step(400, 0.97) == 133
+    assert first_steps(400, 0.97) == (133, 133, 133, 133)
     assert certify_threshold(confidences, right, target=0.95).coverage == 1.0
+
+
+def test_alpha_enters_at_three_places_and_is_all_there_from_a_third_on() -> None:
+    assert first_steps(150, 0.97) == (99, 99, 99, 99)  # few items: one place, all of alpha
+    strictest, middle, main, again = first_steps(3_000, 0.97)
+    assert (middle, main, again) == (4 * 99, 1_000, 1_000)
+    assert strictest == items_needed(0.97, 1 - 0.05 / 4)
+
+
+def certified(
+    confidences: np.ndarray, share_right: np.ndarray, *, target: float, runs: int = 40
+) -> float:
+    """In what part of the tries such a student gets a threshold."""
+    generator = np.random.default_rng(11)
+    found = [
+        certify_threshold(
+            confidences.tolist(),
+            (generator.random(confidences.size) < share_right).tolist(),
+            target=target,
+        )
+        for _ in range(runs)
+    ]
+    return sum(one.value is not None for one in found) / runs
+
+
+def test_a_teacher_that_errs_now_and_then_does_not_end_the_sequence() -> None:
+    """The surest answers are no better than 97 %: at a strict start that is a coin toss."""
+    confidences = np.random.default_rng(10).beta(7, 0.6, 3_000)
+    share_right = np.where(confidences > 0.5, 0.97, 0.6)
+    assert certified(confidences, share_right, target=0.95) >= 0.8
+
+
+def test_a_student_whose_surest_tenth_alone_is_good_is_certified_on_that() -> None:
+    confidences = np.random.default_rng(10).random(3_000)
+    share_right = np.where(confidences > 0.9, 0.995, 0.85)
+    assert certified(confidences, share_right, target=0.95) >= 0.8
 
 
 def naive_threshold(confidences: np.ndarray, right: np.ndarray, target: float) -> float | None:
@@ -144,6 +223,21 @@ def test_a_gain_of_coverage_between_equal_students_is_seldom_called_real() -> No
         )
         called += p <= 0.05
     assert called / runs <= 0.05 + 0.035
+
+
+@pytest.mark.parametrize("share_right", [1.0, 0.96])
+def test_a_gain_of_coverage_is_that_of_the_certified_thresholds(share_right: float) -> None:
+    """The two ways to certify, one student and many at once, agree."""
+    generator = np.random.default_rng(9)
+    for _ in range(20):
+        confidences = generator.beta(generator.uniform(2, 12), 0.6, 700)
+        right = generator.random(700) < share_right
+        found = certify_threshold(confidences.tolist(), right.tolist(), target=0.93)
+        ours = _steps(confidences.tolist(), right.tolist())
+        counted = _certified_counts(
+            *_sums(ours), _allowed_by_parts(700, 0.93, 0.95), first_steps(700, 0.93)
+        )
+        assert counted[0] == round(700 * found.coverage)
 
 
 def test_a_real_gain_of_coverage_is_recognized() -> None:

@@ -10,14 +10,9 @@ from scipy.special import lambertw
 from pipelines.statistics.estimate import (
     DrawnEvent,
     TrafficSums,
-    bernstein_agreement,
-    joint_probability,
     live_agreement,
 )
 from pipelines.statistics.sequences import (
-    Block,
-    bernstein_high,
-    bernstein_low,
     lambert_w_minus_1,
     pair_e_value,
 )
@@ -157,63 +152,6 @@ def test_impossible_draws_are_refused(predicted: float, probability: float) -> N
     drawn = [DrawnEvent(predicted=predicted, probability=probability, agrees=True)]
     with pytest.raises(ValueError, match="probability"):
         live_agreement(sums, drawn)
-
-
-def test_joint_probability_of_two_draws() -> None:
-    assert joint_probability(0.02, 0.05) == pytest.approx(1 - 0.98 * 0.95)
-
-
-def test_rollback_covers_at_every_look_and_sees_a_collapse() -> None:
-    generator = np.random.default_rng(5)
-    runs, missed = 40, 0
-    for _ in range(runs):
-        windows = traffic(generator, 20, 500)
-        wrong, agreed = False, 0.0
-        for end in range(1, 21):
-            agreed += windows[end - 1].agreement
-            found = bernstein_agreement(
-                [(minute.sums, minute.drawn) for minute in windows[:end]],
-                smallest_probability=0.02,
-            )
-            wrong |= not found.low <= agreed / end <= found.high
-        missed += wrong
-    assert missed / runs <= 0.05 + 0.05
-
-    certain = TrafficSums(events=500, predicted=490.0, predicted_squares=480.2)
-    collapsed = [DrawnEvent(predicted=0.98, probability=0.1, agrees=i % 2 == 0) for i in range(50)]
-    bound = bernstein_agreement([(certain, collapsed)] * 40, smallest_probability=0.1)
-    assert bound.high < 0.75
-    assert bound.low < 0.5 < bound.high
-
-
-def test_rollback_takes_missing_labels_at_their_best() -> None:
-    sums = TrafficSums(events=500, predicted=490.0, predicted_squares=480.2)
-    half_missing = [
-        DrawnEvent(predicted=0.98, probability=0.1, agrees=None if i % 2 else True)
-        for i in range(50)
-    ]
-    bound = bernstein_agreement([(sums, half_missing)] * 40, smallest_probability=0.1)
-    assert bound.low < 0.55
-    assert bound.high > 0.97
-
-
-@pytest.mark.parametrize("pi", [0.02, 0.2])
-def test_bernstein_covers_phi_over_its_whole_range(pi: float) -> None:
-    generator = np.random.default_rng(6)
-    runs, above, below = 200, 0, 0
-    for _ in range(runs):
-        agrees = generator.random((40, 250)) < 0.9
-        drawn = generator.random((40, 250)) < pi
-        phi = 0.5 + drawn / pi * (agrees - 0.5)
-        blocks = [
-            Block(events=250, total=float(row.sum()), squares=float((row**2).sum())) for row in phi
-        ]
-        limits = {"smallest": 1 - 1 / pi, "largest": 1 / pi, "alpha": 0.05}
-        looks = range(4, 41, 4)
-        above += any(bernstein_low(blocks[:end], **limits) > 0.9 for end in looks)
-        below += any(bernstein_high(blocks[:end], **limits) < 0.9 for end in looks)
-    assert above / runs <= 0.05 + 0.03
-    assert below / runs <= 0.05 + 0.03
 
 
 def test_lambert_w_agrees_with_scipy() -> None:

@@ -407,11 +407,31 @@ def test_without_a_student_nobody_is_asked(rig: Rig, producer: Producer) -> None
     assert assessor.asked == 0
 
 
-def test_held_out_side_takes_only_what_was_drawn(rig: Rig, producer: Producer) -> None:
+def send_distinct(producer: Producer, records: int, **fields: Any) -> None:
+    """Prompts that no other is like, each with a teacher's answer."""
     dice = Random(5)
-    for number in range(300):
+    for number in range(records):
         words = " ".join("".join(dice.choices("abcdefghij", k=6)) for _ in range(8))
-        producer.send(record(f"e-{number}", words, **by_teacher(TASK.labels[number % 3])))
+        answered = by_teacher(TASK.labels[number % 3])
+        producer.send(record(f"e-{number}", words, **answered, **fields))
+
+
+def test_what_the_teacher_answered_before_there_was_a_student_all_judges(
+    rig: Rig, producer: Producer
+) -> None:
+    send_distinct(producer, 300)
+    drain(make_ingest(rig, sampling={"audit_rate": 0.0, "held_out_rate": 0.01}))
+    rows = rig.rows(
+        "SELECT count(*), min(held_out_pi), max(held_out_pi) FROM samples WHERE side = 'held_out'"
+    )
+    ((drawn, *probabilities),) = rows
+    assert 40 < drawn < 80, "a fifth of the groups, all of them"
+    assert probabilities == [1.0, 1.0]
+
+
+def test_held_out_side_takes_only_what_was_drawn(rig: Rig, producer: Producer) -> None:
+    said = {"version": "support-v1-abcdef01", "label": TASK.labels[0], "confidence": 0.4}
+    send_distinct(producer, 300, student=said)  # and escalated: no reason to take all of them
     drain(make_ingest(rig, sampling={"audit_rate": 0.0, "held_out_rate": 0.3}))
     rows = rig.rows(
         "SELECT side, count(*), count(held_out_pi), count(DISTINCT reason) FROM samples "

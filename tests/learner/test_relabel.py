@@ -101,7 +101,7 @@ def test_evidence_is_bought_before_training_data(bench: Bench, teacher: Scripted
     bench.rig.sample("audit", TEXTS[21], reason=SampleReason.AUDIT)
     with bench.rig.database.snapshot() as tx:
         first = [sample.event_id for sample in pending_samples(tx, ["support"], 3)]
-    assert first == ["judge", "audit", "e-0"]
+    assert first == ["audit", "judge", "e-0"]
 
 
 def test_samples_of_a_task_that_is_gone_block_nothing(bench: Bench, teacher: Scripted) -> None:
@@ -303,7 +303,7 @@ def test_budget_is_a_hard_ceiling_under_concurrency(rig: Rig, teacher: Scripted)
         bench.relabel.run()
         bench.relabel.run()
         result = bench.relabel.run()
-        assert "over today's label budget" in result.detail
+        assert "today's label budget" in result.detail
     budget, bills = rig.settings.budget, teacher.bills()
     tokens_in = sum(bill["prompt_tokens"] for bill in bills)
     tokens_out = sum(bill["completion_tokens"] for bill in bills)
@@ -313,7 +313,7 @@ def test_budget_is_a_hard_ceiling_under_concurrency(rig: Rig, teacher: Scripted)
     assert len(rig.labels()) == len(bills) < 60
 
 
-@pytest.mark.parametrize("rig", [{"budget": {"label_calls": 5}}], indirect=True)
+@pytest.mark.parametrize("rig", [{"budget": {"label_calls": 10}}], indirect=True)
 def test_budget_holds_over_a_restart_and_for_unknown_calls(rig: Rig, teacher: Scripted) -> None:
     fill(rig, 20)
     teacher.behave(rate_500=1.0)
@@ -325,7 +325,22 @@ def test_budget_holds_over_a_restart_and_for_unknown_calls(rig: Rig, teacher: Sc
     with open_bench(rig, base_url=teacher.url) as bench:
         bench.relabel.recover()
         bench.relabel.run()
-    assert len(teacher.bills()) == 5 - unknown
+    assert len(teacher.bills()) == 6 - unknown, "what training data may spend of ten"
+
+
+@pytest.mark.parametrize("rig", [{"budget": {"label_calls": 10}}], indirect=True)
+def test_training_data_never_spends_what_evidence_needs(bench: Bench, teacher: Scripted) -> None:
+    fill(bench.rig, 20)
+    result = bench.relabel.run()
+    assert (result.outcome, result.detail) == ("done", "6 labels")
+    assert "14 samples wait" in bench.relabel.run().detail
+    for number in range(5):
+        bench.rig.sample(f"audit-{number}", TEXTS[30 + number], reason=SampleReason.AUDIT)
+        bench.rig.sample(f"judge-{number}", TEXTS[40 + number], reason=SampleReason.HELD_OUT)
+    assert bench.relabel.run().detail == "4 labels"
+    labelled = {name.split("-")[0] for name in bench.rig.labels()}
+    assert labelled == {"e", "audit", "judge"}
+    assert len(teacher.bills()) == 10
 
 
 class Odd(BaseHTTPRequestHandler):

@@ -104,6 +104,16 @@ def test_the_page_follows_the_learner_by_itself(page: Any, console: Console) -> 
     assert page.get_by_role("link", name="grace rejected support-v5").is_visible()
 
 
+def test_what_happens_before_the_page_listens_is_not_lost(page: Any, console: Console) -> None:
+    def decided_meanwhile(route: Any) -> None:
+        console.desk.operations.reject(TASK, 5, reason="elsewhere", operator="grace")
+        route.continue_()
+
+    page.route("**/api/events", decided_meanwhile, times=1)
+    page.goto(console.url)
+    page.get_by_role("heading", name="Nobody is needed").wait_for()
+
+
 def test_text_that_is_being_typed_is_not_pulled_away(page: Any, console: Console) -> None:
     page.goto(f"{console.url}/tasks/{TASK}/versions/5")
     page.get_by_label("Why not?").fill("half a sent")

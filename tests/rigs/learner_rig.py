@@ -175,6 +175,7 @@ def open_bench(rig: Rig, **settings: Any) -> Iterator[Bench]:
         on_call=calls.append,
     )
     relabel = Relabel(
+        budget=rig.settings.budget,
         database=rig.database,
         ledger=ledger,
         teacher=teacher,

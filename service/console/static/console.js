@@ -32,6 +32,11 @@
   const clock = document.querySelector("meta[name=now]");
   let ahead = clock ? Date.parse(clock.content) - Date.now() : 0;
 
+  // Which state of affairs the page shows: events name theirs, and one that is told before the
+  // page listens would be lost otherwise.
+  const shownBy = (page) => page.querySelector("meta[name=shown]")?.content;
+  let shown = shownBy(document);
+
   // A region that somebody is using is not pulled away under their hands.
   const inUse = (region) =>
     region.contains(document.activeElement) || region.querySelector("details[open]") !== null;
@@ -45,6 +50,7 @@
     document.title = page.title;
     const told = page.querySelector("meta[name=now]");
     if (told) ahead = Date.parse(told.content) - Date.now();
+    shown = shownBy(page);
     tellTime();
   }
 
@@ -74,11 +80,9 @@
   let events = null;
 
   function listen() {
-    let first = true;
     events = new EventSource("/api/events");
-    events.addEventListener("changed", () => {
-      if (!first) refresh(); // the first one tells what this page shows already
-      first = false;
+    events.addEventListener("changed", (event) => {
+      if (event.data !== shown) refresh();
     });
     events.addEventListener("open", () => {
       if (!lost.hidden) refresh();

@@ -1,0 +1,93 @@
+"""The draws spend what their own share of the label budget pays for, and no more."""
+
+from dataclasses import replace
+from datetime import timedelta
+from math import log2
+
+import pytest
+
+from pipelines.rates import DAY, DayBudget, Lately, Wishes, affordable_rate, next_policy
+from pipelines.sample import SamplingPolicy
+
+DEFAULTS = DayBudget(calls=2_000, tokens=5e6, money=20.0)
+POLICY = SamplingPolicy(
+    salt=b"salt",
+    audit_rate=0.01,
+    held_out_rate=0.05,
+    given_rate=1.0,
+    learning_scale=1.0,
+    learning_pi_min=0.02,
+    cold_start_rate=1.0,
+    cold_start=False,
+)
+WISHES = Wishes(
+    audit_rate=0.01,
+    learning_pi_min=0.02,
+    held_out_window=3_000,
+    held_out_groups=1_000,
+    full=False,
+    cold_start=False,
+    learning_spent=0,
+    day_gone=0.5,
+)
+
+
+def lately(events_per_day: float, served: float = 0.6, answered: int = 10_000) -> Lately:
+    return Lately(
+        events=round(events_per_day),
+        window=DAY,
+        answered=answered,
+        served=round(served * answered),
+        has_champion=True,
+    )
+
+
+@pytest.mark.parametrize("events_per_day", [200, 1_000, 10_000, 86_400, 3_456_000])
+def test_rates_use_at_least_two_fifths_of_their_purse_and_never_more_than_all(
+    events_per_day: int,
+) -> None:
+    policy = next_policy(POLICY, DEFAULTS, lately(events_per_day), WISHES)
+    for rate, events in (
+        (policy.audit_rate, 0.6 * events_per_day),
+        (policy.held_out_rate, 0.6 * events_per_day / 5),
+    ):
+        assert log2(rate).is_integer()
+        assert rate * events <= 400
+        assert rate == 1.0 or rate * events > 0.4 * 400
+    assert policy.learning_pi_min * 0.6 * events_per_day <= 1_200
+
+
+def test_a_rate_does_not_swing_with_traffic_around_a_step() -> None:
+    rate, seen = 1.0, set()
+    for events in [790, 810] * 20:
+        rate = affordable_rate(400, events, rate)
+        seen.add(rate)
+    assert rate == 0.25
+    assert seen == {0.5, 0.25}
+
+
+def test_after_a_month_of_pass_through_the_first_minute_counts_what_will_be_bought() -> None:
+    """The teacher answered all of the last day; the champion is a minute old."""
+    fresh = replace(lately(3_456_000), answered=50, served=10)
+    policy = next_policy(POLICY, DEFAULTS, fresh, WISHES)
+    assert policy.audit_rate * 3_456_000 <= 400
+    assert policy.held_out_rate * 3_456_000 / 5 <= 400
+
+
+def test_what_the_teacher_answers_anyway_is_all_taken_until_the_window_is_full() -> None:
+    passing = Lately(events=3_456_000, window=DAY)
+    assert next_policy(POLICY, DEFAULTS, passing, WISHES).held_out_free_rate == 1.0
+    full = replace(WISHES, held_out_groups=3_000)
+    later = next_policy(POLICY, DEFAULTS, passing, full)
+    assert later.held_out_free_rate * 3_456_000 / 5 <= 3_000
+
+
+def test_a_young_service_is_not_taken_for_a_quiet_one() -> None:
+    young = Lately(events=36_000, window=timedelta(minutes=15))
+    assert young.events_per_day == 3_456_000
+
+
+def test_the_ceiling_that_is_met_first_counts() -> None:
+    dear = replace(DEFAULTS, money_of_a_label=0.05, tokens_of_a_label=100)
+    assert dear.labels == 400
+    assert dear.purses() == {"audit": 80, "held_out": 80, "learning": pytest.approx(240)}
