@@ -31,8 +31,8 @@ from benchmarks.results import ROOT, write_results
 from benchmarks.traffic import TASK, gateway_records
 from pipelines.errors import BrokerUnavailable
 from pipelines.intake import Rules
-from pipelines.records.common import DecodePolicy
 from pipelines.rates import DayBudget, affordable_rate
+from pipelines.records.common import DecodePolicy
 from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS, SamplingPolicy
 from pipelines.types import Headers, PromptEvent, StudentAnswer
 from service.host.memory import collect_rarely

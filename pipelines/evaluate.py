@@ -16,6 +16,7 @@ from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
 from pipelines.statistics.mix import shown_by
+from pipelines.statistics.outlook import items_until_certified
 from pipelines.statistics.reach import Shown, near_of, place, radius_of, within
 from pipelines.types import (
     Answers,
@@ -35,6 +36,10 @@ MAJORITY = "majority"
 NEAREST = "nearest"
 SIBLING = "sibling"  # the task's own recipe on the same labels, for a challenger
 
+CONFIDENCE = 0.95  # with which a threshold is certified
+# Where the same items decide whether the candidate is promoted, those that let it win flatter its
+# threshold too (the winner's curse): half the chance of a broken promise makes up for that.
+CHOSEN_CONFIDENCE = 0.975
 LEAST_KEPT = 0.5  # of the items, when they are thinned to equal probability
 
 
@@ -119,15 +124,15 @@ def evaluate(
     rivals: Mapping[str, Answers],
     *,
     target: float,
-    confidence_level: float = 0.95,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Evaluation:
     """Compare all on the same items. Intervals are two-sided at `alpha`.
 
     `rivals` are keyed `champion`, `base`, `majority`, `nearest`; without `champion` the
-    candidate is a first student. Raises ValueError when the snapshot repeats a group or the
-    answers do not belong to it.
+    candidate is a first student, whose threshold is certified at `CONFIDENCE`, and not at
+    `CHOSEN_CONFIDENCE`. Raises ValueError when the snapshot repeats a group or the answers do not
+    belong to it.
     """
     _refuse_repeated_groups(items)
     kept, marked = _marks(items, {CANDIDATE: candidate, **rivals})
@@ -138,14 +143,8 @@ def evaluate(
         if name != CANDIDATE
     }
 
-    def certify(one: _Marked) -> Threshold:
-        found = certify_threshold(
-            one.trusted, one.correct, target=target, confidence_level=confidence_level
-        )
-        near = near_of(one.trusted, one.answers.distances, found.value)
-        return replace(found, near=near, radius=one.radius)
-
-    threshold = certify(ours)
+    level = CHOSEN_CONFIDENCE if champion else CONFIDENCE
+    threshold = _certify(ours, target, level)
     return Evaluation(
         snapshot=snapshot_hash(items),
         items=len(kept),
@@ -162,18 +161,38 @@ def evaluate(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
         ),
         threshold=threshold,
-        champion_threshold=certify(champion) if champion else None,
+        champion_threshold=_certify(champion, target, level) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
             (ours.trusted, ours.correct),
             (champion.trusted, champion.correct),
             target=target,
-            confidence_level=confidence_level,
+            confidence_level=level,
             seed=seed,
         )
         if champion
         else None,
         unusable_answers=_unusable(ours.answers),
+        items_until_certified=_items_lacking(ours, threshold),
+    )
+
+
+def _certify(one: _Marked, target: float, confidence_level: float) -> Threshold:
+    found = certify_threshold(
+        one.trusted, one.correct, target=target, confidence_level=confidence_level
+    )
+    near = near_of(one.trusted, one.answers.distances, found.value)
+    return replace(found, near=near, radius=one.radius)
+
+
+def _items_lacking(ours: _Marked, threshold: Threshold) -> int | None:
+    if threshold.value is not None:
+        return None
+    return items_until_certified(
+        ours.trusted,
+        ours.correct,
+        target=threshold.target,
+        confidence_level=threshold.confidence_level,
     )
 
 

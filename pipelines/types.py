@@ -14,7 +14,6 @@ from pipelines.statistics.reach import Reach, Shown
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
 
-
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -226,14 +225,11 @@ class HeldOutItem:
 
 
 class LabelledAnswer(NamedTuple):
-    """A label and how probable it is that the teacher would say the same.
-
-    `distance`: cosine distance of the text to the nearest prototype of that label.
-    """
+    """A label and how probable it is that the teacher would say the same."""
 
     label: str
     confidence: float
-    distance: float | None = None
+    distance: float | None = None  # of the text from the label's nearest prototype (cosine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +318,8 @@ class Evaluation:
     coverage_gain_p: float | None = None
     shown: Shown | None = None  # by the candidate, within its radius
     unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
+    # Without a threshold: about how many items it would take; 0: more would not help.
+    items_until_certified: int | None = None
 
 
 Verdict = Literal["better", "non_inferior", "worse", "insufficient_evidence"]
