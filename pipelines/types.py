@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from pipelines.reach import Reach, Shown
 from pipelines.recipes import FamilyName
-from pipelines.statistics.reach import Reach, Shown
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
