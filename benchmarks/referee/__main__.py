@@ -19,6 +19,7 @@ from benchmarks.referee.certificates import (
 )
 from benchmarks.referee.figures import Figure
 from benchmarks.referee.gate import days_2_points_1000_a_day, false_promotions_year
+from benchmarks.referee.lateness import audit_minutes_late_40_a_second
 from benchmarks.referee.promise import (
     days_to_notice,
     false_alarms_a_year,
@@ -44,6 +45,7 @@ STUDIES: dict[str, tuple[Study, int]] = {
     "certificates_broken_iid": (certificates_broken_iid, 9_000),
     "certificates_broken_issued_at_minimum": (certificates_broken_issued_at_minimum, 30_000),
     "false_rollbacks_year": (false_rollbacks_year, 1_000),
+    "audit_minutes_late_40_a_second": (audit_minutes_late_40_a_second, 200),
 }
 
 

@@ -42,24 +42,24 @@ def share(name: str, hits: int, trials: int, world: str, **more: float) -> Figur
     )
 
 
-def median_days(name: str, days: Sequence[float], world: str) -> Figure:
+def waits(name: str, times: Sequence[float], world: str, unit: str = "days") -> Figure:
     """The median wait; its interval are the waits at Wilson's interval of one half.
 
     What did not happen in the time that was simulated waits for ever: math.inf.
     """
-    half = wilson_share(len(days) // 2, len(days), 0.05)
-    low, value, high = _quantiles(days, (half.low, 0.5, half.high))
+    half = wilson_share(len(times) // 2, len(times), 0.05)
+    low, value, high = _quantiles(times, (half.low, 0.5, half.high))
     return Figure(
         name=name,
         value=value,
         low=low,
         high=high,
-        trials=len(days),
+        trials=len(times),
         world=world,
-        unit="days",
+        unit=unit,
         more={
-            "p90": _quantiles(days, (0.9,))[0],
-            "never": sum(math.isinf(one) for one in days),
+            "p90": _quantiles(times, (0.9,))[0],
+            "never": sum(math.isinf(one) for one in times),
         },
     )
 

@@ -7,17 +7,18 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.referee.figures import Figure, median_days, share, tries
+from benchmarks.referee.figures import Figure, share, tries, waits
+from benchmarks.referee.lateness import day_budget, first_policy, wishes
 from benchmarks.referee.worlds import Pair
 from pipelines.evaluate import CANDIDATE, CHAMPION, evaluate
 from pipelines.gate import GateFacts, GatePolicy, judge
-from pipelines.rates import DAY, DayBudget, Lately, Wishes, next_policy
-from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS, SamplingPolicy
+from pipelines.rates import DAY, Lately, next_policy
+from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS
 from pipelines.statistics.certify import certify_threshold
 from pipelines.statistics.intervals import count_pairs, wilson_share
 from pipelines.statistics.spending import Turn, shares
 from pipelines.types import Answers, Estimate, Evaluation, HeldOutItem
-from service.sections import BudgetSettings, DatasetSettings, SamplingSettings
+from service.sections import DatasetSettings
 
 TARGET = 0.97
 AGREEMENT = 0.9
@@ -132,18 +133,6 @@ def false_promotions_year(count: int, seed: int) -> Iterator[Figure]:
 
 def held_out_items_a_day(prompts: int, served: float = 0.6) -> float:
     """What the default budget and rates come to, once a student serves; no prompt repeated."""
-    budget, sampling = BudgetSettings(), SamplingSettings()
-    policy = SamplingPolicy(
-        salt=b"salt",
-        audit_rate=sampling.audit_rate,
-        held_out_rate=sampling.held_out_rate,
-        given_rate=sampling.given_rate,
-        learning_scale=1.0,
-        learning_pi_min=sampling.learning_pi_min,
-        cold_start_rate=sampling.cold_start_rate,
-        cold_start=False,
-    )
-    day = DayBudget(calls=budget.label_calls, tokens=budget.label_tokens, money=budget.label_money)
     lately = Lately(
         events=prompts,
         window=DAY,
@@ -151,17 +140,7 @@ def held_out_items_a_day(prompts: int, served: float = 0.6) -> float:
         served=round(prompts * served),
         has_champion=True,
     )
-    wishes = Wishes(
-        audit_rate=sampling.audit_rate,
-        learning_pi_min=sampling.learning_pi_min,
-        held_out_window=WINDOW,
-        held_out_groups=0,
-        full=False,
-        cold_start=False,
-        learning_spent=0.0,
-        day_gone=0.0,
-    )
-    rate = next_policy(policy, day, lately, wishes).held_out_rate
+    rate = next_policy(first_policy(), day_budget(), lately, wishes()).held_out_rate
     return prompts * HELD_OUT_SHARE_OF_GROUPS * rate
 
 
@@ -191,4 +170,4 @@ def days_2_points_1000_a_day(count: int, seed: int) -> Iterator[Figure]:
         f"a candidate a day, {100 * gain:g} points better and different on {differ:.0%}: days to "
         "the first that the gate lets pass."
     )
-    yield median_days(name, list(tries(name, count, (seed, 80), one)), world)
+    yield waits(name, list(tries(name, count, (seed, 80), one)), world)

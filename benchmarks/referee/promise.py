@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.referee.figures import Figure, median_days, share, tries
+from benchmarks.referee.figures import Figure, share, tries, waits
 from benchmarks.referee.worlds import Student
 from pipelines.statistics.detector import Detector
 from pipelines.statistics.estimate import Audit, Kind, TrafficSums, live_agreement_by_kind
@@ -55,7 +55,7 @@ def days_to_notice(drop: float, count: int, seed: int) -> Iterator[Figure]:
         f"promised are {TARGET:.0%}; {AUDITS_A_DAY} served audits a day; an alarm may be false "
         "once a year."
     )
-    yield median_days(name, list(tries(name, count, (seed, points), one)), world)
+    yield waits(name, list(tries(name, count, (seed, points), one)), world)
 
 
 def false_alarms_a_year(count: int, seed: int) -> Iterator[Figure]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.referee import __main__ as referee
 from benchmarks.referee.certificates import _Truth
-from benchmarks.referee.figures import Figure, median_days, share
+from benchmarks.referee.figures import Figure, share, waits
 from benchmarks.referee.worlds import KINDS, Pair, Student
 from benchmarks.results import RESULTS
 
@@ -20,7 +20,11 @@ PROMISED = {
     "certificates_broken_iid": 0.05,
     "false_rollbacks_year": 0.01,
 }
-NOTICED = {"days_5_point_drop": 2.0, "days_2_point_drop": 35.0}
+NOTICED = {
+    "days_5_point_drop": 2.0,
+    "days_2_point_drop": 35.0,
+    "audit_minutes_late_40_a_second": 1.0,
+}
 
 
 @pytest.mark.slow
@@ -95,7 +99,7 @@ def test_figures_have_the_interval_of_their_worlds() -> None:
     found = share("x", 3, 100, "a world", tried=7.0)
     assert (found.value, found.more) == (0.03, {"hits": 3, "tried": 7.0})
     assert 0.005 < found.low < 0.03 < found.high < 0.09
-    waits = median_days("y", [1.0] * 30 + [2.0] * 40 + [math.inf] * 30, "a world")
+    waits = waits("y", [1.0] * 30 + [2.0] * 40 + [math.inf] * 30, "a world")
     assert (waits.low, waits.value, waits.high) == (2.0, 2.0, 2.0)
     assert (waits.more["never"], waits.more["p90"]) == (30, math.inf)
     assert isinstance(waits, Figure)
