@@ -1,4 +1,4 @@
-"""The labels of audits: do they come in time when traffic is heavy and budgets are what they are?"""
+"""The labels of audits: do they come in time when traffic is heavy and the budget is not?"""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -62,9 +62,10 @@ def audit_minutes_late_40_a_second(count: int, seed: int) -> Iterator[Figure]:
         return float(np.quantile(minutes_late(generator), 0.99))
 
     world = (
-        f"{EVENTS_A_SECOND} events a second, more by day and less by night, at default budgets, the "
-        f"{DAYS} days after a promotion that followed long pass-through: so late is the label of an "
-        "audit that the student served, of the last one in a hundred; the teacher answers at once."
+        f"{EVENTS_A_SECOND} events a second, more by day and less by night, at default budgets, "
+        f"the {DAYS} days after a promotion that followed long pass-through: so late is the label "
+        "of an audit that the student served, of the last one in a hundred; the teacher answers "
+        "at once."
     )
     yield waits(name, list(tries(name, count, (seed, 90), one)), world, unit="minutes")
 

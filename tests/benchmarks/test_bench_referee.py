@@ -99,7 +99,7 @@ def test_figures_have_the_interval_of_their_worlds() -> None:
     found = share("x", 3, 100, "a world", tried=7.0)
     assert (found.value, found.more) == (0.03, {"hits": 3, "tried": 7.0})
     assert 0.005 < found.low < 0.03 < found.high < 0.09
-    waits = waits("y", [1.0] * 30 + [2.0] * 40 + [math.inf] * 30, "a world")
-    assert (waits.low, waits.value, waits.high) == (2.0, 2.0, 2.0)
-    assert (waits.more["never"], waits.more["p90"]) == (30, math.inf)
-    assert isinstance(waits, Figure)
+    times = waits("y", [1.0] * 30 + [2.0] * 40 + [math.inf] * 30, "a world")
+    assert (times.low, times.value, times.high) == (2.0, 2.0, 2.0)
+    assert (times.more["never"], times.more["p90"]) == (30, math.inf)
+    assert isinstance(times, Figure)
