@@ -179,7 +179,8 @@ class Loop:
 
     def _approve(self, version: dict[str, Any]) -> None:
         where = ("tasks", TASK, "versions", str(version["number"]))
-        self._client.post(*where, "approve", body={"report": version["report"]})
+        body = {"report": version["report"], "serves_nothing": version["threshold"] is None}
+        self._client.post(*where, "approve", body=body)
         self._wait_until_served(version["name"])
         report = self._client.get(*where)["report"]
         point = Point(

@@ -77,7 +77,9 @@ class Demo:
     def approve(self) -> None:
         waiting = self.task()["waiting"]
         path = f"tasks/{waiting['task']}/versions/{waiting['number']}/approve"
-        self.ask(path, {"report": waiting["report"]})
+        self.ask(
+            path, {"report": waiting["report"], "serves_nothing": waiting["threshold"] is None}
+        )
 
     def stop(self) -> None:
         self.process.terminate()

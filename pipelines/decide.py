@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.errors import DataDamaged, Refused
-from pipelines.types import Decision, DecisionAction, StudentVersion, Verdict
+from pipelines.types import Decision, DecisionAction, Evaluation, StudentVersion, Verdict
 
 LONGEST_REASON = 2_000
 
@@ -35,6 +35,31 @@ def verdict_in_words(verdict: Verdict, *, champion: str | None) -> str:
     return VERDICTS[verdict]
 
 
+def would_serve_nothing(evaluation: Evaluation) -> str:
+    """What approving a student without a certified threshold means; empty where it has one."""
+    if evaluation.threshold.value is not None:
+        return ""
+    target = f"{100 * evaluation.threshold.target:g} %"
+    return (
+        "It would answer nothing by itself: every request still goes to the teacher, because no "
+        f"threshold can be certified for {target}{_outlook(evaluation)}."
+    )
+
+
+def _outlook(evaluation: Evaluation) -> str:
+    """What would change that. A report of an earlier version does not know."""
+    enough = evaluation.items_until_certified
+    if enough is None:
+        return ""
+    if enough == 0:
+        return (
+            "; more held-out prompts alone will hardly change that: it has to agree more often "
+            "where it is surest, or the task's target has to be lower"
+        )
+    more = enough - evaluation.items
+    return f"; {f'about {more:,}' if more > 0 else 'some'} more held-out prompts may change that"
+
+
 class Judged(Protocol):
     """What an evaluation said about a version. `champion`: whom it was compared with."""
 
@@ -49,6 +74,9 @@ class Judged(Protocol):
 
     @property
     def champion(self) -> str | None: ...
+
+    @property
+    def threshold(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +130,13 @@ def refuse_approval(
     versions: Sequence[StudentVersion],
     judged: Judged | None,
     report: str,
+    serves_nothing: bool,
 ) -> None:
     """Raise `Refused` where a version may not become the champion.
 
     Only with the report that the operator looked at, if it is the latest one, says promotable,
     and compares with the present champion; and never behind a newer version that was approved.
+    One without a certified threshold only if the operator says to know that it serves nothing.
     """
     name, decision = version.name, chain.last(version.student)
     if version.student == chain.champion:
@@ -129,6 +159,11 @@ def refuse_approval(
         )
     if version.number < newest_approved(chain, versions):
         raise Refused(f"a version newer than {name} was approved already")
+    if judged.threshold is None and not serves_nothing:
+        raise Refused(
+            f"{name} answers nothing by itself, because no threshold can be certified for it; "
+            "say that you know it (`serves_nothing`), or wait for a version that has one"
+        )
 
 
 def refuse_rejection(chain: Chain, version: StudentVersion) -> None:

@@ -6,7 +6,7 @@ Nothing here decides. `pipelines.gate` judges what this module counts.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from pipelines.identities import snapshot_hash
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
+from pipelines.statistics.mix import shown_by
+from pipelines.statistics.outlook import items_until_certified
+from pipelines.statistics.reach import Shown, near_of, place, radius_of, within
 from pipelines.types import (
     Answers,
     Estimate,
@@ -33,6 +36,10 @@ MAJORITY = "majority"
 NEAREST = "nearest"
 SIBLING = "sibling"  # the task's own recipe on the same labels, for a challenger
 
+CONFIDENCE = 0.95  # with which a threshold is certified
+# Where the same items decide whether the candidate is promoted, those that let it win flatter its
+# threshold too (the winner's curse): half the chance of a broken promise makes up for that.
+CHOSEN_CONFIDENCE = 0.975
 LEAST_KEPT = 0.5  # of the items, when they are thinned to equal probability
 
 
@@ -42,6 +49,12 @@ class _Marked:
 
     answers: Answers
     correct: tuple[bool, ...]
+    radius: float | None
+
+    @property
+    def trusted(self) -> tuple[float, ...]:
+        """The confidences, and 0 beyond the radius."""
+        return within(self.answers.confidences, self.answers.distances, self.radius)
 
 
 def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
@@ -111,15 +124,15 @@ def evaluate(
     rivals: Mapping[str, Answers],
     *,
     target: float,
-    confidence_level: float = 0.95,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Evaluation:
     """Compare all on the same items. Intervals are two-sided at `alpha`.
 
     `rivals` are keyed `champion`, `base`, `majority`, `nearest`; without `champion` the
-    candidate is a first student. Raises ValueError when the snapshot repeats a group or the
-    answers do not belong to it.
+    candidate is a first student, whose threshold is certified at `CONFIDENCE`, and not at
+    `CHOSEN_CONFIDENCE`. Raises ValueError when the snapshot repeats a group or the answers do not
+    belong to it.
     """
     _refuse_repeated_groups(items)
     kept, marked = _marks(items, {CANDIDATE: candidate, **rivals})
@@ -130,12 +143,8 @@ def evaluate(
         if name != CANDIDATE
     }
 
-    def certify(one: _Marked) -> Threshold:
-        return certify_threshold(
-            one.answers.confidences, one.correct, target=target, confidence_level=confidence_level
-        )
-
-    threshold = certify(ours)
+    level = CHOSEN_CONFIDENCE if champion else CONFIDENCE
+    threshold = _certify(ours, target, level)
     return Evaluation(
         snapshot=snapshot_hash(items),
         items=len(kept),
@@ -146,23 +155,44 @@ def evaluate(
         difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
         slices=_slices(kept, ours, champion, alpha),
         flips=_flips(kept, ours, champion, threshold.value) if champion else (),
+        shown=_shown(ours, threshold),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
         ),
         threshold=threshold,
-        champion_threshold=certify(champion) if champion else None,
+        champion_threshold=_certify(champion, target, level) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
-            (ours.answers.confidences, ours.correct),
-            (champion.answers.confidences, champion.correct),
+            (ours.trusted, ours.correct),
+            (champion.trusted, champion.correct),
             target=target,
-            confidence_level=confidence_level,
+            confidence_level=level,
             seed=seed,
         )
         if champion
         else None,
         unusable_answers=_unusable(ours.answers),
+        items_until_certified=_items_lacking(ours, threshold),
+    )
+
+
+def _certify(one: _Marked, target: float, confidence_level: float) -> Threshold:
+    found = certify_threshold(
+        one.trusted, one.correct, target=target, confidence_level=confidence_level
+    )
+    near = near_of(one.trusted, one.answers.distances, found.value)
+    return replace(found, near=near, radius=one.radius)
+
+
+def _items_lacking(ours: _Marked, threshold: Threshold) -> int | None:
+    if threshold.value is not None:
+        return None
+    return items_until_certified(
+        ours.trusted,
+        ours.correct,
+        target=threshold.target,
+        confidence_level=threshold.confidence_level,
     )
 
 
@@ -192,14 +222,24 @@ def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -
             f"{answers.name} gave {len(answers.labels)} labels and {len(answers.confidences)} "
             f"confidences for {len(items)} items"
         )
+    correct = tuple(answers.labels[index] == items[index].label for index in keep)
+    distances = tuple(answers.distances[index] for index in keep) if answers.distances else ()
     return _Marked(
         answers=Answers(
             name=answers.name,
             labels=tuple(answers.labels[index] for index in keep),
             confidences=tuple(answers.confidences[index] for index in keep),
+            distances=distances,
         ),
-        correct=tuple(answers.labels[index] == items[index].label for index in keep),
+        correct=correct,
+        radius=radius_of(distances, correct),
     )
+
+
+def _shown(ours: _Marked, threshold: Threshold) -> Shown:
+    distances = ours.answers.distances or (None,) * len(ours.correct)
+    places = [place(distance, threshold.near, threshold.radius) for distance in distances]
+    return shown_by(ours.answers.confidences, places, ours.correct)
 
 
 def _slices(
@@ -236,7 +276,7 @@ def _flips(
     items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked, threshold: float | None
 ) -> tuple[Flip, ...]:
     """Negative first, and among them the surest first: those would be served."""
-    sure = ours.answers.confidences
+    sure = ours.trusted
     found = [
         (
             -sure[index],

@@ -262,7 +262,7 @@ class Operator(Worker):
         self._log.write(approve=name, number=number)
         if (number, name) not in self.approved:
             self.approved.append((number, name))
-        body = {"report": version["report"]}
+        body = {"report": version["report"], "serves_nothing": version["threshold"] is None}
         client.post("tasks", TASK, "versions", str(number), "approve", body=body)
 
     def _swap(self, client: LearnerClient, champion: int) -> None:

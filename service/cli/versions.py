@@ -71,7 +71,17 @@ def export(
 
 
 @app.command(epilog=examples("flywheel approve", "flywheel approve support-v3 --yes"))
-def approve(version: VersionName = None, task: TaskName = None, yes: Yes = False) -> None:
+def approve(
+    version: VersionName = None,
+    task: TaskName = None,
+    yes: Yes = False,
+    serves_nothing: Annotated[
+        bool,
+        typer.Option(
+            "--serves-nothing", help="Approve one that answers nothing by itself, knowing it."
+        ),
+    ] = False,
+) -> None:
     """Let a version serve. Default: the one that waits. Shows its report and asks first."""
     from service.terminal import report_lines
 
@@ -82,9 +92,12 @@ def approve(version: VersionName = None, task: TaskName = None, yes: Yes = False
         print(line)
     if not found["version"]["can_approve"]:
         raise Refused(f"{name}-v{number} cannot be approved: {found['version']['sentence']}")
+    nothing = found["version"]["serves_nothing"]
+    if nothing and not serves_nothing:
+        raise Refused(f"{name}-v{number} needs --serves-nothing to be approved. {nothing}")
     if not yes:
         typer.confirm(f"Approve {name}-v{number}?", abort=True)
-    seen = {"report": found["version"]["report"]}
+    seen = {"report": found["version"]["report"], "serves_nothing": serves_nothing}
     client.post("tasks", name, "versions", str(number), "approve", body=seen)
     print(f"{name}-v{number} is approved and published.")
 

@@ -26,9 +26,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ApproveBody(BaseModel):
-    """The report that was looked at: the approval holds for this content only."""
+    """The report that was looked at: the approval holds for this content only.
+
+    `serves_nothing` says to know that a version without a threshold answers nothing by itself.
+    """
 
     report: str = Field(pattern="^[0-9a-f]{64}$")
+    serves_nothing: bool = False
 
 
 class ReasonBody(BaseModel):
@@ -119,11 +123,15 @@ class OperatorApi:
         return Response(self._operations.card(task, number), media_type="text/plain")
 
     def approve(self, request: Request, task: str, number: int, body: ApproveBody) -> Response:
-        """Let it serve. `report` is the hash of the report that was looked at."""
-        operator = request.state.operator
-        return as_json(
-            self._operations.approve(task, number, report=body.report, operator=operator)
+        """Let it serve. `report`: hash of the one seen; `serves_nothing`: with no threshold."""
+        done = self._operations.approve(
+            task,
+            number,
+            report=body.report,
+            operator=request.state.operator,
+            serves_nothing=body.serves_nothing,
         )
+        return as_json(done)
 
     def reject(self, request: Request, task: str, number: int, body: ReasonBody) -> Response:
         """Say no to it, with the reason."""

@@ -179,7 +179,11 @@ class Pages:
         def act() -> Response:
             try:
                 self._operations.approve(
-                    task, number, report=form.get("report", ""), operator=operator
+                    task,
+                    number,
+                    report=form.get("report", ""),
+                    operator=operator,
+                    serves_nothing="serves_nothing" in form,
                 )
             except FlywheelError as error:
                 return _conflict(self._version_page(request, task, number, str(error)))

@@ -162,7 +162,10 @@ class Demo:
                     "versions",
                     str(waiting["number"]),
                     "approve",
-                    body={"report": waiting["report"]},
+                    body={
+                        "report": waiting["report"],
+                        "serves_nothing": waiting["threshold"] is None,
+                    },
                 )
             except FlywheelError as error:
                 screen.say(f"Not approved: {error}")

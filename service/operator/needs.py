@@ -86,7 +86,8 @@ def _approvals(facts: NeedFacts) -> Iterator[Need]:
                 f"{task.task}-v{version.number} waits for your approval",
                 f"/tasks/{task.task}/versions/{version.number}",
                 name=f"approval:{task.task}:{version.student}",
-                text="It passed the gate. Look at its report, then approve or reject it.",
+                text=f"It passed the gate. {version.serves_nothing} Look at its report, then "
+                "approve or reject it.".replace("  ", " "),
                 over=f"{task.task}-v{version.number} does not wait any more.",
                 task=task.task,
                 urgent=True,

@@ -158,16 +158,17 @@ class Operations:
 
     # What an operator decides.
 
-    def approve(self, task: str, number: int, *, report: str, operator: str) -> Decision:
-        """Make a version the champion.
+    def approve(
+        self, task: str, number: int, *, report: str, operator: str, serves_nothing: bool = False
+    ) -> Decision:
+        """Make a version the champion; `serves_nothing`: knowing that it has no threshold.
 
-        Only where the rules allow it (`pipelines.decide.refuse_approval`), and only what
-        verifies byte by byte. Raises `Refused` or `ArtifactDamaged` otherwise.
-        """
+        Only where `pipelines.decide.refuse_approval` allows it, and only what verifies byte by
+        byte: else raises `Refused` or `ArtifactDamaged`."""
         with self._deciding() as tx:
             version, history = self._find(tx, task, number)
-            judged = history.evaluations.get(version.student)
-            refuse_approval(history.chain, version, history.versions, judged, report)
+            chain, judged = history.chain, history.evaluations.get(version.student)
+            refuse_approval(chain, version, history.versions, judged, report, serves_nothing)
             verify_servable(self._artifacts, version, report)
             decision = self._record(tx, "approve", version, report, operator, "")
         return self._decided(decision, version)

@@ -137,6 +137,7 @@ class Version:
     decided_at: datetime | None = None
     decision_reason: str | None = None
     can_approve: bool = False
+    serves_nothing: str = ""  # what its approval would mean, where no threshold was certified
     can_reject: bool = False
     can_roll_back: bool = False
 

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.decide import DECIDED, VERDICTS, Chain, newest_approved, verdict_in_words
+from pipelines.decide import (
+    DECIDED,
+    VERDICTS,
+    Chain,
+    newest_approved,
+    verdict_in_words,
+    would_serve_nothing,
+)
 from pipelines.types import StudentVersion
 from service.operator.status import Reign, Version, VersionEvent, VersionState
 from service.operator.words import sentence
@@ -178,6 +185,7 @@ def _describe(
         decided_at=decision.decided_at if decision else None,
         decision_reason=decision.reason if decision else None,
         can_approve=state == "waiting" and report is not None,
+        serves_nothing=would_serve_nothing(report.evaluation) if report else "",
         can_reject=state in ("trained", "waiting", "insufficient_evidence", "gate_failed"),
         can_roll_back=state == "approved",
     )
@@ -223,4 +231,5 @@ def _waiting_sentence(report: Report | None) -> str:
     if report is None:
         return "Its report cannot be read, so it cannot be approved. Evaluate it again."
     found = verdict_in_words(report.gate.verdict, champion=report.champion)
-    return f"The gate says it is {found}. It waits for your approval."
+    nothing = would_serve_nothing(report.evaluation)
+    return f"The gate says it is {found}. It waits for your approval. {nothing}".rstrip()

@@ -102,6 +102,15 @@ def test_slices_start_with_the_worst_and_leave_none_out() -> None:
     assert found.slices[1].difference is not None
 
 
+def test_who_has_to_win_is_certified_with_more_confidence() -> None:
+    """The items on which it wins flatter its threshold as well."""
+    items, new = held_out_items(200), say("new", "+" * 196 + "-" * 4)
+    first = evaluate(items, new, {}, target=0.95)
+    chosen = evaluate(items, new, {"champion": say("old", "-" * 200)}, target=0.95)
+    assert (first.threshold.confidence_level, first.threshold.value is None) == (0.95, False)
+    assert (chosen.threshold.confidence_level, chosen.threshold.value is None) == (0.975, True)
+
+
 def test_a_first_student_has_no_flips() -> None:
     found = evaluate(held_out_items(3), say("new", "++-"), {}, target=0.9)
     assert found.flips == ()

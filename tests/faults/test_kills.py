@@ -164,7 +164,7 @@ def test_a_killed_trainer_is_a_failed_run_and_the_champion_serves_on(
             "versions",
             str(waiting["number"]),
             "approve",
-            body={"report": waiting["report"]},
+            body={"report": waiting["report"], "serves_nothing": True},
         )
         wait_for("the student's answers", lambda: waiting["name"] in customers.versions)
 

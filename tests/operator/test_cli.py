@@ -264,6 +264,19 @@ def test_approve_takes_what_waits_and_asks_first(
     assert "nothing waits" in nothing.err
 
 
+def test_what_would_serve_nothing_needs_to_be_asked_for(flywheel: Flywheel, desk: Desk) -> None:
+    desk.evaluate(desk.train(), threshold=None)
+    there = ("--data-dir", str(desk.folder), "approve", "--yes")
+    refused = flywheel(*there)
+    assert refused.code == ExitCode.REFUSED
+    assert "needs --serves-nothing" in refused.err
+    assert "every request still goes to the teacher" in refused.err
+    assert flywheel(*there, "--serves-nothing").code == 0
+    served = desk.live().tasks[TASK].champion
+    assert served is not None
+    assert (served.number, served.threshold) == (6, None)
+
+
 def test_a_failed_gate_cannot_be_approved(flywheel: Flywheel, desk: Desk) -> None:
     ended = flywheel("--data-dir", str(desk.folder), "approve", "support-v4", "--yes")
     assert ended.code == ExitCode.REFUSED

@@ -296,6 +296,29 @@ def test_the_page_posts_the_report_that_it_shows(browser: TestClient, desk: Desk
     assert desk.operations.status().tasks[0].champion.number == 3  # type: ignore[union-attr]
 
 
+def test_what_would_serve_nothing_has_a_box_to_tick(
+    browser: TestClient, client: TestClient, desk: Desk
+) -> None:
+    report = desk.evaluate(desk.train(), threshold=None)
+    page = f"/tasks/{TASK}/versions/6"
+    assert 'name="serves_nothing" required' in browser.get(page).text
+    assert 'name="serves_nothing"' not in browser.get(f"/tasks/{TASK}/versions/5").text
+
+    form = {"report": report}
+    unticked = browser.post(f"{page}/approve", data=form, headers={"Origin": ORIGIN})
+    assert unticked.status_code == 409
+    assert "answers nothing by itself" in unticked.text
+    refused = client.post(f"/api{page}/approve", headers=BEARER, json=form)
+    assert refused.status_code == 409
+
+    browser.post(
+        f"{page}/approve", data={**form, "serves_nothing": "on"}, headers={"Origin": ORIGIN}
+    )
+    served = desk.live().tasks[TASK].champion
+    assert served is not None
+    assert served.number == 6
+
+
 def test_verbs_reach_operations(client: TestClient, desk: Desk) -> None:
     def post(path: str, **body: object) -> int:
         return client.post(f"/api/{path}", headers=BEARER, json=body).status_code

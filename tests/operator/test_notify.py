@@ -120,6 +120,14 @@ def test_a_version_that_waits_is_told_once_with_the_link_to_its_page(post: Post)
     assert post.value("notifications_total", kind="approval", outcome="sent") == 2
 
 
+def test_a_version_that_would_serve_nothing_is_told_as_such(post: Post) -> None:
+    desk = post.desk
+    desk.evaluate(desk.train(), threshold=None)
+    (told,) = post.tick()
+    assert told["kind"] == "approval"
+    assert "It would answer nothing by itself" in told["text"]
+
+
 def test_after_a_restart_nothing_is_told_again(post: Post) -> None:
     post.desk.candidate()
     assert len(post.tick()) == 1

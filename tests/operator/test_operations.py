@@ -95,6 +95,27 @@ def test_what_the_gate_does_not_let_through_cannot_be_approved(
     assert desk.champion() is None
 
 
+def test_what_would_serve_nothing_is_approved_only_by_who_knows_it(desk: Desk) -> None:
+    report = desk.evaluate(desk.train(), threshold=None)
+    (waiting,) = desk.operations.waiting()
+    assert waiting.serves_nothing in waiting.sentence
+    assert "every request still goes to the teacher" in waiting.serves_nothing
+    assert "about 1,100 more held-out prompts may change that" in waiting.serves_nothing
+
+    with pytest.raises(Refused, match="answers nothing by itself"):
+        desk.operations.approve(TASK, 1, report=report, operator="ada")
+    assert desk.champion() is None
+    desk.operations.approve(TASK, 1, report=report, operator="ada", serves_nothing=True)
+    assert desk.champion() == waiting.student
+
+
+def test_a_version_with_a_threshold_says_nothing_of_the_kind(desk: Desk) -> None:
+    desk.candidate()
+    (waiting,) = desk.operations.waiting()
+    assert waiting.serves_nothing == ""
+    assert "by itself" not in waiting.sentence
+
+
 def test_a_version_without_evaluation_cannot_be_approved(desk: Desk) -> None:
     desk.train()
     assert states(desk) == {1: "trained"}

@@ -161,7 +161,7 @@ def train_and_approve(running: Running, count: int) -> None:
     wait_for("all labels", lambda: not pending(running))
     running.client.post("tasks", TASK, "train")
     waiting = wait_for("a version", lambda: newest_waiting(running))
-    number, body = str(waiting["number"]), {"report": waiting["report"]}
+    number, body = str(waiting["number"]), {"report": waiting["report"], "serves_nothing": True}
     running.client.post("tasks", TASK, "versions", number, "approve", body=body)
     wait_for("the swap", lambda: serving(running) == waiting["name"])
 
