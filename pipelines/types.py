@@ -222,6 +222,7 @@ class HeldOutItem:
     label: str  # the teacher's
     segment: str
     inclusion_probability: float = 1.0
+    occurred_at: datetime | None = None
 
 
 class LabelledAnswer(NamedTuple):

@@ -189,6 +189,7 @@ class Learner:
     def _build_watch(self, start_training: Callable[[str, str], None]) -> Watch:
         return Watch(
             database=self._database,
+            artifacts=self._artifacts,
             ledger=self._ledger,
             settings=self._settings,
             tasks=self._tasks,
