@@ -28,6 +28,7 @@ from storage.traffic import newest_mix
 
 log = structlog.get_logger()
 
+KINDS: tuple[GuardKind, ...] = ("mix", "audits")
 MIX_OVER = timedelta(days=30)  # traffic that is older is nobody's newest
 YEAR = timedelta(days=365)
 # A false alarm of the audits a year on average, and never more often than after so many audits.
@@ -71,6 +72,13 @@ class Guarding:
 
     def look(self, task: str) -> tuple[Guard, ...]:
         """Raise, change and end guards of the task's champion; those that stand now."""
+        guards = self._found(task)
+        for kind in KINDS:
+            standing = any(guard.kind == kind for guard in guards)
+            self._metrics.guards.labels(task=task, kind=kind).set(standing)
+        return guards
+
+    def _found(self, task: str) -> tuple[Guard, ...]:
         champion = self._live(task).champion
         if champion is None:
             return ()
@@ -84,13 +92,9 @@ class Guarding:
                 self._mix(tx, task, champion, evaluation, standing.get("mix")),
                 self._audits(tx, task, champion, approved, standing.get("audits")),
             )
-        kinds: tuple[GuardKind, ...] = ("mix", "audits")
-        for kind, wanted in zip(kinds, found, strict=True):
+        for kind, wanted in zip(KINDS, found, strict=True):
             self._change(standing.get(kind), wanted)
-        guards = tuple(guard for guard in found if guard is not None)
-        self._metrics.guards.labels(task=task, kind="mix").set(found[0] is not None)
-        self._metrics.guards.labels(task=task, kind="audits").set(found[1] is not None)
-        return guards
+        return tuple(guard for guard in found if guard is not None)
 
     def _change(self, before: Guard | None, after: Guard | None) -> None:
         if before == after:
