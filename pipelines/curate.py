@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from rensa import RMinHash, RMinHashLSH
@@ -116,6 +117,7 @@ class LabelledSample(NamedTuple):
     example: Example
     segment: str
     held_out_pi: float | None
+    occurred_at: datetime | None = None
 
 
 def curate(samples: Sequence[LabelledSample], policy: CurationPolicy) -> Curated:
@@ -144,19 +146,37 @@ def uncontaminated(
 
 
 def _held_out(samples: Sequence[LabelledSample], window: int) -> list[HeldOutItem]:
-    """The newest groups that the held-out draw chose: one item each, its first."""
-    first: dict[str, HeldOutItem] = {}
-    for example, segment, pi in samples:
-        if example.side is Side.HELD_OUT and pi is not None and example.group_id not in first:
-            first[example.group_id] = HeldOutItem(
+    """The groups that the held-out draw chose last: one item each, its newest.
+
+    A group that the traffic goes on bringing stays, one that it does not bring any more leaves.
+    """
+    newest: dict[str, HeldOutItem] = {}
+    for example, segment, pi, occurred_at in samples:
+        if example.side is Side.HELD_OUT and pi is not None:
+            newest.pop(example.group_id, None)  # so that it comes behind those before it
+            newest[example.group_id] = HeldOutItem(
                 event_id=example.event_id,
                 group_id=example.group_id,
                 text=example.text,
                 label=example.label,
                 segment=segment,
                 inclusion_probability=pi,
+                occurred_at=occurred_at,
             )
-    return list(first.values())[-window:]
+    return list(newest.values())[-window:]
+
+
+def of_now(
+    items: Sequence[HeldOutItem], shift: datetime | None, fewest: int
+) -> Sequence[HeldOutItem]:
+    """Those since the traffic last changed; at least the newest `fewest`.
+
+    What the traffic was before says nothing about what a student will be asked from now on.
+    """
+    if shift is None:
+        return items
+    since = sum(1 for item in items if item.occurred_at is None or item.occurred_at >= shift)
+    return items[-max(since, fewest) :]
 
 
 def _without_contamination(

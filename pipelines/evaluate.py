@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.identities import snapshot_hash
+from pipelines.reach import Shown, near_of, place, radius_of, within
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
 from pipelines.statistics.mix import shown_by
 from pipelines.statistics.outlook import items_until_certified
-from pipelines.statistics.reach import Shown, near_of, place, radius_of, within
 from pipelines.types import (
     Answers,
     Estimate,

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from pipelines.reach import Reach, Shown
 from pipelines.recipes import FamilyName
-from pipelines.statistics.reach import Reach, Shown
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
@@ -222,6 +222,7 @@ class HeldOutItem:
     label: str  # the teacher's
     segment: str
     inclusion_probability: float = 1.0
+    occurred_at: datetime | None = None
 
 
 class LabelledAnswer(NamedTuple):

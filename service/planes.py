@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pipelines.statistics.reach import Reach
+from pipelines.reach import Reach
 from pipelines.types import Message
 from service.settings import Settings
 

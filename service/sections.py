@@ -215,6 +215,8 @@ NotifyKind = Literal[
     "training_failed",
     "rollback",
     "agreement",
+    "threshold_raised",
+    "forced_answers",
     "budget",
     "ingest_held",
     "teacher_refused",

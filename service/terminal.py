@@ -164,6 +164,8 @@ def _task_lines(task: Data) -> Iterator[str]:
         f"  agreement of what it served {estimate(figures['served_agreement'])}, trusted coverage "
         f"{estimate(figures['trusted_coverage'])}"
     )
+    if forced := figures.get("forced_share"):
+        yield f"  {forced:.1%} of the last day's requests were answered unsure, nobody to ask"
     yield (
         f"  labels: {figures['labels_bought']:,} bought, {figures['labels_given']:,} given; "
         f"spent today {figures['spend_today']:.2f} of {figures['budget_today']:.2f}, "

@@ -30,7 +30,7 @@ WHERE event_id IN (SELECT unnest($event_ids)) AND status <> 'expired'
 SELECT_LABELLED = """
 SELECT
     s.event_id, s.text, l.label, s.group_id, s.side, l.weight, s.user_key, s.reason, s.messages,
-    s.segment, s.held_out_pi
+    s.segment, s.held_out_pi, s.occurred_at
 FROM samples s JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
     AND l.label IN (SELECT unnest($labels))
@@ -53,21 +53,27 @@ FROM effective_labels l JOIN samples s USING (event_id)
 WHERE l.task = ?
 """
 
-# Audited events that a student assessed, with its verdict: what live agreement rests on.
+# Audited events that a student assessed, with its verdict where the label has come: what live
+# agreement rests on.
 SELECT_AUDITED = """
-SELECT s.occurred_at, s.confidence, s.audit_pi, s.student_label = l.label, s.served_by
-FROM samples s JOIN effective_labels l USING (event_id)
+SELECT s.occurred_at, s.confidence, s.audit_pi, s.student_label = l.label,
+    CASE WHEN s.served_by = 'student' AND s.unsure <> '' THEN 'forced' ELSE s.served_by END
+FROM samples s LEFT JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
     AND s.occurred_at >= $since AND s.occurred_at < $until
-ORDER BY s.occurred_at
+ORDER BY l.labelled_at NULLS LAST, s.event_id
 """
 
-COUNT_UNANSWERED_AUDITS = """
-SELECT served_by, count(*)
-FROM samples
-WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
-    AND status <> 'labelled' AND occurred_at >= $since AND occurred_at < $until
-GROUP BY served_by
+# Audits within the student's reach, in the order in which their labels came: what a promise is
+# watched with. Whoever answered in the end: above the threshold the student does.
+SELECT_JUDGED = """
+SELECT s.event_id, l.labelled_at, s.confidence, s.student_label = l.label,
+    s.served_by = 'student' AND s.unsure = ''
+FROM samples s JOIN effective_labels l USING (event_id)
+WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
+    AND s.reach IS DISTINCT FROM 'beyond' AND s.unsure NOT IN ('empty', 'too_long')
+    AND s.occurred_at >= $since AND l.labelled_at >= $labelled_from
+ORDER BY l.labelled_at, s.event_id
 """
 
 # Up to the oldest that waits for its label. Labels of escalated events come at once, and taking
@@ -79,7 +85,7 @@ WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
     AND s.occurred_at >= $since AND s.occurred_at < coalesce((
         SELECT min(occurred_at) FROM samples
         WHERE task = $task AND student_version = $version AND audit_pi IS NOT NULL
-            AND status IN ('pending', 'held') AND occurred_at >= $since
+            AND status = 'pending' AND occurred_at >= $since
     ), 'infinity'::TIMESTAMP)
 ORDER BY s.occurred_at, s.event_id
 LIMIT $limit
@@ -131,13 +137,27 @@ class LabelCounts(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """One audited event: predicted agreement, inclusion probability, did the student agree."""
+    """One audited event: predicted agreement, inclusion probability, did the student agree.
+
+    `agrees` is None while its label has not come. `server`: student, teacher or app; `forced`
+    where the student answered unsure, because nobody else could be asked.
+    """
 
     occurred_at: datetime
     predicted: float
     inclusion_probability: float
+    agrees: bool | None
+    server: str
+
+
+class Judged(NamedTuple):
+    """One audited event whose label has come."""
+
+    event_id: str
+    labelled_at: datetime
+    confidence: float
     agrees: bool
-    served_by: str
+    promised: bool  # the student served it, and was sure
 
 
 class AuditedPrompt(NamedTuple):
@@ -204,6 +224,7 @@ def labelled_samples(
             ),
             row[9],
             row[10],
+            from_db_time(row[11]),
         )
         for row in rows
     ]
@@ -216,7 +237,7 @@ def count_labels(tx: Cursor, task: str) -> LabelCounts:
 
 
 def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetime) -> list[Audited]:
-    """Audit draws of [since, until) that have their label, oldest first; naive UTC."""
+    """Audit draws of [since, until), in the order of their labels, without them last; naive UTC."""
     rows = tx.execute(
         SELECT_AUDITED,
         {
@@ -226,7 +247,25 @@ def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetim
             "until": to_db_time(until),
         },
     ).fetchall()
-    return [Audited(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
+    return [Audited(*row) for row in rows]
+
+
+def judged_audits(
+    tx: Cursor, task: str, version: str, since: datetime, labelled_from: datetime
+) -> list[Judged]:
+    """Audits of events from `since` on whose labels came from a moment on, in that order."""
+    values = {
+        "task": task,
+        "version": version,
+        "since": to_db_time(since),
+        "labelled_from": to_db_time(labelled_from),
+    }
+    return [
+        Judged(event_id, from_db_time(at), confidence, bool(agrees), bool(promised))
+        for event_id, at, confidence, agrees, promised in tx.execute(
+            SELECT_JUDGED, values
+        ).fetchall()
+    ]
 
 
 def audited_prompts(
@@ -246,22 +285,6 @@ def audited_prompts(
             SELECT_AUDITED_PROMPTS, values
         ).fetchall()
     ]
-
-
-def count_unanswered_audits(
-    tx: Cursor, task: str, version: str, since: datetime, until: datetime
-) -> dict[str, int]:
-    """Audit draws of the window that have no label (yet), by who served: the non-response."""
-    rows = tx.execute(
-        COUNT_UNANSWERED_AUDITS,
-        {
-            "task": task,
-            "version": version,
-            "since": to_db_time(since),
-            "until": to_db_time(until),
-        },
-    ).fetchall()
-    return {served_by: int(count) for served_by, count in rows}
 
 
 def count_training(tx: Cursor, task: str, until: datetime) -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from pipelines.statistics.coverage import CONFIDENCE_BINS
 from pipelines.tally import Tally, TrafficKey
 from storage.database import Cursor, first_row, from_db_time, from_db_time_or_none, to_db_time
 
@@ -87,12 +86,25 @@ WHERE events > 0
 GROUP BY bucket, version, bin ORDER BY bucket, version, bin
 """
 
-# Newest minutes first, until there are enough events above the threshold.
-SELECT_NEWEST = """
-SELECT histogram, far_histogram
-FROM traffic
-WHERE task = $task AND version = $version AND minute >= $since
-ORDER BY minute DESC
+# Of the newest minutes, as many as it takes for so many assessed events.
+SELECT_NEWEST_MIX = """
+WITH minutes AS (
+    SELECT minute, sum(sum(assessed)) OVER (ORDER BY minute DESC) - sum(assessed) AS newer
+    FROM traffic
+    WHERE task = $task AND version = $version AND minute >= $since
+    GROUP BY minute
+)
+SELECT bin, sum(events), sum(far)
+FROM (
+    SELECT
+        unnest(histogram) AS events,
+        unnest(coalesce(far_histogram, list_transform(histogram, lambda x: 0))) AS far,
+        generate_subscripts(histogram, 1) - 1 AS bin
+    FROM traffic
+    WHERE task = $task AND version = $version
+        AND minute >= (SELECT min(minute) FROM minutes WHERE newer < $events)
+)
+GROUP BY bin ORDER BY bin
 """
 
 SUMMED = (
@@ -223,19 +235,14 @@ def newest_mix(
 ) -> tuple[list[int], list[int]]:
     """By confidence bin: events near the training data and far, of the newest minutes.
 
-    As many minutes as it takes for `events` assessed events, back to `since`. What lies beyond
-    the student's reach is near, in the lowest bin, where nothing is trusted.
+    As many minutes as it takes for `events` assessed events, back to `since`; empty where there
+    were none. What lies beyond the student's reach is near, in the lowest bin, where nothing is
+    trusted.
     """
-    values = {"task": task, "version": version, "since": to_db_time(since)}
-    found = tx.execute(SELECT_NEWEST, values)
-    all_bins, far_bins = [0] * CONFIDENCE_BINS, [0] * CONFIDENCE_BINS
-    while sum(all_bins) < events and (row := found.fetchone()) is not None:
-        counts, far = row
-        all_bins = [a + b for a, b in zip(all_bins, counts, strict=True)]
-        if far is not None:
-            far_bins = [a + b for a, b in zip(far_bins, far, strict=True)]
-    near = [total - far for total, far in zip(all_bins, far_bins, strict=True)]
-    return near, far_bins
+    values = {"task": task, "version": version, "since": to_db_time(since), "events": events}
+    rows = tx.execute(SELECT_NEWEST_MIX, values).fetchall()
+    far = [int(far) for _, _, far in rows]
+    return [int(total) - apart for (_, total, _), apart in zip(rows, far, strict=True)], far
 
 
 def traffic_series(

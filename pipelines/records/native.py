@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipelines.errors import InvalidMessage
+from pipelines.reach import Reach
 from pipelines.records.common import (
     Attributes,
     DecodePolicy,
@@ -17,7 +18,6 @@ from pipelines.records.common import (
     refuse_unknown_role,
     user_key,
 )
-from pipelines.statistics.reach import Reach
 from pipelines.types import (
     Feedback,
     Message,

@@ -75,7 +75,7 @@ def certify_threshold(
 
     No edge lies below the bin that holds the items' quantile `floor_share`, nor at the lower
     end of a bin without items, nor at 0. Items with a confidence of 0, beyond the student's
-    reach (`pipelines.statistics.reach`), are never trusted and count for coverage only.
+    reach (`pipelines.reach`), are never trusted and count for coverage only.
     """
     if len(confidences) != len(correct):
         raise ValueError(f"{len(confidences)} confidences for {len(correct)} outcomes")

@@ -82,6 +82,10 @@ class AgreementByKind:
     kinds: tuple[KindAgreement, ...]
     overall: KindAgreement
 
+    def kind(self, name: str) -> KindAgreement | None:
+        """None where no event was of this kind."""
+        return next((one for one in self.kinds if one.name == name), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveAgreement:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.reach import Reach, Shown
 from pipelines.statistics.coverage import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
-from pipelines.statistics.reach import Reach, Shown
 
 # Events of the traffic that are looked at: the newest. More would notice later, fewer too little.
 WINDOW = 100

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.label import write_answer
+from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
-from pipelines.statistics.reach import Reach
 from pipelines.types import Task, Usage
 from service.gateway.endings import (
     NOBODY,

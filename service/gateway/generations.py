@@ -15,7 +15,7 @@ from weakref import WeakSet
 import structlog
 
 from pipelines.errors import FlywheelError, TrainingStackMissing
-from pipelines.statistics.reach import Reach, place
+from pipelines.reach import Reach, place
 from pipelines.types import Task
 from pipelines.work import GOLDEN_FILE
 from service.gateway.engines.base import EngineFailed

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pipelines.label import write_answer
-from pipelines.statistics.reach import Reach
+from pipelines.reach import Reach
 from pipelines.types import Task
 from service.gateway.wire import ChatRequest
 

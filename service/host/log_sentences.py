@@ -88,6 +88,8 @@ SENTENCES: Mapping[str, str] = {
     "publication_waits": "What was decided is not published yet; it is tried again.",
     "previous_not_published": "The version before the champion cannot be rolled back to.",
     "regression_found": "The version before was better; what is served is looked at or taken back.",
+    "threshold_guarded": "Less is trusted of the champion than was approved; the rest escalates.",
+    "threshold_as_approved": "The champion is trusted again as it was approved.",
     "champion_damaged": "The champion's files are not what was approved. It must not restart so.",
     "report_unreadable": "A version's report cannot be read.",
     # People

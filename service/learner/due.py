@@ -74,6 +74,7 @@ class Trigger:
             coverage_drop=coverage_drop(certified, live)
             if certified is not None and live is not None
             else 0.0,
+            drift_alarm=bool(figures.guards),
             asked_by_operator=asked,
             failures_in_a_row=failures,
         )

@@ -8,7 +8,14 @@ from datetime import UTC, datetime, timedelta
 from prometheus_client import Gauge
 
 from pipelines.statistics.coverage import trusted_coverage
-from pipelines.statistics.estimate import DrawnEvent, LiveAgreement, TrafficSums, live_agreement
+from pipelines.statistics.estimate import (
+    AgreementByKind,
+    Audit,
+    Kind,
+    KindAgreement,
+    TrafficSums,
+    live_agreement_by_kind,
+)
 from pipelines.types import Estimate
 from service.metrics.learner import LearnerMetrics
 from service.operator.status import Figures, HistoryPoint
@@ -17,12 +24,11 @@ from storage.database import Cursor, Database
 from storage.decisions import chain
 from storage.estimates import StoredEstimate, add_estimate, estimate_history, first_estimate
 from storage.evaluations import latest_evaluation
+from storage.guards import last_alarm
 from storage.labels import (
-    Audited,
     LabelCounts,
     audited,
     count_labels,
-    count_unanswered_audits,
     mean_label_cost,
     spend_since,
 )
@@ -111,6 +117,8 @@ class Estimates:
             events_total=total.events,
             served_by_student_share=total.served / answered if answered else None,
             events_per_day=float(day.events),
+            forced_share=day.forced / day.events if day.events else None,
+            novel_share=day.novel / day.assessed if day.assessed else None,
             cost_per_call=cost,
         )
 
@@ -118,47 +126,46 @@ class Estimates:
         self, tx: Cursor, task: str, champion: LiveStudent, figures: Figures, now: datetime
     ) -> Figures:
         evaluation = latest_evaluation(tx, task, champion.student)
-        everything, served = self._agreement(tx, task, champion, now)
-        self._metrics.audit_labels.labels(task=task).set(
-            everything.drawn - everything.unanswered if everything else 0
-        )
-        self._metrics.audit_unanswered.labels(task=task).set(
-            everything.unanswered if everything else 0
-        )
+        found = self._agreement(tx, task, champion, now)
+        overall = found.overall if found else None
+        self._metrics.audit_labels.labels(task=task).set(overall.estimate.n if overall else 0)
+        self._metrics.audit_unanswered.labels(task=task).set(overall.unanswered if overall else 0)
         return replace(
             figures,
             trusted_coverage=_coverage(tx, task, champion, now),
             certified_coverage=evaluation.coverage if evaluation else None,
-            agreement=everything.estimate if everything else None,
-            served_agreement=served.estimate if served else None,
+            agreement=_known(overall),
+            served_agreement=_known(found.kind("student")) if found else None,
+            forced_agreement=_known(found.kind("forced")) if found else None,
         )
 
     def _agreement(
         self, tx: Cursor, task: str, champion: LiveStudent, now: datetime
-    ) -> tuple[LiveAgreement | None, LiveAgreement | None]:
-        """Over all assessed traffic and over what the student served, since its promotion.
+    ) -> AgreementByKind | None:
+        """Of what the student served as promised, of what it had to answer, and of the rest.
 
-        Whole minutes only, because the sums are kept by the minute.
+        Since its promotion, or since the alarm that its audits raised last: an average over what
+        was before would hide what is. Whole minutes only, because the sums are kept by the minute.
         """
-        promoted = chain(tx, task).reigns[-1]
-        since = promoted.decided_at.replace(second=0, microsecond=0)
+        begun = max(
+            chain(tx, task).reigns[-1].decided_at,
+            last_alarm(tx, task, champion.student) or BEGINNING,
+        )
+        since = begun.replace(second=0, microsecond=0)
         until = now.replace(second=0, microsecond=0)
         sums = window_sums(tx, task, champion.name, since, until)
         if not sums.assessed:
-            return None, None
-        drawn = audited(tx, task, champion.name, since, until)
-        missing = count_unanswered_audits(tx, task, champion.name, since, until)
-        everything = TrafficSums(
-            events=sums.assessed, predicted=sums.sum_f, predicted_squares=sums.sum_f2
+            return None
+        audits: dict[str, list[Audit]] = {"student": [], "forced": [], "teacher": []}
+        for one in audited(tx, task, champion.name, since, until):
+            kind = one.server if one.server in audits else "teacher"
+            audits[kind].append(Audit(one.predicted, one.agrees))
+        return live_agreement_by_kind(
+            [
+                Kind(name=name, sums=part, audits=audits[name])
+                for name, part in _by_server(sums).items()
+            ]
         )
-        served = TrafficSums(
-            events=sums.served,
-            predicted=sums.served_sum_f,
-            predicted_squares=sums.served_sum_f2,
-        )
-        by_student = [item for item in drawn if item.served_by == "student"]
-        missing_by_student = {"student": missing.get("student", 0)}
-        return _live(everything, drawn, missing), _live(served, by_student, missing_by_student)
 
     def _remember(self, task: str, figures: Figures, now: datetime) -> None:
         stored = self._stored_at.get(task)
@@ -199,6 +206,8 @@ class Estimates:
         _set_bounds(metrics.coverage, figures.trusted_coverage, task=task)
         _set_bounds(metrics.agreement, figures.agreement, task=task, scope="assessed")
         _set_bounds(metrics.agreement, figures.served_agreement, task=task, scope="served")
+        _set_bounds(metrics.agreement, figures.forced_agreement, task=task, scope="forced")
+        metrics.forced_share.labels(task=task).set(figures.forced_share or 0.0)
 
 
 def _coverage(tx: Cursor, task: str, champion: LiveStudent, now: datetime) -> Estimate | None:
@@ -212,33 +221,30 @@ def _coverage(tx: Cursor, task: str, champion: LiveStudent, now: datetime) -> Es
     return trusted_coverage(counts, champion.threshold) if sum(counts) else None
 
 
-def _live(
-    sums: TrafficSums, drawn: list[Audited], missing: Mapping[str, int]
-) -> LiveAgreement | None:
-    """None while one kind of served event has audits, and not one of them is answered.
+def _by_server(sums: WindowSums) -> dict[str, TrafficSums]:
+    """What the student served as promised, what it had to answer, and what the teacher did."""
+    return {
+        "student": TrafficSums(
+            events=sums.served - sums.forced,
+            predicted=sums.served_sum_f - sums.forced_sum_f,
+            predicted_squares=sums.served_sum_f2 - sums.forced_sum_f2,
+        ),
+        "forced": TrafficSums(
+            events=sums.forced,
+            predicted=sums.forced_sum_f,
+            predicted_squares=sums.forced_sum_f2,
+        ),
+        "teacher": TrafficSums(
+            events=sums.assessed - sums.served,
+            predicted=sums.sum_f - sums.served_sum_f,
+            predicted_squares=sums.sum_f2 - sums.served_sum_f2,
+        ),
+    }
 
-    An escalated event has its label at once, one that the student served waits for the budget.
-    Those that are missing are taken to be like the answered ones of their own kind only:
-    otherwise the hard events would stand for all.
-    """
-    kinds = [item.served_by for item in drawn]
-    answered = {kind: kinds.count(kind) for kind in set(kinds)}
-    if not sums.events or not drawn or any(missing[kind] for kind in missing.keys() - answered):
-        return None
-    share = {kind: count / (count + missing.get(kind, 0)) for kind, count in answered.items()}
-    found = live_agreement(
-        sums,
-        [
-            DrawnEvent(
-                predicted=item.predicted,
-                probability=item.inclusion_probability * share[item.served_by],
-                agrees=item.agrees,
-            )
-            for item in drawn
-        ],
-    )
-    unanswered = sum(missing.values())
-    return replace(found, drawn=len(drawn) + unanswered, unanswered=unanswered)
+
+def _known(found: KindAgreement | None) -> Estimate | None:
+    """None without a label: predicted agreement is no measurement."""
+    return found.estimate if found is not None and found.estimate.n else None
 
 
 def _set_bounds(gauge: Gauge, estimate: Estimate | None, **labels: str) -> None:

@@ -10,7 +10,8 @@ from typing import cast
 import msgspec
 import structlog
 
-from pipelines.curate import normalise, uncontaminated
+from pipelines.checks import groups_needed
+from pipelines.curate import normalise, of_now, uncontaminated
 from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import CHAMPION, departed_pairs, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
@@ -46,6 +47,7 @@ from storage.evaluations import (
     latest_evaluation,
 )
 from storage.failpoints import passing
+from storage.guards import last_shift
 from storage.reports import Golden, Report, read_report, write_card, write_report
 from storage.ticks import JobResult
 from storage.versions import version_by_digest, versions, versions_by_content
@@ -148,7 +150,11 @@ class Evaluating:
     def _items(self, version: StudentVersion) -> list[HeldOutItem]:
         """The present held-out window without what the version's training set resembles."""
         task = self._shop.tasks[version.task]
-        held_out = self._shop.curated(task, self._shop.now()).held_out
+        with self._shop.database.snapshot() as tx:
+            shift = last_shift(tx, task.name)
+        settings = self._shop.settings
+        fewest = groups_needed(settings.gate.min_groups, settings.tasks[task.name].target)
+        held_out = of_now(self._shop.curated(task, self._shop.now()).held_out, shift, fewest)
         dataset = self._shop.artifacts.path("dataset", version.dataset)
         return uncontaminated(held_out, _training_texts(dataset))
 

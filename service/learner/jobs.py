@@ -109,8 +109,8 @@ class Jobs:
     def look(self) -> JobResult:
         """The watch, and what follows from it: a rollback by itself, and numbers to alert on."""
         operations, metrics = self._parts.operations, self._metrics
-        operations.settle()
         result = self._watch.run()
+        operations.settle()  # also publishes what the watch guards
         metrics.teacher_breaker_open.set(self._parts.teacher.breaker_open)
         for name in self._settings.tasks:
             self._roll_back(name, self._parts.regression.look(name))

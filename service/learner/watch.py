@@ -9,10 +9,13 @@ from pipelines.trigger import Due
 from pipelines.types import Task
 from service.learner.due import Trigger
 from service.learner.estimates import Estimates
+from service.learner.guarding import Guarding
 from service.learner.sampling import Rates, Sampling
 from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
+from service.operator.status import Guarded
 from service.settings import Settings
+from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.dead_letters import count_dead_letters
 from storage.ledger import Ledger
@@ -26,6 +29,7 @@ class Watch:
         self,
         *,
         database: Database,
+        artifacts: Artifacts,
         ledger: Ledger,
         settings: Settings,
         tasks: Mapping[str, Task],
@@ -46,6 +50,14 @@ class Watch:
         self._estimates = Estimates(
             database=database, settings=settings, metrics=metrics, live=board.live_task, now=now
         )
+        self._guarding = Guarding(
+            database=database,
+            artifacts=artifacts,
+            settings=settings,
+            live=board.live_task,
+            metrics=metrics,
+            now=now,
+        )
         self._rates = Rates(database, settings, tasks, sampling, now)
         self._trigger = Trigger(database, settings, now)
 
@@ -54,6 +66,19 @@ class Watch:
         reasons = []
         for name in self._tasks:
             figures, counts = self._estimates.look(name)
+            guards = self._guarding.look(name)
+            figures = replace(
+                figures,
+                guards=tuple(
+                    Guarded(
+                        kind=one.kind,
+                        raised_at=one.raised_at,
+                        threshold=one.threshold,
+                        reason=one.reason,
+                    )
+                    for one in guards
+                ),
+            )
             self._board.show(name, figures)
             self._rates.adjust(name, counts)
             due = self._trigger.due(name, figures, counts, asked=self._board.take_wish(name))

@@ -178,11 +178,26 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
-        # scope: assessed (all traffic) | served (what the student answered).
+        # scope: assessed (all traffic) | served (what the student answered as promised) | forced
+        # (what it answered unsure, because nobody else could be asked).
         self.agreement = Gauge(
             "flywheel_agreement",
             "Agreement with the teacher, unbiased, with its anytime-valid interval.",
             ["task", "scope", "bound"],
+            registry=registry,
+        )
+        # Above 0.01 the alert ForcedAnswers fires: raise the escalation budget.
+        self.forced_share = Gauge(
+            "flywheel_forced_share",
+            "Share of the last day's events that the student answered unsure, with nobody to ask.",
+            ["task"],
+            registry=registry,
+        )
+        # kind: mix (the traffic is not what the evidence was about) | audits (a promise is broken).
+        self.guards = Gauge(
+            "flywheel_threshold_guarded",
+            "1 while less is trusted of the champion than was approved.",
+            ["task", "kind"],
             registry=registry,
         )
         # 1 / rollback.alpha is enough to go back to that version; 1 says nothing.

@@ -12,6 +12,7 @@ from storage.database import Cursor
 from storage.dead_letters import dead_letter_bursts
 from storage.decisions import recent_decisions
 from storage.evaluations import StoredEvaluation, recent_evaluations
+from storage.guards import Guard, recent_guards
 from storage.runs import TrainingRun, ended_runs, started_runs
 from storage.swaps import Swap, recent_swaps
 from storage.ticks import Failures, Pause, failures, pauses
@@ -55,6 +56,7 @@ def recent_activity(
 
 def _trouble(tx: Cursor, limit: int, before: datetime | None) -> list[Activity]:
     feed = [_failures(found) for found in failures(tx, limit, before)]
+    feed += [_guard(found) for found in recent_guards(tx, limit, before)]
     feed += [_gap(gap) for gap in recent_gaps(tx, limit, before)]
     feed += [_burst(at, count) for at, count in dead_letter_bursts(tx, limit, before)]
     standing = [pause for pause in pauses(tx) if before is None or pause.paused_at < before]
@@ -142,6 +144,22 @@ def _failures(found: Failures) -> Activity:
         sentence=f"{found.job} failed{times}: {found.detail}",
         link="/#jobs",
         problem=True,
+    )
+
+
+def _guard(found: Guard) -> Activity:
+    if found.ended_at is not None:
+        sentence = f"{found.task} is trusted again as it was approved"
+    elif found.threshold is None:
+        sentence = f"Nothing that the student of {found.task} says is trusted: {found.reason}"
+    else:
+        sentence = f"{found.task} is trusted from {found.threshold:g} on only: {found.reason}"
+    return Activity(
+        at=found.changed_at,
+        kind="trouble",
+        sentence=sentence,
+        task=found.task,
+        problem=found.ended_at is None,
     )
 
 

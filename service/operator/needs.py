@@ -11,6 +11,7 @@ from service.sections import BudgetSettings
 from storage.leases import Spend
 from storage.ledger import DaySpend
 
+FORCED_SHARE = 0.01  # of a day's requests, from which on somebody should know
 REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
 REFUSED = "teacher_refused"
 
@@ -122,6 +123,20 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
             "what it got wrong before another one is approved.",
             task=status.task,
         )
+    yield from _guards(status, page)
+    forced = status.figures.forced_share
+    if forced is not None and forced >= FORCED_SHARE:
+        yield _need(
+            "forced_answers",
+            f"{status.task} answers {forced:.1%} of the requests although it is unsure",
+            page,
+            name=f"forced_answers:{status.task}",
+            text="The escalation budget is gone, or the teacher does not answer: such answers are "
+            "marked with a header, and nothing is promised of them. Raise "
+            "`budget.escalation_calls`, or set `when_unsure` to `refuse`.",
+            over=f"{status.task} has somebody to ask again.",
+            task=status.task,
+        )
     served = status.figures.served_agreement
     if served is not None and served.high < status.target:
         yield _need(
@@ -133,6 +148,24 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
             f"of {status.target:.1%}. Roll back, or look at what changed.",
             over=f"The live agreement of {status.task} is not below its target any more.",
             task=status.task,
+        )
+
+
+def _guards(status: TaskStatus, page: str) -> Iterator[Need]:
+    for guard in status.figures.guards:
+        trusted = (
+            "nothing" if guard.threshold is None else f"confidences from {guard.threshold:g} on"
+        )
+        yield _need(
+            "threshold_raised",
+            f"{status.task} is trusted less than was approved",
+            page,
+            name=f"threshold_raised:{status.task}:{guard.kind}",
+            text=f"{guard.reason} Trusted is {trusted} for now; the teacher answers the rest, and "
+            "a training starts when there are labels for it.",
+            over=f"{status.task} is trusted again as it was approved.",
+            task=status.task,
+            urgent=guard.kind == "audits",
         )
 
 

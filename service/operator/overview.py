@@ -10,6 +10,7 @@ from threading import Lock
 import structlog
 
 from pipelines.errors import ArtifactDamaged, Refused
+from pipelines.statistics.certify import items_needed
 from service.operator.activity import recent_activity
 from service.operator.board import Board
 from service.operator.needs import NeedFacts, needs
@@ -351,12 +352,28 @@ def _serving(champion: Version | None, figures: Figures) -> str:
     return f"{champion.task}-v{champion.number} answers {share} of the prompts."
 
 
+SAYS_NOTHING = 0.25  # an interval this wide is consistent with nearly everything
+
+
 def _quality(champion: Version | None, figures: Figures, target: float) -> str:
     if champion is None:
         return "Nothing to measure before the first student."
     found, goal = figures.served_agreement, f"the target of {100 * target:g} %"
-    if found is None:
-        return "Too few audited answers for a live figure yet."
+    if figures.guards:
+        trusted = [guard.threshold for guard in figures.guards]
+        known = [threshold for threshold in trusted if threshold is not None]
+        what = (
+            f"only answers with a confidence of {max(known):g} or more are trusted"
+            if len(known) == len(trusted)
+            else "nothing it says is trusted, and the teacher is asked"
+        )
+        return f"{' '.join(guard.reason for guard in figures.guards)} Until that is over, {what}."
+    if found is None or found.high - found.low > SAYS_NOTHING:
+        needed = items_needed(target)
+        return (
+            f"Nobody knows yet whether {goal} is held: {found.n if found else 0} answers that the "
+            f"student gave alone were audited; it takes at least {needed}, all of them right."
+        )
     if found.high < target:
         return f"Live agreement is below {goal}."
     if found.low >= target:

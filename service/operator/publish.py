@@ -1,10 +1,11 @@
 """Publication: what the decisions say is served becomes `live.json`."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
 from pipelines.decide import Chain
 from pipelines.errors import ArtifactDamaged, DataDamaged
@@ -14,6 +15,7 @@ from service.operator.board import Board
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import decisions
+from storage.guards import Guard, open_guards, threshold_in_force
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
 from storage.reports import read_report
 from storage.versions import version_by_digest
@@ -40,7 +42,11 @@ def publish(
             return version_by_digest(tx, task, student)
 
         chains = [Chain.of(task, links) for task in sorted(tasks)]
-        wanted = {chain.task: live_task(chain, artifacts, find) for chain in chains}
+        guards = open_guards(tx)
+        wanted = {
+            chain.task: _guarded(live_task(chain, artifacts, find), chain.task, guards)
+            for chain in chains
+        }
     if present is not None and present.serial > 0 and present.tasks == wanted:
         return None
     live = Live(serial=next_serial(present, len(links)), tasks=wanted)
@@ -76,6 +82,18 @@ def live_task(chain: Chain, artifacts: Artifacts, find: FindVersion) -> LiveTask
         champion=_live_student(find, artifacts, chain, chain.champion),
         previous=_previous(find, artifacts, chain, chain.before) if chain.before else None,
     )
+
+
+def _guarded(
+    live: LiveTask, task: str, guards: Mapping[tuple[str, str], tuple[Guard, ...]]
+) -> LiveTask:
+    """With the champion's threshold as it is in force now."""
+    champion = live.champion
+    standing = guards.get((task, champion.student), ()) if champion else ()
+    if champion is None or not standing:
+        return live
+    threshold = threshold_in_force(champion.threshold, standing)
+    return structs.replace(live, champion=structs.replace(champion, threshold=threshold))
 
 
 def _previous(

@@ -42,11 +42,25 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """Why less is trusted of the champion than was approved, and what is."""
+
+    kind: Literal["mix", "audits"]
+    raised_at: datetime
+    threshold: float | None  # None: nothing
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """How one task does. Money in the currency of the settings' prices."""
 
     agreement: Estimate | None = None  # over all assessed traffic
-    served_agreement: Estimate | None = None  # over what the student served
+    served_agreement: Estimate | None = None  # over what the student served as promised
+    forced_agreement: Estimate | None = None  # over what it answered unsure, with nobody to ask
+    forced_share: float | None = None  # of the last day's events
+    novel_share: float | None = None  # of the last day's assessed events: beyond its reach
+    guards: tuple[Guarded, ...] = ()  # why less is trusted than was approved
     trusted_coverage: Estimate | None = None
     certified_coverage: float | None = None
     labels_bought: int = 0

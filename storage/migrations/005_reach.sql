@@ -16,6 +16,7 @@ CREATE TABLE guards (
     task TEXT, student TEXT,
     kind TEXT,                   -- mix | audits
     raised_at TIMESTAMP,
+    since TIMESTAMP NOT NULL,    -- when what it is about began
     threshold DOUBLE,            -- none: nothing is trusted
     reason TEXT NOT NULL,
     changed_at TIMESTAMP NOT NULL,

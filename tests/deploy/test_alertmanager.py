@@ -46,6 +46,7 @@ from service.metrics.gateway import GatewayMetrics
 from service.operator.board import Board
 from service.rules import first_policy
 from service.topics.kafka import KafkaOptions, KafkaTopicReader
+from storage.artifacts import Artifacts
 from storage.decisions import record_decision
 from storage.evaluations import StoredEvaluation, add_evaluation
 from storage.ledger import Ledger
@@ -139,6 +140,7 @@ class Plant:
         self.ledger = Ledger(rig.folder / "ledger")
         self.watch = Watch(
             database=rig.database,
+            artifacts=Artifacts(rig.folder / "artifacts"),
             ledger=self.ledger,
             settings=rig.settings,
             tasks={rig.task.name: rig.task},

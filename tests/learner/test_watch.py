@@ -15,6 +15,7 @@ from service.learner.sampling import Sampling
 from service.learner.watch import Watch
 from service.operator.board import Board
 from service.rules import first_policy
+from storage.artifacts import Artifacts
 from storage.decisions import record_decision
 from storage.ledger import Ledger
 from storage.live import LiveStudent, LiveTask
@@ -46,6 +47,7 @@ class Desk:
         self.sampling = Sampling({rig.task.name: first_policy(rig.settings, b"salt")})
         self.watch = Watch(
             database=rig.database,
+            artifacts=Artifacts(rig.folder / "artifacts"),
             ledger=self.ledger,
             settings=rig.settings,
             tasks={rig.task.name: rig.task},

@@ -152,7 +152,8 @@ def test_the_learner_starts_on_it_and_shows_what_it_held(data: Path, tmp_path: P
         assert [job["job"] for job in status["jobs"] if job["paused"]] == ["train"]
         (letter,) = client.get("dead-letters")
         assert letter["reason"] == "not UTF-8"
-    assert rows(data / "flywheel.duckdb", query) == before
+    columns = len(before[0])  # those that came later are at the end
+    assert [row[:columns] for row in rows(data / "flywheel.duckdb", query)] == before
     said = run_flywheel(running.config, "backup", str(tmp_path / "backup.tar"))
     assert "Serving: nothing yet" in said
 

@@ -1,0 +1,243 @@
+"""Guards the promise: raises the threshold at once where traffic or audits no longer bear it.
+
+Two watches of their own. The mix of the newest traffic is held against what the certificate's
+evidence looked like, without a label; the audits of what was served are held against the target.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from pipelines.errors import ArtifactDamaged
+from pipelines.statistics.detector import Detector
+from pipelines.statistics.mix import WINDOW, threshold_for_mix
+from pipelines.statistics.recertify import recertify
+from pipelines.types import Evaluation
+from service.metrics.learner import LearnerMetrics
+from service.settings import Settings
+from storage.artifacts import Artifacts
+from storage.database import Cursor, Database
+from storage.decisions import chain
+from storage.guards import Guard, GuardKind, end_guard, last_ended, open_guards, put_guard
+from storage.labels import Judged, judged_audits
+from storage.live import LiveStudent, LiveTask
+from storage.reports import read_report
+from storage.traffic import newest_mix
+
+log = structlog.get_logger()
+
+MIX_OVER = timedelta(days=30)  # traffic that is older is nobody's newest
+YEAR = timedelta(days=365)
+# A false alarm of the audits a year on average, and never more often than after so many audits.
+FEWEST_AUDITS_A_YEAR = 2_000
+SHORTEST_SPAN = timedelta(days=1)
+
+
+@dataclass
+class _Watched:
+    """The audits of one champion, each counted once, in the order in which labels came."""
+
+    champion: str
+    since: datetime
+    detector: Detector
+    position: datetime
+    at_position: set[str] = field(default_factory=set)
+    audits: list[Judged] = field(default_factory=list)  # those of the detector, in its order
+
+
+class Guarding:
+    """Looks at one task after the other; what it finds stands in the database, for publication."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        artifacts: Artifacts,
+        settings: Settings,
+        live: Callable[[str], LiveTask],
+        metrics: LearnerMetrics,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._settings = settings
+        self._live = live
+        self._metrics = metrics
+        self._now = now
+        self._evaluations: dict[str, Evaluation] = {}  # by report
+        self._watched: dict[str, _Watched] = {}  # by task
+
+    def look(self, task: str) -> tuple[Guard, ...]:
+        """Raise, change and end guards of the task's champion; those that stand now."""
+        champion = self._live(task).champion
+        if champion is None:
+            return ()
+        evaluation = self._evaluation(champion)
+        approved = evaluation.threshold.value if evaluation else None
+        if evaluation is None or approved is None:
+            return ()
+        with self._database.snapshot() as tx:
+            standing = {one.kind: one for one in open_guards(tx).get((task, champion.student), ())}
+            found = (
+                self._mix(tx, task, champion, evaluation, standing.get("mix")),
+                self._audits(tx, task, champion, approved, standing.get("audits")),
+            )
+        kinds: tuple[GuardKind, ...] = ("mix", "audits")
+        for kind, wanted in zip(kinds, found, strict=True):
+            self._change(standing.get(kind), wanted)
+        guards = tuple(guard for guard in found if guard is not None)
+        self._metrics.guards.labels(task=task, kind="mix").set(found[0] is not None)
+        self._metrics.guards.labels(task=task, kind="audits").set(found[1] is not None)
+        return guards
+
+    def _change(self, before: Guard | None, after: Guard | None) -> None:
+        if before == after:
+            return
+        with self._database.transaction() as tx:
+            if after is not None:
+                put_guard(tx, after)
+            elif before is not None:
+                end_guard(tx, before, self._now())
+        guard = after or before
+        assert guard is not None
+        log.warning(
+            "threshold_guarded" if after else "threshold_as_approved",
+            task=guard.task,
+            kind=guard.kind,
+            threshold=after.threshold if after else None,
+            reason=guard.reason,
+        )
+
+    def _evaluation(self, champion: LiveStudent) -> Evaluation | None:
+        """What the champion was approved by; None where it cannot be read any more."""
+        if champion.report not in self._evaluations:
+            try:
+                found = read_report(self._artifacts, champion.report).evaluation
+            except ArtifactDamaged as error:
+                log.error("report_unreadable", student_version=champion.name, error=str(error))
+                return None
+            self._evaluations[champion.report] = found
+        return self._evaluations[champion.report]
+
+    # --- The mix of the traffic, without labels ---
+
+    def _mix(
+        self,
+        tx: Cursor,
+        task: str,
+        champion: LiveStudent,
+        evaluation: Evaluation,
+        standing: Guard | None,
+    ) -> Guard | None:
+        approved, shown = evaluation.threshold.value, evaluation.shown
+        if shown is None or approved is None:  # a report from before there was a reach
+            return None
+        now = self._now()
+        # To end it, the longer past has to bear the threshold too: no flicker.
+        windows = (WINDOW, 2 * WINDOW) if standing else (WINDOW,)
+        since = max(now - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
+        found: list[float | None] = []
+        for events in windows:
+            near, far = newest_mix(tx, task, champion.name, since, events)
+            if near:
+                target = evaluation.threshold.target
+                found.append(threshold_for_mix(near, far, shown, approved, target))
+        wanted = [threshold for threshold in found if threshold is not None]
+        threshold = max(wanted) if len(wanted) == len(found) and wanted else None
+        if not found or threshold == approved:
+            return None
+        reason = (
+            f"The newest prompts are further from what {champion.name} was trained on than those "
+            "that its certificate rests on: of new topics, perhaps, or another app."
+        )
+        return _raised(standing, task, champion, "mix", threshold, reason, now, since=now)
+
+    # --- The audits of what was served ---
+
+    def _audits(
+        self,
+        tx: Cursor,
+        task: str,
+        champion: LiveStudent,
+        approved: float,
+        standing: Guard | None,
+    ) -> Guard | None:
+        now, target = self._now(), self._settings.tasks[task].target
+        if standing is not None:
+            self._watched.pop(task, None)  # begins anew when this one has ended
+            found = judged_audits(tx, task, champion.name, standing.since, standing.since)
+            again = recertify(
+                [one.confidence for one in found],
+                [one.agrees for one in found],
+                approved=approved,
+                target=target,
+            )
+            if again.threshold == approved:
+                return None
+            if again.threshold == standing.threshold:
+                return standing
+            return standing._replace(threshold=again.threshold, changed_at=now)
+        watched = self._extended(tx, task, champion, target)
+        if not watched.detector.alarmed(_audits_a_year(watched.audits, now)):
+            return None
+        recent = watched.audits[watched.detector.since :]
+        wrong = sum(not one.agrees for one in recent)
+        again = recertify(
+            [one.confidence for one in recent],
+            [one.agrees for one in recent],
+            approved=approved,
+            target=target,
+        )
+        reason = (
+            f"{wrong} of the last {len(recent)} audited answers that {champion.name} gave alone "
+            f"disagreed with the teacher; {target:.1%} agreement is promised."
+        )
+        since = recent[0].labelled_at if recent else now
+        stricter = again.threshold if again.threshold != approved else None
+        return _raised(None, task, champion, "audits", stricter, reason, now, since=since)
+
+    def _extended(self, tx: Cursor, task: str, champion: LiveStudent, target: float) -> _Watched:
+        """The detector with the audits whose labels came since the last look."""
+        promoted = chain(tx, task).reigns[-1].decided_at
+        since = max(promoted, last_ended(tx, task, champion.student, "audits") or promoted)
+        watched = self._watched.get(task)
+        if watched is None or (watched.champion, watched.since) != (champion.name, since):
+            watched = _Watched(champion.name, since, Detector(target=target), since)
+            self._watched[task] = watched
+        found = judged_audits(tx, task, champion.name, since, watched.position)
+        new = [one for one in found if one.event_id not in watched.at_position]
+        if new:
+            watched.position = new[-1].labelled_at
+            at = {one.event_id for one in found if one.labelled_at == watched.position}
+            watched.at_position = at
+            promised = [one for one in new if one.promised]
+            watched.audits += promised
+            watched.detector = watched.detector.after_all([one.agrees for one in promised])
+        return watched
+
+
+def _raised(
+    standing: Guard | None,
+    task: str,
+    champion: LiveStudent,
+    kind: GuardKind,
+    threshold: float | None,
+    reason: str,
+    now: datetime,
+    *,
+    since: datetime,
+) -> Guard:
+    if standing is not None:
+        changed = now if standing.threshold != threshold else standing.changed_at
+        return standing._replace(threshold=threshold, changed_at=changed)
+    return Guard(task, champion.student, kind, now, since, threshold, reason, now)
+
+
+def _audits_a_year(audits: Sequence[Judged], now: datetime) -> float:
+    """How many there would be at this pace: the mean time to a false alarm."""
+    if not audits:
+        return FEWEST_AUDITS_A_YEAR
+    span = max(now - audits[0].labelled_at, SHORTEST_SPAN)
+    return max(FEWEST_AUDITS_A_YEAR, len(audits) * (YEAR / span))
