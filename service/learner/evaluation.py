@@ -1,6 +1,7 @@
 """The evaluate job: candidate, champion and rivals on the held-out items, then the gate."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,16 +46,24 @@ from storage.evaluations import (
     latest_evaluation,
 )
 from storage.failpoints import passing
-from storage.reports import Golden, Report, read_report, write_card, write_report
+from storage.reports import (
+    Golden,
+    Report,
+    read_items,
+    read_report,
+    write_card,
+    write_items,
+    write_report,
+)
 from storage.ticks import JobResult
 from storage.versions import version_by_digest, versions, versions_by_content
 
 log = structlog.get_logger()
 
-# A candidate that is not promotable and not worse is judged again when the held-out set has
-# grown this much: what is not shown to be better yet may be shown later.
-LOOK_AGAIN_GROWTH = 1.2
-MORE_EVIDENCE = "there are more held-out items"
+# A candidate that is not promotable and not worse is judged again when so many items, of those
+# that judged it last, are new: what is not shown to be better yet may be shown later.
+LOOK_AGAIN_SHARE = 0.2
+MORE_EVIDENCE = "there are new held-out items"
 
 
 class Evaluating:
@@ -86,13 +95,15 @@ class Evaluating:
         if reason is None:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
         items = self._items(newest)
-        enough = LOOK_AGAIN_GROWTH * last.items if last and reason == MORE_EVIDENCE else 1
         # As the evaluation will thin them: what it leaves out is no more evidence.
-        usable = len(thin(items))
-        if usable < enough:
+        usable = thin(items)
+        again = last if reason == MORE_EVIDENCE else None
+        new = self._new_to(again, usable) if again else len(usable)
+        enough = math.ceil(LOOK_AGAIN_SHARE * again.items) if again else 1
+        if new < enough:
             return JobResult(
                 "nothing",
-                f"{newest.name}: {usable} held-out items to judge it on; {enough:.0f} are needed",
+                f"{newest.name}: {new} new held-out items to judge it on; {enough} are needed",
             )
         report = self.judge(newest, items)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
@@ -110,6 +121,13 @@ class Evaluating:
         if last.promotable or last.verdict == "worse":
             return None
         return MORE_EVIDENCE
+
+    def _new_to(self, last: StoredEvaluation, items: Sequence[HeldOutItem]) -> int:
+        """Items that were not there when it was judged last, also where the window is full."""
+        met = read_items(self._shop.artifacts, last.report)
+        if not met:  # a report of an earlier version
+            return len(items) - last.items
+        return sum(item.event_id not in met for item in items)
 
     def judge(self, version: StudentVersion, items: Sequence[HeldOutItem]) -> GateReport:
         """Evaluate one version, publish its report and record the verdict."""
@@ -130,7 +148,7 @@ class Evaluating:
                 self._departed(version, digest, items),
             )
             report = self._report(version, champion, evaluation, gate, facts)
-            self._publish(version, report, golden, scratch)
+            self._publish(version, report, golden, items, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shop.metrics.gate_verdicts.labels(task=version.task, verdict=gate.verdict).inc()
@@ -309,11 +327,17 @@ class Evaluating:
         )
 
     def _publish(
-        self, version: StudentVersion, report: Report, golden: Sequence[Golden], scratch: Path
+        self,
+        version: StudentVersion,
+        report: Report,
+        golden: Sequence[Golden],
+        items: Sequence[HeldOutItem],
+        scratch: Path,
     ) -> None:
         for leftover in scratch.iterdir():
             leftover.unlink()
         write_report(scratch, report, golden)
+        write_items(scratch, (item.event_id for item in thin(items)))
         artifacts = self._shop.artifacts
         made_by = artifacts.about("student", version.student).get("recipe")
         write_card(
