@@ -15,7 +15,7 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench bench-loop bench-recipes chaos docs screenshots lock
+.PHONY: help run test check setup core kafka bench bench-loop bench-referee bench-recipes chaos docs screenshots lock
 .PHONY: test-shuffled deploy-tools system-packages clean
 
 help: ## List the targets
@@ -48,6 +48,9 @@ bench: core ## Measure speed and size against the floors, twenty minutes (BENCHM
 
 bench-loop: core ## Measure the loop on Banking77 over a real broker, if the data is there (ARGS=--help)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-referee: core ## Judge our statistics in worlds whose truth is known, half an hour (ARGS=--help)
+	$(BIN)/python -m benchmarks.referee $(ARGS)
 
 bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where it stopped (ARGS=--help)
 	$(BIN)/python -m benchmarks.recipes $(ARGS)

@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.results import write_results
 from benchmarks.traffic import message, vocabulary
+from pipelines.curate import Group
 from pipelines.sample import side_of
 from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bins
 from pipelines.tally import Tally, TrafficKey
@@ -37,7 +38,6 @@ from pipelines.types import (
     DeadLetter,
     Draws,
     Estimate,
-    Group,
     Label,
     Message,
     PromptEvent,

@@ -31,8 +31,9 @@ from benchmarks.results import ROOT, write_results
 from benchmarks.traffic import TASK, gateway_records
 from pipelines.errors import BrokerUnavailable
 from pipelines.intake import Rules
+from pipelines.rates import DayBudget, affordable_rate
 from pipelines.records.common import DecodePolicy
-from pipelines.sample import SamplingPolicy
+from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS, SamplingPolicy
 from pipelines.types import Headers, PromptEvent, StudentAnswer
 from service.host.memory import collect_rarely
 from service.keys import GATEWAY_PRODUCER
@@ -313,15 +314,16 @@ def default_policy() -> SamplingPolicy:
 
 
 def busy_policy() -> SamplingPolicy:
-    """What `service.learner.sampling` makes of them at 100 events/s with the default budget."""
-    from service.learner.sampling import AUDIT_SHARE, HELD_OUT_SHARE, _affordable
-
-    settings, policy = _settings(Path()), default_policy()
-    budget = settings.budget.label_calls
+    """What `pipelines.rates` makes of them at 100 events/s with the default budget."""
+    budget = _settings(Path()).budget
+    purses = DayBudget(
+        calls=budget.label_calls, tokens=budget.label_tokens, money=budget.label_money
+    ).purses()
+    held_out_side = EVENTS_A_DAY * HELD_OUT_SHARE_OF_GROUPS
     return replace(
-        policy,
-        audit_rate=_affordable(policy.audit_rate, AUDIT_SHARE * budget, EVENTS_A_DAY),
-        held_out_rate=_affordable(policy.held_out_rate, HELD_OUT_SHARE * budget, EVENTS_A_DAY / 5),
+        default_policy(),
+        audit_rate=affordable_rate(purses["audit"], EVENTS_A_DAY, 0.0),
+        held_out_rate=affordable_rate(purses["held_out"], held_out_side, 0.0),
         learning_scale=0.01,
     )
 

@@ -12,6 +12,7 @@ from generator.figures import (
     loop_figures,
     planted_bugs,
     recipe_figures,
+    referee_figures,
     speed_figures,
 )
 from generator.files_page import files_page
@@ -29,6 +30,9 @@ RECIPE_FIGURES = re.compile(
 
 SPEED_FIGURES = re.compile(r"(<!-- speed figures -->\n).*?(\n<!-- end of speed figures -->)", re.S)
 FAULT_FIGURES = re.compile(r"(<!-- fault figures -->\n).*?(<!-- end of fault figures -->)", re.S)
+REFEREE_FIGURES = re.compile(
+    r"(<!-- referee figures -->\n).*?(\n<!-- end of referee figures -->)", re.S
+)
 PLANTED_BUGS = re.compile(r"(<!-- planted bugs -->\n).*?(<!-- end of planted bugs -->)", re.S)
 
 
@@ -43,7 +47,8 @@ def documents() -> Mapping[Path, str]:
         lambda found: f"{found[1]}{broken}\n{found[2]}", faults.read_text()
     )
     measured, timed = "\n".join(recipe_figures()), "\n".join(speed_figures())
-    figures = "\n".join(loop_figures())
+    figures, judged = "\n".join(loop_figures()), "\n".join(referee_figures())
+    knows = ROOT / "docs" / "explanation" / "how-it-knows.md"
     return {
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
@@ -58,6 +63,7 @@ def documents() -> Mapping[Path, str]:
         ),
         faults: PLANTED_BUGS.sub(lambda found: f"{found[1]}{planted}\n{found[2]}", found_faults),
         speed: SPEED_FIGURES.sub(lambda found: found[1] + timed + found[2], speed.read_text()),
+        knows: REFEREE_FIGURES.sub(lambda found: found[1] + judged + found[2], knows.read_text()),
         readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], readme.read_text()),
     }
 

@@ -3,6 +3,8 @@
 from pipelines.label import read_label
 from pipelines.types import Assessment, PromptEvent, SampleReason, Task
 
+NOVEL = "novel"  # why a student is unsure of a prompt beyond its reach
+
 
 def assess(event: PromptEvent, task: Task) -> Assessment:
     """Judge one event from what is known without asking anybody.
@@ -18,6 +20,8 @@ def assess(event: PromptEvent, task: Task) -> Assessment:
     answered = event.served_by != "teacher" and event.answer is not None
     if answered and read_label(event.answer, task) is None:
         triggers.append(SampleReason.INVALID)
+    if event.student is not None and event.student.unsure == NOVEL:
+        triggers.append(SampleReason.NOVEL)
     return Assessment(
         failure_probability=1.0 - event.student.confidence if event.student else 1.0,
         segment=_segment(event, task),

@@ -22,6 +22,15 @@ SEED = 20
 _SPACE = re.compile(r"\s+")
 
 
+class Group(NamedTuple):
+    """A near-duplicate group with the text of its first member."""
+
+    group_id: str
+    task: str
+    side: Side
+    text: str
+
+
 class Placement(NamedTuple):
     """The group of a text, and whether this text founded it."""
 

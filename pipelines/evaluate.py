@@ -6,15 +6,17 @@ Nothing here decides. `pipelines.gate` judges what this module counts.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.identities import snapshot_hash
+from pipelines.reach import Shown, near_of, place, radius_of, within
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
+from pipelines.statistics.mix import shown_by
 from pipelines.statistics.outlook import items_until_certified
 from pipelines.types import (
     Answers,
@@ -47,6 +49,12 @@ class _Marked:
 
     answers: Answers
     correct: tuple[bool, ...]
+    radius: float | None
+
+    @property
+    def trusted(self) -> tuple[float, ...]:
+        """The confidences, and 0 beyond the radius."""
+        return within(self.answers.confidences, self.answers.distances, self.radius)
 
 
 def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
@@ -147,6 +155,7 @@ def evaluate(
         difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
         slices=_slices(kept, ours, champion, alpha),
         flips=_flips(kept, ours, champion, threshold.value) if champion else (),
+        shown=_shown(ours, threshold),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
@@ -155,8 +164,8 @@ def evaluate(
         champion_threshold=_certify(champion, target, level) if champion else None,
         pairs=pairs,
         coverage_gain_p=coverage_gain_p(
-            (ours.answers.confidences, ours.correct),
-            (champion.answers.confidences, champion.correct),
+            (ours.trusted, ours.correct),
+            (champion.trusted, champion.correct),
             target=target,
             confidence_level=level,
             seed=seed,
@@ -169,16 +178,18 @@ def evaluate(
 
 
 def _certify(one: _Marked, target: float, confidence_level: float) -> Threshold:
-    return certify_threshold(
-        one.answers.confidences, one.correct, target=target, confidence_level=confidence_level
+    found = certify_threshold(
+        one.trusted, one.correct, target=target, confidence_level=confidence_level
     )
+    near = near_of(one.trusted, one.answers.distances, found.value)
+    return replace(found, near=near, radius=one.radius)
 
 
 def _items_lacking(ours: _Marked, threshold: Threshold) -> int | None:
     if threshold.value is not None:
         return None
     return items_until_certified(
-        ours.answers.confidences,
+        ours.trusted,
         ours.correct,
         target=threshold.target,
         confidence_level=threshold.confidence_level,
@@ -211,14 +222,24 @@ def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -
             f"{answers.name} gave {len(answers.labels)} labels and {len(answers.confidences)} "
             f"confidences for {len(items)} items"
         )
+    correct = tuple(answers.labels[index] == items[index].label for index in keep)
+    distances = tuple(answers.distances[index] for index in keep) if answers.distances else ()
     return _Marked(
         answers=Answers(
             name=answers.name,
             labels=tuple(answers.labels[index] for index in keep),
             confidences=tuple(answers.confidences[index] for index in keep),
+            distances=distances,
         ),
-        correct=tuple(answers.labels[index] == items[index].label for index in keep),
+        correct=correct,
+        radius=radius_of(distances, correct),
     )
+
+
+def _shown(ours: _Marked, threshold: Threshold) -> Shown:
+    distances = ours.answers.distances or (None,) * len(ours.correct)
+    places = [place(distance, threshold.near, threshold.radius) for distance in distances]
+    return shown_by(ours.answers.confidences, places, ours.correct)
 
 
 def _slices(
@@ -255,7 +276,7 @@ def _flips(
     items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked, threshold: float | None
 ) -> tuple[Flip, ...]:
     """Negative first, and among them the surest first: those would be served."""
-    sure = ours.answers.confidences
+    sure = ours.trusted
     found = [
         (
             -sure[index],

@@ -1,7 +1,7 @@
 """Adding up a batch of events: what is kept of all traffic, chosen or not."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -16,7 +16,12 @@ MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Sums over events of one key; `f` is the predicted agreement."""
+    """Sums over events of one key; `f` is the predicted agreement.
+
+    Served counts every answer of the student; forced those of them that are not promised: it was
+    unsure, and nobody else could be asked. The histogram has what lies beyond the student's reach
+    in its lowest bin, where nothing is ever trusted; `far_histogram` what lies far within it.
+    """
 
     events: int
     assessed: int
@@ -27,6 +32,11 @@ class Tally:
     served_sum_f: float
     served_sum_f2: float
     histogram: list[int]
+    forced: int = 0
+    forced_sum_f: float = 0.0
+    forced_sum_f2: float = 0.0
+    novel: int = 0
+    far_histogram: list[int] = field(default_factory=lambda: [0] * CONFIDENCE_BINS)
 
 
 def tally(events: Iterable[tuple[PromptEvent, str]]) -> dict[TrafficKey, Tally]:
@@ -49,13 +59,13 @@ def tally(events: Iterable[tuple[PromptEvent, str]]) -> dict[TrafficKey, Tally]:
 
 def _sums(events: Sequence[PromptEvent]) -> Tally:
     """Of events of one key: a student has answered all of them, or none."""
-    assessed = [event.student.confidence for event in events if event.student]
-    served = [
-        event.student.confidence
-        for event in events
-        if event.student and event.served_by == "student"
-    ]
-    bins = confidence_bins(assessed)
+    said = [(event.student, event.served_by == "student") for event in events if event.student]
+    assessed = [student.confidence for student, _ in said]
+    served = [student.confidence for student, by_student in said if by_student]
+    forced = [student.confidence for student, by_student in said if by_student and student.unsure]
+    beyond = np.array([student.reach == "beyond" for student, _ in said], dtype=bool)
+    far = np.array([student.reach == "far" for student, _ in said], dtype=bool)
+    bins = np.where(beyond, 0, confidence_bins(assessed))
     return Tally(
         events=len(events),
         assessed=len(assessed),
@@ -66,4 +76,9 @@ def _sums(events: Sequence[PromptEvent]) -> Tally:
         served_sum_f=sum(served),
         served_sum_f2=sum(f * f for f in served),
         histogram=np.bincount(bins, minlength=CONFIDENCE_BINS).tolist(),
+        forced=len(forced),
+        forced_sum_f=sum(forced),
+        forced_sum_f2=sum(f * f for f in forced),
+        novel=int(beyond.sum()),
+        far_histogram=np.bincount(bins[far], minlength=CONFIDENCE_BINS).tolist(),
     )

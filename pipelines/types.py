@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from pipelines.reach import Reach, Shown
 from pipelines.recipes import FamilyName
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
-
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -48,6 +48,8 @@ class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version: str
     label: str
     confidence: float
+    reach: Reach | None = None  # None: of a student without prototypes
+    unsure: str = ""  # why its answer is not promised; empty: it is
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -101,6 +103,7 @@ class SampleReason(StrEnum):
     AUDIT = "audit"  # uniform over everything: the live estimates
     INVALID = "invalid"  # the answer was empty or outside the label set
     FEEDBACK = "feedback"  # a person said it was wrong
+    NOVEL = "novel"  # further from the training data than the evidence reaches
     UNCERTAIN = "uncertain"  # the learning draw
     COLD_START = "cold_start"  # too few labels to be choosy
     GIVEN = "given"  # a teacher had answered already
@@ -147,15 +150,6 @@ class Sample:
     side: Side
     assessment: Assessment | None
     policy_version: str
-
-
-class Group(NamedTuple):
-    """A near-duplicate group with the text of its first member."""
-
-    group_id: str
-    task: str
-    side: Side
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +229,7 @@ class LabelledAnswer(NamedTuple):
 
     label: str
     confidence: float
+    distance: float | None = None  # of the text from the label's nearest prototype (cosine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +239,7 @@ class Answers:
     name: str
     labels: tuple[str, ...]
     confidences: tuple[float, ...]
+    distances: tuple[float | None, ...] = ()  # empty: of a rival without prototypes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +285,8 @@ class Threshold:
 
     `value` is None when nothing can be certified: then every request is unsure.
     `agreement_above` has its exact one-sided bound as `low`; `coverage` is the share of
-    held-out items above the threshold.
+    held-out items above the threshold. `near` and `radius` are cosine distances: half of the
+    evidence lies within `near`, and nothing beyond `radius` is trusted (None: no prototypes).
     """
 
     value: float | None
@@ -298,6 +295,8 @@ class Threshold:
     agreement_above: Estimate | None
     coverage: float
     reason: str
+    near: float | None = None
+    radius: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +316,7 @@ class Evaluation:
     pairs: Mapping[str, PairCounts] = field(default_factory=dict)  # by name, as difference
     # How likely a gain in trusted coverage this big is between two equally good students.
     coverage_gain_p: float | None = None
+    shown: Shown | None = None  # by the candidate, within its radius
     unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
     # Without a threshold: about how many items it would take; 0: more would not help.
     items_until_certified: int | None = None

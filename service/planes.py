@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from pipelines.reach import Reach
 from pipelines.types import Message
 from service.settings import Settings
 
@@ -59,6 +60,8 @@ class AssessAnswer(msgspec.Struct, frozen=True):
     event_id: str
     label: str
     confidence: Annotated[float, msgspec.Meta(ge=0, le=1)]  # a NaN would stay in the sums
+    reach: Reach | None = None
+    unsure: str = ""
 
 
 class AssessReply(msgspec.Struct, frozen=True):

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from pipelines.types import Group, Side
+from pipelines.curate import Group
+from pipelines.types import Side
 from storage.database import Cursor, to_db_time
 
 INSERT_GROUPS = """

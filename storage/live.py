@@ -28,6 +28,10 @@ class LiveStudent(msgspec.Struct, frozen=True, kw_only=True):
     report: str  # content hash of the report; holds the golden prompts
     decision: str  # digest of the decision that approved it
     threshold: float | None  # None: nothing certified, everything is unsure
+    # Cosine distances from its prototypes: half of what was certified lies within `near`, and
+    # beyond `radius` it is unsure. None: of a student without prototypes.
+    near: float | None = None
+    radius: float | None = None
 
 
 class LiveTask(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,18 +20,22 @@ SELECT
     unnest($learning_pi), unnest($policy_version), unnest($group_id), unnest($side),
     unnest($segment), unnest($served_by), unnest($student_version), unnest($student_label),
     unnest($confidence), unnest($failure_probability), unnest($user_key), unnest($attributes),
-    unnest($topic), unnest($partition), unnest($source_offset), unnest($status), NULL
+    unnest($topic), unnest($partition), unnest($source_offset), unnest($status), NULL,
+    unnest($unsure), unnest($reach)
 ON CONFLICT DO NOTHING
 RETURNING event_id
 """
 
 
-# Audits first, then held-out items, then training data, the oldest of each; no more of each than
-# its purse has left, so that training data never spends what evidence needs.
+# Audits first, then held-out items, then training data, of which what is novel goes first; the
+# oldest of each, and no more of each than its purse has left, so that training data never spends
+# what evidence needs.
 SELECT_PENDING = """
 SELECT event_id, task, messages, reason
 FROM (
-    SELECT *, row_number() OVER (PARTITION BY purse ORDER BY sampled_at, event_id) AS place
+    SELECT *, row_number() OVER (
+        PARTITION BY purse ORDER BY reason <> 'novel', sampled_at, event_id
+    ) AS place
     FROM (
         SELECT *,
             CASE WHEN reason IN ('audit', 'held_out') THEN reason ELSE 'learning' END AS purse
@@ -40,7 +44,8 @@ FROM (
     )
 )
 WHERE place <= CASE purse WHEN 'audit' THEN $audit WHEN 'held_out' THEN $held_out ELSE $learning END
-ORDER BY CASE purse WHEN 'audit' THEN 0 WHEN 'held_out' THEN 1 ELSE 2 END, sampled_at, event_id
+ORDER BY CASE reason WHEN 'audit' THEN 0 WHEN 'held_out' THEN 1 WHEN 'novel' THEN 2 ELSE 3 END,
+    sampled_at, event_id
 LIMIT $limit
 """
 
@@ -110,6 +115,8 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
         "partition": [s.event.source.partition for s in samples],
         "source_offset": [s.event.source.offset for s in samples],
         "status": ["pending"] * len(samples),
+        "unsure": [s.event.student.unsure if s.event.student else "" for s in samples],
+        "reach": [s.event.student.reach if s.event.student else None for s in samples],
     }
     rows = tx.execute(INSERT_SAMPLES, {**columns, "now": to_db_time(now)}).fetchall()
     return {event_id for (event_id,) in rows}

@@ -14,7 +14,9 @@ SELECT
     unnest($minute), unnest($task), unnest($version), unnest($segment),
     unnest($events), unnest($assessed), unnest($served), unnest($teacher_served),
     unnest($sum_f), unnest($sum_f2), unnest($served_sum_f), unnest($served_sum_f2),
-    unnest($histogram)
+    unnest($histogram),
+    unnest($forced), unnest($forced_sum_f), unnest($forced_sum_f2), unnest($novel),
+    unnest($far_histogram)
 ON CONFLICT DO UPDATE SET
     events = events + excluded.events,
     assessed = assessed + excluded.assessed,
@@ -24,7 +26,15 @@ ON CONFLICT DO UPDATE SET
     sum_f2 = sum_f2 + excluded.sum_f2,
     served_sum_f = served_sum_f + excluded.served_sum_f,
     served_sum_f2 = served_sum_f2 + excluded.served_sum_f2,
-    histogram = [histogram[i] + excluded.histogram[i] for i in range(1, len(histogram) + 1)]
+    histogram = [histogram[i] + excluded.histogram[i] for i in range(1, len(histogram) + 1)],
+    forced = forced + excluded.forced,
+    forced_sum_f = forced_sum_f + excluded.forced_sum_f,
+    forced_sum_f2 = forced_sum_f2 + excluded.forced_sum_f2,
+    novel = novel + excluded.novel,
+    far_histogram = [
+        coalesce(far_histogram[i], 0) + excluded.far_histogram[i]
+        for i in range(1, len(histogram) + 1)
+    ]
 """
 
 SELECT_SUMS = """
@@ -32,7 +42,9 @@ SELECT
     coalesce(sum(events), 0), coalesce(sum(assessed), 0), coalesce(sum(served), 0),
     coalesce(sum(teacher_served), 0),
     coalesce(sum(sum_f), 0), coalesce(sum(sum_f2), 0),
-    coalesce(sum(served_sum_f), 0), coalesce(sum(served_sum_f2), 0)
+    coalesce(sum(served_sum_f), 0), coalesce(sum(served_sum_f2), 0),
+    coalesce(sum(forced), 0), coalesce(sum(forced_sum_f), 0), coalesce(sum(forced_sum_f2), 0),
+    coalesce(sum(novel), 0)
 FROM traffic
 WHERE task = $task AND ($version IS NULL OR version = $version)
     AND minute >= $since AND minute < $until
@@ -73,6 +85,32 @@ FROM (
 WHERE events > 0
 GROUP BY bucket, version, bin ORDER BY bucket, version, bin
 """
+
+# Of the newest minutes, as many as it takes for so many assessed events.
+SELECT_NEWEST_MIX = """
+WITH minutes AS (
+    SELECT minute, sum(sum(assessed)) OVER (ORDER BY minute DESC) - sum(assessed) AS newer
+    FROM traffic
+    WHERE task = $task AND version = $version AND minute >= $since
+    GROUP BY minute
+)
+SELECT bin, sum(events), sum(far)
+FROM (
+    SELECT
+        unnest(histogram) AS events,
+        unnest(coalesce(far_histogram, list_transform(histogram, lambda x: 0))) AS far,
+        generate_subscripts(histogram, 1) - 1 AS bin
+    FROM traffic
+    WHERE task = $task AND version = $version
+        AND minute >= (SELECT min(minute) FROM minutes WHERE newer < $events)
+)
+GROUP BY bin ORDER BY bin
+"""
+
+SUMMED = (
+    "events", "assessed", "served", "teacher_served", "sum_f", "sum_f2", "served_sum_f",
+    "served_sum_f2", "forced", "forced_sum_f", "forced_sum_f2", "novel",
+)  # fmt: skip
 
 DELETE_OLD = "DELETE FROM traffic WHERE minute < ?"
 
@@ -122,6 +160,10 @@ class WindowSums:
     sum_f2: float
     served_sum_f: float
     served_sum_f2: float
+    forced: int  # of those served
+    forced_sum_f: float
+    forced_sum_f2: float
+    novel: int  # of those assessed
 
 
 def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, Tally]) -> None:
@@ -136,10 +178,9 @@ def add_traffic(tx: Cursor, sums: Mapping[TrafficKey, Tally]) -> None:
         "version": [key[2] for key in keys],
         "segment": [key[3] for key in keys],
         "histogram": [value.histogram for value in values],
+        "far_histogram": [value.far_histogram for value in values],
     }
-    for name in ("events", "assessed", "served", "teacher_served"):
-        parameters[name] = [getattr(value, name) for value in values]
-    for name in ("sum_f", "sum_f2", "served_sum_f", "served_sum_f2"):
+    for name in SUMMED:
         parameters[name] = [getattr(value, name) for value in values]
     tx.execute(ADD_TRAFFIC, parameters)
 
@@ -160,6 +201,10 @@ def window_sums(
         sum_f2=row[5],
         served_sum_f=row[6],
         served_sum_f2=row[7],
+        forced=int(row[8]),
+        forced_sum_f=row[9],
+        forced_sum_f2=row[10],
+        novel=int(row[11]),
     )
 
 
@@ -183,6 +228,21 @@ def confidence_histogram(
         },
     ).fetchall()
     return [int(count) for _, count in rows]
+
+
+def newest_mix(
+    tx: Cursor, task: str, version: str, since: datetime, events: int
+) -> tuple[list[int], list[int]]:
+    """By confidence bin: events near the training data and far, of the newest minutes.
+
+    As many minutes as it takes for `events` assessed events, back to `since`; empty where there
+    were none. What lies beyond the student's reach is near, in the lowest bin, where nothing is
+    trusted.
+    """
+    values = {"task": task, "version": version, "since": to_db_time(since), "events": events}
+    rows = tx.execute(SELECT_NEWEST_MIX, values).fetchall()
+    far = [int(far) for _, _, far in rows]
+    return [int(total) - apart for (_, total, _), apart in zip(rows, far, strict=True)], far
 
 
 def traffic_series(

@@ -148,6 +148,75 @@ def speed_figures() -> list[str]:
     return [*lines, "", *(f"- {line}" for line in about)]
 
 
+# Of referee.json, in the order of the page. Shares have no unit.
+REFEREE: Sequence[Aim] = (
+    Aim("false_promotions_year", "a year in which a student that is no better passes", "<= 5 %"),
+    Aim(
+        "false_promotions_year_naive_100_fresh",
+        "the same by the rule: a higher score on 100 fresh messages",
+    ),
+    Aim(
+        "false_promotions_year_naive_200_head_to_head",
+        "the same by the rule: wins at least half of 200 head to head",
+    ),
+    Aim("power_2_points_150_labels", "a student 2 points better passes with 150 labels", ">= 80 %"),
+    Aim(
+        "days_2_points_1000_a_day",
+        "a student 2 points better passes, at 1,000 prompts a day, within",
+        unit="days",
+    ),
+    Aim("days_5_point_drop", "agreement 5 points lower is noticed within", "<= 2 days", "days"),
+    Aim("days_2_point_drop", "agreement 2 points lower is noticed within", "<= 35 days", "days"),
+    Aim("false_promise_alarms_year", "a year half a point above the target, with an alarm"),
+    Aim("served_ever_outside", "live agreement is ever outside its interval", "<= 5 %"),
+    Aim("served_ever_outside_few_audits", "the same, when few served audits came", "<= 5 %"),
+    Aim("certificates_broken_iid", "a threshold breaks its promise, of all tries", "<= 5 %"),
+    Aim(
+        "certificates_broken_issued_at_minimum",
+        "the same, of those issued with the fewest messages that the gate accepts",
+    ),
+    Aim(
+        "certificates_broken_zipf", "the same, where few prompts are most of the traffic", "<= 5 %"
+    ),
+    Aim("false_rollbacks_year", "a year in which an equal student is rolled back", "<= 1 %"),
+    Aim(
+        "audit_minutes_late_40_a_second",
+        "an audit's label is late, at 40 events a second, by",
+        "<= 1 minute",
+        "minutes",
+    ),
+)
+
+
+def referee_figures() -> Iterator[str]:
+    """What our statistics did in worlds whose truth is known, with what they should do."""
+    path = ROOT / "benchmarks" / "results" / "referee.json"
+    if not path.exists():
+        yield "Not measured yet."
+        return
+    found = json.loads(path.read_text())
+    yield "| | found | 95 % interval | worlds | aim |"
+    yield "|---|---:|---:|---:|---|"
+    for aim in REFEREE:
+        world = found["worlds"].get(aim.name)
+        if world is None:
+            yield f"| {aim.meaning} | not measured yet | | | {aim.aim} |"
+            continue
+        value, low, high = (_shown(world[name], aim.unit) for name in ("value", "low", "high"))
+        yield f"| {aim.meaning} | {value} | {low} to {high} | {world['trials']:,} | {aim.aim} |"
+    machine, commits = found["machine"], {world["commit"] for world in found["worlds"].values()}
+    yield ""
+    yield (
+        f"Times are medians. Seed {found['seed']}, {machine['cores']} cores "
+        f"({machine['processor']}), commit {', '.join(sorted(commits))}; each world in words: "
+        "benchmarks/results/referee.json."
+    )
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}" if unit else f"{100 * value:.2g} %"
+
+
 # Of chaos.json, in the order of the page.
 FAULTS: Sequence[Aim] = (
     Aim("kills", "kills", "200"),

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipelines.errors import InvalidMessage
+from pipelines.reach import Reach
 from pipelines.records.common import (
     Attributes,
     DecodePolicy,
@@ -30,12 +31,20 @@ from pipelines.types import (
 SCHEMA: Final = "flywheel.prompt/1"
 
 
-class NativeStudent(Struct, frozen=True, kw_only=True, gc=False):
+class NativeStudent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the student said, whoever served in the end."""
 
     version: Annotated[Name, Meta(description="The student version, as answers name it.")]
     label: Annotated[str, Meta(max_length=1000, description="Its label.")]
     confidence: Annotated[float, Meta(ge=0, le=1, description="Calibrated, in [0, 1].")]
+    reach: Annotated[
+        Reach | None,
+        Meta(description="Where the prompt lies, seen from the training data. Absent: unknown."),
+    ] = None
+    unsure: Annotated[
+        str,
+        Meta(max_length=100, description="Why the answer is not promised. Absent: it is."),
+    ] = ""
 
 
 class NativeUsage(Struct, frozen=True, kw_only=True, gc=False):
@@ -157,7 +166,11 @@ def _feedback(feedback: NativeFeedback, signed: bool) -> Feedback:
 
 def _student(student: NativeStudent) -> StudentAnswer:
     return StudentAnswer(
-        version=student.version, label=student.label, confidence=student.confidence
+        version=student.version,
+        label=student.label,
+        confidence=student.confidence,
+        reach=student.reach,
+        unsure=student.unsure,
     )
 
 

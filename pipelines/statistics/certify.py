@@ -74,7 +74,8 @@ def certify_threshold(
     Items must have been drawn with equal probability (`pipelines.evaluate.thin`).
 
     No edge lies below the bin that holds the items' quantile `floor_share`, nor at the lower
-    end of a bin without items, nor at 0.
+    end of a bin without items, nor at 0. Items with a confidence of 0, beyond the student's
+    reach (`pipelines.reach`), are never trusted and count for coverage only.
     """
     if len(confidences) != len(correct):
         raise ValueError(f"{len(confidences)} confidences for {len(correct)} outcomes")
@@ -84,7 +85,7 @@ def certify_threshold(
         )
     above, wrong = _counts_above(confidences, correct)
     starts = first_steps(len(correct), target, confidence_level)
-    enough = (1.0 - floor_share) * len(correct)
+    enough = (1.0 - floor_share) * above[1]
     parts, begun = 0, 0
     passed: int | None = None
     failure: Threshold | None = None
@@ -220,7 +221,7 @@ def _certified_counts(
     reached = (above[:, :, None] >= np.array(starts)).sum(axis=2)
     entering = reached - np.pad(reached, ((0, 0), (0, 1)))[:, 1:]
     stricter = np.pad(above, ((0, 0), (0, 1)))[:, 1:]
-    testable = stricter < (1.0 - FLOOR_SHARE) * above[:, :1]
+    testable = stricter < (1.0 - FLOOR_SHARE) * above[:, 1:2]
     parts = np.zeros(len(above), dtype=np.int64)
     counts = np.zeros(len(above), dtype=np.int64)
     for edge in range(CONFIDENCE_BINS - 1, 0, -1):

@@ -53,7 +53,7 @@ class Detector:
         """The detector one audit later."""
         return self.after_all((agrees,))
 
-    def after_all(self, agrees: Sequence[bool]) -> "Detector":
+    def after_all(self, agrees: Sequence[bool] | NDArray[np.bool_]) -> "Detector":
         """The detector after more audits, in the order in which their labels came."""
         if not len(agrees):
             return self

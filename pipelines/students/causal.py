@@ -221,7 +221,7 @@ class ChatModel:
         for text in texts:
             ids, tokens, truncated = prompts.prompt(text)
             answer = most_probable(trie, self._after(model, ids), config.temperature)
-            replies.append(CausalReply(*answer, tokens, truncated))
+            replies.append(CausalReply(answer.label, answer.confidence, tokens, truncated))
         return replies
 
     def _after(self, model: Any, prompt: Sequence[int]) -> Callable[[tuple[int, ...]], Logits]:

@@ -196,7 +196,7 @@ class EncoderTuning:
         temperature = best_temperature([logits], [data.targets[known]])
         # What has served to calibrate may teach the head in the end.
         weight, bias = fit(data, len(self._labels))
-        return finished_head(self._labels, weight, bias, temperature), vectors
+        return finished_head(self._labels, weight, bias, temperature, data), vectors
 
 
 def _labels_of(head: Head, vectors: Vectors) -> list[str]:

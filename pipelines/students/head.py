@@ -5,7 +5,7 @@ How it answers is here once: the gateway, the evaluation and the trainer all cal
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,13 +34,16 @@ class Head:
 
     `weight` has shape (labels, dimension), `bias` (labels,). Confidence is the largest
     softmax probability of the logits divided by `temperature` (Guo et al., On Calibration
-    of Modern Neural Networks, 2017).
+    of Modern Neural Networks, 2017). `prototypes`, shape (m, dimension), are unit vectors around
+    which the training examples lay, each of the label with the number in `prototype_labels`.
     """
 
     labels: tuple[str, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
     temperature: float
+    prototypes: NDArray[np.float32] | None = None
+    prototype_labels: NDArray[np.int64] | None = None
 
     def probabilities(self, vectors: Vectors) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (texts, labels)."""
@@ -58,9 +61,22 @@ class Head:
         best = probabilities.argmax(axis=1)
         confidences = probabilities[np.arange(len(best)), best]
         return [
-            LabelledAnswer(self.labels[index], float(confidence))
-            for index, confidence in zip(best, confidences, strict=True)
+            LabelledAnswer(self.labels[index], float(confidence), distance)
+            for index, confidence, distance in zip(
+                best, confidences, self._distances(vectors, best), strict=True
+            )
         ]
+
+    def _distances(self, vectors: Vectors, best: NDArray[np.int64]) -> Sequence[float | None]:
+        """Cosine distance of each row to the nearest prototype of the label that it is given."""
+        if self.prototypes is None or self.prototype_labels is None:
+            return [None] * len(vectors)
+        similarity = vectors @ self.prototypes.T
+        own = best[:, None] == self.prototype_labels[None, :]
+        # At most 2 apart: of a label without an example nothing is near.
+        nearest = np.where(own, similarity, -1.0).max(axis=1)
+        distances: list[float] = (1.0 - nearest.astype(np.float64)).tolist()
+        return distances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +121,10 @@ def save_head(folder: Path, head: Head, about: Mapping[str, Any]) -> None:
         "bias": head.bias.astype(np.float32),
         "temperature": np.array([head.temperature], dtype=np.float32),
     }
+    if head.prototypes is not None and head.prototype_labels is not None:
+        # Halves are exact to three digits of a distance, and half as many bytes.
+        tensors["prototypes"] = np.ascontiguousarray(head.prototypes, dtype=np.float16)
+        tensors["prototype_labels"] = head.prototype_labels.astype(np.int32)
     save_file(tensors, str(folder / WEIGHTS_FILE))
     config = {"format": 1, "family": FAMILY, "labels": list(head.labels), **about}
     text = json.dumps(config, ensure_ascii=False, indent=1)
@@ -130,6 +150,8 @@ def load_head(folder: Path, *, dimension: int | None = None) -> Head:
         labels = tuple(config["labels"])
         weight, bias = tensors["weight"], tensors["bias"]
         temperature = float(tensors["temperature"][0])
+        prototypes = tensors.get("prototypes")
+        prototype_labels = tensors.get("prototype_labels")
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise ArtifactDamaged(f"the student's files cannot be read: {error}") from error
     if not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
@@ -148,4 +170,28 @@ def load_head(folder: Path, *, dimension: int | None = None) -> Head:
     finite = np.isfinite(weight).all() and np.isfinite(bias).all()
     if not finite or not np.isfinite(temperature) or temperature <= 0:
         raise ArtifactDamaged("the head holds numbers that are not finite")
-    return Head(labels=labels, weight=weight, bias=bias, temperature=temperature)
+    head = Head(labels=labels, weight=weight, bias=bias, temperature=temperature)
+    if prototypes is None and prototype_labels is None:
+        return head  # from before there were prototypes
+    return _with_prototypes(head, prototypes, prototype_labels)
+
+
+def _with_prototypes(
+    head: Head, prototypes: NDArray[Any] | None, of_labels: NDArray[Any] | None
+) -> Head:
+    """Raises `ArtifactDamaged` where they do not fit the head."""
+    if prototypes is None or of_labels is None or prototypes.ndim != 2:
+        raise ArtifactDamaged("the head has prototypes without labels, or labels without them")
+    fits = (
+        prototypes.shape == (len(of_labels), head.weight.shape[1])
+        and of_labels.ndim == 1
+        and np.issubdtype(of_labels.dtype, np.integer)
+        and bool(((of_labels >= 0) & (of_labels < len(head.labels))).all())
+    )
+    if not fits or not np.isfinite(prototypes).all():
+        raise ArtifactDamaged("the head's prototypes do not fit its labels and its encoder")
+    return replace(
+        head,
+        prototypes=prototypes.astype(np.float32),
+        prototype_labels=of_labels.astype(np.int64),
+    )

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from pipelines.render import classifier_text
 from pipelines.types import Task
 from service.gateway.generations import Generation, Generations
+from service.gateway.student import StudentReply
 from service.gateway.turn import Rejected, json_response, read_body
 from service.gateway.wire import MALFORMED, encode
 from service.planes import AssessAnswer, AssessReply, AssessRequest
@@ -58,10 +59,15 @@ async def _assess(wanted: AssessRequest, task: Task, generation: Generation) -> 
         late.cancel()  # nothing, where it is done
     replies = await asyncio.gather(*asked, return_exceptions=True)
     answers = [
-        AssessAnswer(event.event_id, reply.label, reply.confidence)
-        for event, reply in zip(wanted.events, replies, strict=True)
+        _answer(event.event_id, text, reply, generation)
+        for event, text, reply in zip(wanted.events, texts, replies, strict=True)
         if not isinstance(reply, BaseException)
     ]
     if asked and not answers:
         raise Rejected(503, f"the student of {task.name} gives no answer", code="student_failed")
     return AssessReply(generation.version, answers)
+
+
+def _answer(event_id: str, text: str, reply: StudentReply, generation: Generation) -> AssessAnswer:
+    reach, unsure = generation.judge(text, reply)
+    return AssessAnswer(event_id, reply.label, reply.confidence, reach, unsure or "")

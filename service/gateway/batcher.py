@@ -100,5 +100,7 @@ class Batcher:
             rows = [at for at, waiting in enumerate(batch) if waiting.head is head]
             for row, answer in zip(rows, head.answer(reading.vectors[rows]), strict=True):
                 tokens, truncated = reading.tokens[row], reading.truncated[row]
-                replies[row] = StudentReply(answer.label, answer.confidence, tokens, truncated)
+                replies[row] = StudentReply(
+                    answer.label, answer.confidence, tokens, truncated, answer.distance
+                )
         return [replies[row] for row in range(len(batch))]

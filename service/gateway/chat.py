@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.label import write_answer
+from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
 from pipelines.types import Task, Usage
@@ -26,7 +27,7 @@ from service.gateway.endings import (
 )
 from service.gateway.escalation import Escalations
 from service.gateway.generations import Generation, Generations
-from service.gateway.router import unsupported, why_unsure
+from service.gateway.router import Unsure, unsupported
 from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
@@ -134,8 +135,8 @@ class Chat:
             return await self._escalate(turn, task, none)
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
-        answered = _student_answers(version, read, task)
-        unsure = why_unsure(text, read.confidence, generation.live.threshold)
+        reach, unsure = generation.judge(text, read)
+        answered = _student_answers(version, read, task, reach, unsure)
         if unsure is None:
             return answered
         self._metrics.unsure.labels(task.name, unsure).inc()
@@ -178,12 +179,20 @@ class Chat:
         return passed_through(reply.ok, said, own)
 
 
-def _student_answers(version: str, read: StudentReply, task: Task) -> Ending:
+def _student_answers(
+    version: str, read: StudentReply, task: Task, reach: Reach | None, unsure: Unsure | None
+) -> Ending:
     return Ending(
         by="student",
         outcome="answered",
         version=version,
-        student=NativeStudent(version=version, label=read.label, confidence=read.confidence),
+        student=NativeStudent(
+            version=version,
+            label=read.label,
+            confidence=read.confidence,
+            reach=reach,
+            unsure=unsure or "",
+        ),
         said=Completion(
             content=write_answer(read.label, task),
             finish_reason="stop",

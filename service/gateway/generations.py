@@ -15,10 +15,11 @@ from weakref import WeakSet
 import structlog
 
 from pipelines.errors import FlywheelError, TrainingStackMissing
+from pipelines.reach import Reach, place
 from pipelines.types import Task
 from pipelines.work import GOLDEN_FILE
 from service.gateway.engines.base import EngineFailed
-from service.gateway.router import MAX_CHARACTERS
+from service.gateway.router import MAX_CHARACTERS, Unsure, why_unsure
 from service.gateway.student import Student, StudentReply
 from service.gateway.students import Failures, Students
 from service.metrics.gateway import GatewayMetrics
@@ -53,6 +54,11 @@ class Generation:
     @property
     def version(self) -> str:
         return self.live.name
+
+    def judge(self, text: str, reply: StudentReply) -> tuple[Reach | None, Unsure | None]:
+        """Where the text lies, and why the answer to it cannot be promised (None: it can)."""
+        reach = place(reply.distance, self.live.near, self.live.radius)
+        return reach, why_unsure(text, reply.confidence, reach, self.live.threshold)
 
     async def answer(self, text: str, *, patient: bool = False) -> StudentReply:
         """What the student says to `text`, or `StudentFailed`. `patient`: behind all others."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pipelines.label import write_answer
+from pipelines.reach import Reach
 from pipelines.types import Task
 from service.gateway.wire import ChatRequest
 
@@ -13,7 +14,7 @@ from service.gateway.wire import ChatRequest
 MAX_CHARACTERS = 16_384
 
 Unsupported = Literal["tools", "content", "choices", "format", "logprobs", "audio", "malformed"]
-Unsure = Literal["below_threshold", "no_threshold", "empty", "too_long"]
+Unsure = Literal["below_threshold", "no_threshold", "novel", "empty", "too_long"]
 
 
 def unsupported(request: ChatRequest, task: Task) -> Unsupported | None:
@@ -35,7 +36,9 @@ def unsupported(request: ChatRequest, task: Task) -> Unsupported | None:
     return None
 
 
-def why_unsure(text: str, confidence: float, threshold: float | None) -> Unsure | None:
+def why_unsure(
+    text: str, confidence: float, reach: Reach | None, threshold: float | None
+) -> Unsure | None:
     """Why the student's answer cannot be promised; None: it can."""
     if not text.strip():
         return "empty"
@@ -43,6 +46,8 @@ def why_unsure(text: str, confidence: float, threshold: float | None) -> Unsure 
         return "too_long"
     if threshold is None:
         return "no_threshold"
+    if reach == "beyond":
+        return "novel"
     # Written so that a NaN is unsure.
     return None if confidence >= threshold else "below_threshold"
 

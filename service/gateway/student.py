@@ -8,12 +8,14 @@ from pipelines.types import LabelledAnswer
 
 
 class StudentReply(NamedTuple):
-    """What a student says to a text, and how much of the text was read."""
+    """What a student says to a text, how much of the text was read, and how far it lies from the
+    training data (`pipelines.types.LabelledAnswer`)."""
 
     label: str
     confidence: float
     tokens: int
     truncated: bool
+    distance: float | None = None
 
 
 class StudentFailed(FlywheelError):

@@ -76,7 +76,11 @@ class Assessor:
         self._down_since, self._said = None, False
         return {
             answer.event_id: StudentAnswer(
-                version=found.version, label=answer.label, confidence=answer.confidence
+                version=found.version,
+                label=answer.label,
+                confidence=answer.confidence,
+                reach=answer.reach,
+                unsure=answer.unsure,
             )
             for answer in found.answers
         }

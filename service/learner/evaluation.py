@@ -22,6 +22,7 @@ from pipelines.types import (
     Evaluation,
     GateReport,
     HeldOutItem,
+    LabelledAnswer,
     PairCounts,
     StudentVersion,
 )
@@ -383,8 +384,8 @@ def _training_texts(dataset: Path) -> list[str]:
 def _read_answers(scratch: Path) -> tuple[dict[str, Answers], list[Golden]]:
     """What the child wrote, checked for its form."""
     try:
-        rows: dict[str, list[tuple[str, float]]] = msgspec.json.decode(
-            (scratch / ANSWERS_FILE).read_bytes(), type=dict[str, list[tuple[str, float]]]
+        rows = msgspec.json.decode(
+            (scratch / ANSWERS_FILE).read_bytes(), type=dict[str, list[LabelledAnswer]]
         )
         golden = msgspec.json.decode((scratch / GOLDEN_FILE).read_bytes(), type=list[Golden])
     except (OSError, msgspec.MsgspecError, json.JSONDecodeError) as error:
@@ -392,8 +393,9 @@ def _read_answers(scratch: Path) -> tuple[dict[str, Answers], list[Golden]]:
     answers = {
         name: Answers(
             name=name,
-            labels=tuple(label for label, _ in given),
-            confidences=tuple(confidence for _, confidence in given),
+            labels=tuple(one.label for one in given),
+            confidences=tuple(one.confidence for one in given),
+            distances=tuple(one.distance for one in given),
         )
         for name, given in rows.items()
     }

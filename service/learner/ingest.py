@@ -13,12 +13,12 @@ from typing import NamedTuple, Protocol, get_args
 import msgspec
 import structlog
 
-from pipelines.curate import NearDuplicates
+from pipelines.curate import Group, NearDuplicates
 from pipelines.errors import BrokerUnavailable, DiskFull, OffsetsLost
 from pipelines.intake import Assessed, Rules, sample_of
 from pipelines.sample import settle
 from pipelines.tally import Tally, TrafficKey
-from pipelines.types import BY_ITSELF, DeadLetter, Group, Label, PromptEvent, Sample, StudentAnswer
+from pipelines.types import BY_ITSELF, DeadLetter, Label, PromptEvent, Sample, StudentAnswer
 from service.learner.sampling import Sampling
 from service.learner.schedule import INGEST_JOB
 from service.metrics.learner import LearnerMetrics

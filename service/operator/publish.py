@@ -113,6 +113,8 @@ def _live_student(
         report=approval.report,
         decision=approval.digest,
         threshold=report.evaluation.threshold.value,
+        near=report.evaluation.threshold.near,
+        radius=report.evaluation.threshold.radius,
     )
 
 

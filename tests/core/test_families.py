@@ -14,6 +14,7 @@ from pipelines.errors import ArtifactDamaged
 from pipelines.recipes import RECIPES, FamilyName, Recipe
 from pipelines.students.encoder import installed_encoder_files
 from pipelines.students.families import FAMILIES, family_of
+from pipelines.types import LabelledAnswer
 from pipelines.work import TrainWork
 from service.gateway.students import LOADERS
 from service.sections import TrainerSettings
@@ -64,7 +65,7 @@ def trained(
     return name, scratch, base
 
 
-def answers_of(name: FamilyName, student: Path, base: Path) -> Sequence[tuple[str, float]]:
+def answers_of(name: FamilyName, student: Path, base: Path) -> Sequence[LabelledAnswer]:
     opened = FAMILIES[name].open(student, base, 128, LoadedBases(1))
     return opened.answer([text for text, _ in TEXTS[:6]])
 
@@ -81,7 +82,7 @@ def test_the_table_and_the_names_are_the_same() -> None:
 def test_a_student_answers_with_its_labels_and_a_probability(
     trained: tuple[FamilyName, Path, Path],
 ) -> None:
-    for label, confidence in answers_of(*trained):
+    for label, confidence, _ in answers_of(*trained):
         assert label in LABELS
         assert 0.0 < confidence <= 1.0
 
@@ -90,8 +91,8 @@ def test_a_student_that_is_opened_twice_answers_the_same(
     trained: tuple[FamilyName, Path, Path],
 ) -> None:
     first, second = answers_of(*trained), answers_of(*trained)
-    assert [label for label, _ in first] == [label for label, _ in second]
-    assert [c for _, c in first] == pytest.approx([c for _, c in second], abs=1e-3)
+    assert [a.label for a in first] == [a.label for a in second]
+    assert [a.confidence for a in first] == pytest.approx([a.confidence for a in second], abs=1e-3)
 
 
 def test_its_base_answers_without_it(trained: tuple[FamilyName, Path, Path]) -> None:

@@ -24,6 +24,7 @@ from pipelines.students.causal import CausalConfig, CausalReply
 from service.gateway.engines.base import EngineBusy, EngineFailed
 from service.gateway.engines.keeper import EngineLimits
 from service.gateway.engines.local import LocalEngine
+from service.gateway.student import StudentReply
 from service.gateway.students import CausalStudent
 from service.metrics.gateway import GatewayMetrics
 
@@ -302,6 +303,6 @@ def test_a_causal_student_reads_with_any_engine_and_is_forgotten_by_it() -> None
     student = CausalStudent(config, engine, "one", lambda: Path("refund"))
     assert student.labels == ("refund", "delivery")
     assert [answer.label for answer in student.answer_now(["a", "b"])] == ["refund", "refund"]
-    assert asyncio.run(student.answer("text")) == ("refund", 0.9, 4, False)
+    assert asyncio.run(student.answer("text")) == StudentReply("refund", 0.9, 4, False)
     del student
     assert engine.loaded == {}

@@ -152,7 +152,8 @@ def test_the_learner_starts_on_it_and_shows_what_it_held(data: Path, tmp_path: P
         assert [job["job"] for job in status["jobs"] if job["paused"]] == ["train"]
         (letter,) = client.get("dead-letters")
         assert letter["reason"] == "not UTF-8"
-    assert rows(data / "flywheel.duckdb", query) == before
+    columns = len(before[0])  # those that came later are at the end
+    assert [row[:columns] for row in rows(data / "flywheel.duckdb", query)] == before
     said = run_flywheel(running.config, "backup", str(tmp_path / "backup.tar"))
     assert "Serving: nothing yet" in said
 
@@ -188,13 +189,18 @@ def test_a_folder_of_the_version_before_is_opened_and_goes_on(tmp_path: Path) ->
 def take_back_the_last_migration(database: Path) -> None:
     """What the version before had: the tables of its migrations, and no others."""
     last = sorted(path.name for path in MIGRATIONS.glob("*.sql"))[-1]
-    assert last == "004_families.sql"
+    assert last == "005_reach.sql"
     columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() ORDER BY ALL"
     with duckdb.connect(":memory:") as then, duckdb.connect(str(database)) as now:
         then.execute("CREATE TABLE schema_migrations (name TEXT PRIMARY KEY)")
         for path in sorted(MIGRATIONS.glob("*.sql"))[:-1]:
             then.execute(path.read_text())
-        now.execute("ALTER TABLE students DROP COLUMN family")
-        now.execute("ALTER TABLE students DROP COLUMN base_kind")
+        now.execute("DROP TABLE guards")
+        now.execute("DROP INDEX samples_by_status")
+        for name in ("unsure", "reach"):
+            now.execute(f"ALTER TABLE samples DROP COLUMN {name}")
+        for name in ("forced", "forced_sum_f", "forced_sum_f2", "novel", "far_histogram"):
+            now.execute(f"ALTER TABLE traffic DROP COLUMN {name}")
+        now.execute("CREATE INDEX samples_by_status ON samples (status)")
         now.execute("DELETE FROM schema_migrations WHERE name = ?", [last])
         assert now.execute(columns).fetchall() == then.execute(columns).fetchall()

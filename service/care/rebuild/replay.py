@@ -13,12 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from pipelines.ask import ask, cost
-from pipelines.curate import NearDuplicates
+from pipelines.curate import Group, NearDuplicates
 from pipelines.intake import Assessed, Rules, sample_of
 from pipelines.sample import Choice, SamplingPolicy, settle
 from pipelines.types import (
     Draws,
-    Group,
     Label,
     PromptEvent,
     Record,

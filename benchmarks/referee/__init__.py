@@ -1,0 +1,1 @@
+"""What our statistics do in worlds whose truth is known: the product's own functions, judged."""
