@@ -13,7 +13,7 @@ import structlog
 
 from pipelines.curate import normalise, uncontaminated
 from pipelines.errors import ArtifactDamaged
-from pipelines.evaluate import CHAMPION, departed_pairs, evaluate, thin
+from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import held_out_row, read_training
@@ -34,6 +34,7 @@ from pipelines.work import (
     AnswerWork,
     Input,
 )
+from service.learner.looks import departed, new_items
 from service.learner.workshop import Workshop
 from storage.artifacts import Artifact
 from storage.database import Cursor
@@ -50,8 +51,6 @@ from storage.failpoints import passing
 from storage.reports import (
     Golden,
     Report,
-    read_items,
-    read_report,
     write_card,
     write_items,
     write_report,
@@ -99,7 +98,7 @@ class Evaluating:
         # As the evaluation will thin them: what it leaves out is no more evidence.
         usable = thin(items)
         again = last if reason == MORE_EVIDENCE else None
-        new = self._new_to(again, usable) if again else len(usable)
+        new = new_items(self._shop.artifacts, again, usable) if again else len(usable)
         enough = math.ceil(LOOK_AGAIN_SHARE * again.items) if again else 1
         if new < enough:
             return JobResult(
@@ -123,13 +122,6 @@ class Evaluating:
             return None
         return MORE_EVIDENCE
 
-    def _new_to(self, last: StoredEvaluation, items: Sequence[HeldOutItem]) -> int:
-        """Items that were not there when it was judged last, also where the window is full."""
-        met = read_items(self._shop.artifacts, last.report)
-        if not met:  # a report of an earlier version
-            return len(items) - last.items
-        return sum(item.event_id not in met for item in items)
-
     def judge(self, version: StudentVersion, items: Sequence[HeldOutItem]) -> GateReport:
         """Evaluate one version, publish its report and record the verdict."""
         shop = self._shop
@@ -137,6 +129,7 @@ class Evaluating:
             digest = champion_of(tx, version.task)
             champion = version_by_digest(tx, version.task, digest) if digest else None
             turn = gate_turn(tx, version.task, version.student, digest, shop.now())
+            past = evaluations_of(tx, version.task, version.student)
             sibling = self._challenged(tx, version)
         scratch = shop.scratch()
         try:
@@ -146,7 +139,7 @@ class Evaluating:
                 evaluation,
                 turn,
                 self._facts(version, champion, items, facts),
-                self._departed(version, digest, items),
+                departed(shop.artifacts, past, digest, items),
             )
             report = self._report(version, champion, evaluation, gate, facts)
             self._publish(version, report, golden, items, scratch)
@@ -264,25 +257,8 @@ class Evaluating:
             size_mb=self._size(version) / 1e6,
         )
 
-    def _departed(
-        self, version: StudentVersion, champion: str | None, items: Sequence[HeldOutItem]
-    ) -> PairCounts:
-        """What earlier comparisons with this champion found on items that are not here now."""
-        with self._shop.database.snapshot() as tx:
-            past = evaluations_of(tx, version.task, version.student)
-        return departed_pairs(
-            (
-                read_report(self._shop.artifacts, one.report).evaluation
-                for one in past
-                if one.compared
-                and one.champion == champion
-                and self._shop.artifacts.exists("report", one.report)  # else pruned long ago
-            ),
-            items,
-        )
-
     def _gate(
-        self, evaluation: Evaluation, turn: Turn, facts: GateFacts, departed: PairCounts
+        self, evaluation: Evaluation, turn: Turn, facts: GateFacts, gone: PairCounts
     ) -> GateReport:
         gate = self._shop.settings.gate
         policy = GatePolicy(
@@ -298,7 +274,7 @@ class Evaluating:
             policy,
             facts,
             turn=turn,
-            departed={CHAMPION: departed},
+            departed={CHAMPION: gone},
         )
 
     def _report(

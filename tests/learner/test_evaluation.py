@@ -11,6 +11,7 @@ from simulated_pairs import held_out_items
 from training_rig import THINGS, Shop, open_shop
 
 from pipelines.types import PairCounts, StudentVersion, Verdict
+from service.learner.looks import departed
 from storage.evaluations import StoredEvaluation, add_evaluation, evaluations_of
 from storage.reports import read_items, write_report
 from storage.versions import versions
@@ -126,6 +127,6 @@ def test_a_later_look_carries_what_earlier_ones_found_on_items_that_left(
         add_evaluation(tx, pruned)
         later = datetime(2026, 1, 2, tzinfo=UTC)
         add_evaluation(tx, replace(pruned, report=published, evaluated_at=later))
-    evaluating = shop.evaluating
-    assert evaluating._departed(version, champion.student, present) == PairCounts(wins=1)
-    assert evaluating._departed(version, "d" * 64, present) == PairCounts()
+        past = evaluations_of(tx, version.task, version.student)
+    assert departed(shop.artifacts, past, champion.student, present) == PairCounts(wins=1)
+    assert departed(shop.artifacts, past, "d" * 64, present) == PairCounts()
