@@ -30,7 +30,7 @@ from pipelines.students.encoder import Encoder, installed_encoder_files
 TASK = "banking"
 BLOCKS = 10
 WINDOW = 500  # consecutive prompts
-STEP = 5  # prompts between two looks at what is due
+STEP = 10  # prompts between two looks at what is due
 RECOVERED = 0.95  # of the trusted coverage before
 PACE = timedelta(seconds=1)
 

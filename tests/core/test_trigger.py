@@ -1,6 +1,7 @@
 """A retrain starts when it should; when it does not, one sentence says why, with numbers."""
 
 import dataclasses
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
