@@ -129,7 +129,7 @@ def run(queries: Sequence[Query], seed: int, blocks: int, *, stop_learning: bool
         ]
         clock = Clock()
         with scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher:
-            settings = settings_of(folder / "data", TASK, labels, teacher)
+            settings = settings_of(folder / "data", TASK, labels, teacher, target=0.9)
             learner = VirtualLearner(settings, clock)
             try:
                 lived = live_through(learner, prompts, clock, stop_learning=stop_learning)

@@ -74,6 +74,7 @@ class VirtualLearner(Learner):
         self._jobs_done: dict[str, datetime] = {}
         self._heads: dict[str, Head] = {}
         self._unread = 0
+        self.approves = True  # every version that may be approved
         self.trainings = 0
 
     def _build_watch(self, start_training: Callable[[str, str], None]) -> Watch:
@@ -154,8 +155,13 @@ class VirtualLearner(Learner):
             self._parts.evaluating.run(task)
         self._approve_all()
 
+    def waiting(self, task: str) -> int | None:
+        """The number of the version that waits for approval."""
+        found = (one.number for one in self._operations.versions(task) if one.state == "waiting")
+        return next(found, None)
+
     def _approve_all(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks if self.approves else ():
             for version in self._operations.versions(task):
                 if version.state == "waiting" and version.report is not None:
                     self._operations.approve(
@@ -175,7 +181,9 @@ class VirtualLearner(Learner):
         return True
 
 
-def settings_of(folder: Path, task: str, labels: Sequence[str], teacher: str) -> Settings:
+def settings_of(
+    folder: Path, task: str, labels: Sequence[str], teacher: str, *, target: float
+) -> Settings:
     """Default settings but for the task, its target, the teacher and the ports."""
     options: dict[str, Any] = {
         "data_dir": folder,
@@ -187,6 +195,6 @@ def settings_of(folder: Path, task: str, labels: Sequence[str], teacher: str) ->
             "terms": "the data set's own labels",
             "terms_allow_training": True,
         },
-        "tasks": {task: {"models": [task], "labels": list(labels), "target": 0.9}},
+        "tasks": {task: {"models": [task], "labels": list(labels), "target": target}},
     }
     return Settings(**options)
