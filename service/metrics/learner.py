@@ -15,6 +15,7 @@ class LearnerMetrics:
         self._labels(registry)
         self._money(registry)
         self._quality(registry)
+        self._agreement(registry)
         self._versions(registry)
         self._operators(registry)
         self._jobs(registry)
@@ -178,6 +179,8 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
+
+    def _agreement(self, registry: CollectorRegistry) -> None:
         # scope: assessed (all traffic) | served (what the student answered as promised) | forced
         # (what it answered unsure, because nobody else could be asked).
         self.agreement = Gauge(
