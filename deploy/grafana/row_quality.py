@@ -1,6 +1,6 @@
 """Quality and coverage of one task. Grafana repeats the row for each task."""
 
-from blocks import TASK, Panel, Query, dashed, graph, with_band
+from blocks import GREEN, ORANGE, TASK, Panel, Query, dashed, graph, with_band
 
 
 def quality() -> list[Panel]:
@@ -33,9 +33,11 @@ def quality() -> list[Panel]:
         ),
         graph(
             "Cascade threshold",
-            "Confidence from which the student's answer is served. -1: nothing could be "
-            "certified and every request escalates; runbook NoThresholdCertified.",
+            "Confidence from which the student's answer is served. -1: nothing is trusted and "
+            "every request escalates; runbook NoThresholdCertified. 'guarded' at 1: it was raised "
+            "by itself; runbook ThresholdGuarded.",
             Query(f"flywheel_cascade_threshold{{{TASK}}}", "threshold"),
+            Query(f"flywheel_threshold_guarded{{{TASK}}}", "guarded: {{kind}}"),
             unit="percentunit",
             floor=-1,
             ceiling=1,
@@ -48,6 +50,15 @@ def quality() -> list[Panel]:
             Query(f"flywheel_audit_labels{{{TASK}}}", "answered"),
             Query(f"flywheel_audit_unanswered{{{TASK}}}", "unanswered"),
             span=6,
+        ),
+        graph(
+            "Answered unsure, with nobody to ask",
+            "Share of the last day's requests. Nothing is promised of these answers. Above the "
+            "dashed line: raise the escalation budget; runbook ForcedAnswers.",
+            Query(f"flywheel_forced_share{{{TASK}}}", "share"),
+            unit="percentunit",
+            steps=((None, GREEN), (0.01, ORANGE)),
+            span=12,
         ),
         graph(
             "Feedback",

@@ -27,7 +27,8 @@ ANSWER_HEADERS = {
     "x-flywheel-version": "the student version, or `teacher`",
     "x-flywheel-confidence": "the student's calibrated confidence, where one was asked",
     "x-flywheel-unsure": (
-        "the student was below its threshold and answered all the same; why it did not escalate"
+        "the student was unsure (below its threshold, or the prompt beyond its reach) and answered "
+        "all the same; why it did not escalate"
     ),
 }
 Route = tuple[str, str, str, str]  # method, path, body, what it does

@@ -54,7 +54,9 @@ def predicted_agreement(near: int, far: int, shown: Sequence[int]) -> float:
     shown_near, near_right, shown_far, far_right = shown
     odds = shown_far / max(shown_near, 1)
     share = shown_far / (shown_near + shown_far)
-    chance = math.sqrt((near + far) * share * (1.0 - share)) * (1.0 + odds)
+    # Of both samples: much traffic does not make up for little evidence.
+    both = (near + far) * (1.0 + (near + far) / (shown_near + shown_far))
+    chance = math.sqrt(both * share * (1.0 - share)) * (1.0 + odds)
     expected = near * odds + GRANTED * chance
     right = near * near_right / max(shown_near, 1)
     right += min(float(far), expected) * far_right / max(shown_far, 1)

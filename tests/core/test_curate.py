@@ -1,11 +1,12 @@
 """Near-duplicate groups, their sides, caps and decontamination."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 from core_samples import labelled
 
-from pipelines.curate import CurationPolicy, NearDuplicates, curate, uncontaminated
+from pipelines.curate import CurationPolicy, NearDuplicates, curate, of_now, uncontaminated
 from pipelines.identities import content_digest
 from pipelines.types import Side
 
@@ -100,13 +101,27 @@ def test_held_out_side_never_trains_drawn_or_not() -> None:
     assert [example.event_id for example in made.training] == ["e-3"]
 
 
-def test_one_item_per_group_judges_and_it_is_the_first() -> None:
+def test_one_item_per_group_judges_and_it_is_the_newest() -> None:
     samples = [
-        labelled(n, f"text number {n} of the group", side=Side.HELD_OUT, group="g", pi=0.1 * n)
+        labelled(n, f"text number {n} of the group", side=Side.HELD_OUT, group="g", pi=n / 10)
         for n in (1, 2, 3)
     ]
     held_out = curate(samples, POLICY).held_out
-    assert [(item.event_id, item.inclusion_probability) for item in held_out] == [("e-1", 0.1)]
+    assert [(item.event_id, item.inclusion_probability) for item in held_out] == [("e-3", 0.3)]
+
+
+def test_what_the_traffic_was_before_it_changed_judges_nobody() -> None:
+    dice, noon = Random(6), datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    samples = [labelled(n, sentence(dice), side=Side.HELD_OUT, pi=0.5) for n in range(10)]
+    items = [
+        replace(item, occurred_at=noon + timedelta(hours=n))
+        for n, item in enumerate(curate(samples, POLICY).held_out)
+    ]
+
+    assert of_now(items, None, 4) == items
+    assert of_now(items, noon + timedelta(hours=4), 4) == items[4:]
+    assert of_now(items, noon + timedelta(hours=8), 4) == items[6:], "the newest four at least"
+    assert of_now(items, noon + timedelta(hours=8), 40) == items
 
 
 def test_held_out_window_keeps_the_newest_groups() -> None:

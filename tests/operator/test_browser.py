@@ -12,7 +12,7 @@ from browser_rig import (
     press_until_focused,
     running_chromium,
 )
-from console_server import Console, open_console
+from console_server import Console, open_console, show_guarded
 from operating import TASK
 
 pytestmark = pytest.mark.browser
@@ -145,6 +145,23 @@ def test_a_small_screen_shows_everything_without_sideways_scrolling(
     page.wait_for_url("**done=approved")
     assert champion(console) == 5
 
+
+def test_a_small_screen_shows_what_is_trusted_now(page: Any, console: Console) -> None:
+    show_guarded(console.desk)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(console.url, wait_until="domcontentloaded")
+    for sentence in ("Trusted now: confidences from 0.84 on.", "with nobody to ask"):
+        assert page.get_by_text(sentence).first.is_visible(), sentence
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(CUT_OFF) == []
+
+
+# Tiles whose text is wider than they are.
+CUT_OFF = """
+[...document.querySelectorAll(".tile")]
+  .filter((one) => one.scrollWidth > one.clientWidth)
+  .map((one) => one.textContent.slice(0, 80))
+"""
 
 # WCAG 2.2 asks for targets of at least 24 pixels.
 SMALL_TARGETS = """

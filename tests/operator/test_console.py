@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from console_server import TOKEN, seed
+from console_server import TOKEN, seed, show_guarded
 from operating import TASK, Desk, open_desk
 from prometheus_client import CollectorRegistry, Counter
 from starlette.responses import PlainTextResponse
@@ -372,6 +372,24 @@ def test_the_status_is_the_same_for_page_and_api(browser: TestClient) -> None:
     assert status["needs"][0]["sentence"] in page
     assert status["teacher"]["scripted"]
     assert "scripted teacher" in page
+
+
+def test_forced_answers_and_guards_are_shown_when_there_are_any(
+    browser: TestClient, desk: Desk
+) -> None:
+    def text() -> str:
+        return " ".join(re.sub(r"<[^>]+>", "", browser.get("/").text).split())
+
+    assert "nobody to ask" not in text()
+    assert "Trusted now" not in text()
+
+    show_guarded(desk)
+    assert "3.4 % of the last day answered unsure, with nobody to ask" in text()
+    assert "of that 71.2 % agrees (60.1 to 80.4 %)." in text()
+    assert "Trusted now: confidences from 0.84 on." in text(), "the strictest of the two"
+
+    show_guarded(desk, thresholds=(0.84, None))
+    assert "Trusted now: nothing." in text()
 
 
 def test_an_empty_learner_has_pages_too(tmp_path: Path) -> None:

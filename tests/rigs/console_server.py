@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from pipelines.types import Estimate
 from service.console.app import console_app
-from service.operator.status import Figures, Progress
+from service.operator.status import Figures, Guarded, Progress
 from storage.ticks import record_tick
 
 TOKEN = "test-token-of-the-operator"
@@ -121,3 +121,21 @@ def seed(desk: Desk) -> None:
             history=make_history(desk.clock.at),
         ),
     )
+
+
+def show_guarded(desk: Desk, thresholds: tuple[float | None, float | None] = (0.84, 0.7)) -> None:
+    """Less is trusted than was approved, and some answers were forced, beside what `seed` shows."""
+    why = (
+        "The newest prompts are further from the training data.",
+        "9 of the last 30 audited answers disagreed.",
+    )
+    guards = (
+        Guarded(kind="mix", raised_at=desk.clock(), threshold=thresholds[0], reason=why[0]),
+        Guarded(kind="audits", raised_at=desk.clock(), threshold=thresholds[1], reason=why[1]),
+    )
+    forced = Estimate(value=0.712, low=0.601, high=0.804, n=88)
+    before = desk.board.figures(TASK)
+    desk.board.show(
+        TASK, replace(before, guards=guards, forced_share=0.034, forced_agreement=forced)
+    )
+    desk.operations.note_change()
