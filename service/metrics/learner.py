@@ -196,10 +196,11 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
-        # kind: mix (the traffic is not what the evidence was about) | audits (a promise is broken).
+        # kind: mix (the traffic is not what the evidence was about) | audits (a promise is broken)
+        # | novel (much is beyond its reach, and escalates; the threshold stays).
         self.guards = Gauge(
             "flywheel_threshold_guarded",
-            "1 while less is trusted of the champion than was approved.",
+            "1 while the traffic or its audits are not what the champion was approved for.",
             ["task", "kind"],
             registry=registry,
         )
