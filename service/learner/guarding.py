@@ -179,8 +179,9 @@ class Guarding:
             standing.reason
             if standing
             else (
-                f"{share:.0%} of the newest prompts are further from what {champion.name} was trained "
-                f"on than it is trusted; of the held-out items {beyond / evaluation.items:.0%} were."
+                f"{share:.0%} of the newest prompts are further from what {champion.name} was "
+                f"trained on than it is trusted; {beyond / evaluation.items:.0%} of the held-out "
+                "items were."
             )
         )
         return _raised(standing, task, champion, "novel", approved, reason, now, since=now)
