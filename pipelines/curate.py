@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -171,12 +171,17 @@ def of_now(
 ) -> Sequence[HeldOutItem]:
     """Those since the traffic last changed; at least the newest `fewest`.
 
-    What the traffic was before says nothing about what a student will be asked from now on.
+    What the traffic was before says nothing about what a student will be asked from now on. The
+    few older ones that may have to fill up are a mixture of periods whatever their rates were, and
+    none is thinned out for it: each period's items were drawn evenly.
     """
     if shift is None:
         return items
     since = sum(1 for item in items if item.occurred_at is None or item.occurred_at >= shift)
-    return items[-max(since, fewest) :]
+    chosen = items[-max(since, fewest) :]
+    if since >= fewest:
+        return chosen
+    return [replace(item, inclusion_probability=1.0) for item in chosen]
 
 
 def _without_contamination(

@@ -40,7 +40,8 @@ CONFIDENCE = 0.95  # with which a threshold is certified
 # Where the same items decide whether the candidate is promoted, those that let it win flatter its
 # threshold too (the winner's curse): half the chance of a broken promise makes up for that.
 CHOSEN_CONFIDENCE = 0.975
-LEAST_KEPT = 0.5  # of the items, when they are thinned to equal probability
+# Of the items, when they are thinned to equal probability; and as many as any gate asks for.
+LEAST_KEPT, FEWEST_KEPT = 0.5, 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +63,9 @@ def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
 
     Decided by hashing the event id: the same item stays or goes at the same rate. Exact tests
     need whole items; weights would leave only approximations. At least half of the evidence is
-    kept: where the lowest rate would cost more, the rate is the lowest that does not. The
-    held-out draw is uniform at every moment, so what remains unequal is how much each period
-    counts, and the comparison is still exact for that mixture of periods.
+    kept, and 300 items: where the lowest rate would cost more, the rate is the lowest that does
+    not. The held-out draw is uniform at every moment, so what remains unequal is how much each
+    period counts, and the comparison is still exact for that mixture of periods.
     """
     if not items:
         return ()
@@ -79,7 +80,7 @@ def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
 
 def _thinning_rate(rates: NDArray[np.float64]) -> float:
     low, high = float(rates.min()), float(rates.max())
-    enough = rates.size * LEAST_KEPT
+    enough = max(rates.size * LEAST_KEPT, min(rates.size, FEWEST_KEPT))
     if np.minimum(1.0, low / rates).sum() >= enough:
         return low
     for _ in range(60):

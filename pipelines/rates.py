@@ -22,6 +22,7 @@ USED_OF_A_PURSE = 0.8
 # So many answers show what share of the traffic the student serves; before that it is all of it.
 ENOUGH_ANSWERED = 200
 SHORTEST_WINDOW = timedelta(minutes=10)
+SHIFT_LASTS = timedelta(hours=1)  # within which what is left of a day may be spent after a shift
 DAY = timedelta(days=1)
 
 
@@ -90,6 +91,8 @@ class Wishes:
     held_out_groups: int  # that there are
     full: bool  # enough samples wait already
     cold_start: bool
+    shifted: bool  # the traffic is another one: the champion is guarded, its successor is wanted
+    held_out_left: float  # labels that the purse still pays for today
     learning_spent: float  # labels, today
     day_gone: float  # share of today that is over
 
@@ -118,7 +121,10 @@ def next_policy(
     """The draws from now on."""
     purses = budget.purses()
     on_held_out_side = lately.events_per_day * HELD_OUT_SHARE_OF_GROUPS
-    enough = wishes.held_out_groups >= wishes.held_out_window
+    enough = wishes.held_out_groups >= wishes.held_out_window and not wishes.shifted
+    held_out, bought = purses["held_out"], lately.bought_per_day * HELD_OUT_SHARE_OF_GROUPS
+    if wishes.shifted:  # what a successor is judged on must not wait for the rest of the day
+        held_out, bought = wishes.held_out_left, bought * (SHIFT_LASTS / DAY)
     scale = policy.learning_scale
     if not wishes.full:
         scale = next_learning_scale(
@@ -132,11 +138,7 @@ def next_policy(
         audit_rate=affordable_rate(purses["audit"], lately.bought_per_day, policy.audit_rate)
         if lately.has_champion
         else wishes.audit_rate,
-        held_out_rate=affordable_rate(
-            purses["held_out"],
-            lately.bought_per_day * HELD_OUT_SHARE_OF_GROUPS,
-            policy.held_out_rate,
-        ),
+        held_out_rate=affordable_rate(held_out, bought, policy.held_out_rate),
         # What the teacher answers anyway costs room only: all of it, until the window is full.
         held_out_free_rate=affordable_rate(
             wishes.held_out_window, on_held_out_side, policy.held_out_free_rate

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ _SCALE = 2.0**-64
 _FOUR = Struct(">4Q").unpack
 _new = tuple.__new__
 LEARNING_SCALE_MAX = 50.0
+NO_THRESHOLD: Final = "no_threshold"  # why a student is unsure of every prompt: nothing is trusted
 HELD_OUT_SHARE_OF_GROUPS = 0.2
 # What a policy's version is taken over.
 OF_A_POLICY = (
@@ -46,7 +47,7 @@ class SamplingPolicy:
     learning_pi_min: float
     cold_start_rate: float
     cold_start: bool  # too few labels to be choosy
-    # of the held-out draw where no student answered and the teacher did: its label costs nothing
+    # of the held-out draw where no student serves and the teacher answers: its label costs nothing
     held_out_free_rate: float = 1.0
     full: bool = False  # enough samples wait already: only the uniform draws choose more
 
@@ -80,10 +81,11 @@ def choose(
     """Whether the event is looked at any closer; None for the many that are only counted."""
     for_audit, for_held_out, for_learning, unweighted = uniforms(event.event_id, policy.salt)
     audit = for_audit < policy.audit_rate
-    # Whether a student answers says nothing about how hard a prompt is, only when it came: so this
-    # is a draw of known probability still. An escalated event is paid for like any other: there
-    # the student has answered, and the hard ones would come in by themselves.
-    free = has_teacher_label and event.student is None
+    # Whether a student serves at all says nothing about how hard a prompt is, only when it came: so
+    # this is a draw of known probability still. An event that one of its answers was escalated for
+    # is paid for like any other: the hard ones would come in by themselves.
+    nobody_serves = event.student is None or event.student.unsure == NO_THRESHOLD
+    free = has_teacher_label and nobody_serves
     held_out_rate = policy.held_out_free_rate if free else policy.held_out_rate
     held_out = for_held_out < held_out_rate
     given = has_teacher_label and unweighted < policy.given_rate

@@ -34,6 +34,8 @@ class TriggerState:
     drift_alarm: bool = False
     asked_by_operator: bool = False
     failures_in_a_row: int = 0
+    labels_per_day: float = 0.0  # as they came lately, on the training side
+    groups_per_day: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +108,16 @@ def _too_soon(state: TriggerState, policy: TriggerPolicy) -> str | None:
 
 def _first_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
     if state.labels < policy.min_labels:
+        lacking = policy.min_labels - state.labels
         return NotDue(
-            f"A first student needs {policy.min_labels} labels; there are {state.labels}."
+            f"A first student needs {policy.min_labels} labels; there are {state.labels}"
+            f"{_expected(lacking, state.labels_per_day)}."
         )
     if state.held_out_groups < policy.min_groups:
         return NotDue(
             f"A first student needs {policy.min_groups} held-out groups to be judged on; "
-            f"there are {state.held_out_groups}."
+            f"there are {state.held_out_groups}"
+            f"{_expected(policy.min_groups - state.held_out_groups, state.groups_per_day)}."
         )
     return Due(
         f"A first student: {state.labels} labels and {state.held_out_groups} held-out groups."
@@ -151,6 +156,13 @@ def _next_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
         f"the {state.labels_at_last_training} of the last), at a drift alarm, or when trusted "
         f"coverage falls by more than {_points(policy.coverage_drop)} points."
     )
+
+
+def _expected(lacking: int, per_day: float) -> str:
+    """When the rest can be expected."""
+    if per_day <= 0.0:
+        return ", and none came lately"
+    return f", the rest in about {_duration(timedelta(days=lacking / per_day))} at this pace"
 
 
 def _points(share: float) -> str:

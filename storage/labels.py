@@ -10,7 +10,13 @@ import msgspec
 from pipelines.curate import LabelledSample
 from pipelines.rates import Purse, purse_of
 from pipelines.types import Example, Label, Message, SampleReason, Side
-from storage.database import Cursor, first_row, from_db_time, to_db_time
+from storage.database import (
+    Cursor,
+    first_row,
+    from_db_time,
+    from_db_time_or_none,
+    to_db_time,
+)
 
 INSERT_LABELS = """
 INSERT INTO labels
@@ -89,6 +95,16 @@ WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
     ), 'infinity'::TIMESTAMP)
 ORDER BY s.occurred_at, s.event_id
 LIMIT $limit
+"""
+
+# What came lately, and when the first of it did.
+SELECT_GAINED = """
+SELECT
+    count(*) FILTER (WHERE s.side = 'training'),
+    count(DISTINCT s.group_id) FILTER (WHERE s.side = 'held_out' AND s.held_out_pi IS NOT NULL),
+    min(l.labelled_at)
+FROM effective_labels l JOIN samples s USING (event_id)
+WHERE s.task = $task AND l.labelled_at >= $since
 """
 
 COUNT_TRAINING = """
@@ -285,6 +301,12 @@ def audited_prompts(
             SELECT_AUDITED_PROMPTS, values
         ).fetchall()
     ]
+
+
+def gained_since(tx: Cursor, task: str, since: datetime) -> tuple[int, int, datetime | None]:
+    """Training labels and held-out groups that came since a moment, and when the first did."""
+    row = first_row(tx.execute(SELECT_GAINED, {"task": task, "since": to_db_time(since)}))
+    return (int(row[0]), int(row[1]), from_db_time_or_none(row[2])) if row else (0, 0, None)
 
 
 def count_training(tx: Cursor, task: str, until: datetime) -> int:

@@ -1,6 +1,6 @@
 """Reports: what an evaluation found, as an artifact that an approval is bound to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from storage.artifacts import Artifact, Artifacts
 
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
+ITEMS_FILE = "items.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,19 @@ def write_report(scratch: Path, report: Report, golden: Sequence[Golden]) -> Non
     (scratch / REPORT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
     prompts = [asdict(prompt) for prompt in golden]
     (scratch / GOLDEN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(prompts), indent=1))
+
+
+def write_items(scratch: Path, event_ids: Iterable[str]) -> None:
+    """Which held-out items were judged, beside their report: later ones are new evidence."""
+    (scratch / ITEMS_FILE).write_bytes(msgspec.json.encode(sorted(event_ids)))
+
+
+def read_items(artifacts: Artifacts, digest: str) -> frozenset[str]:
+    """The items that a report judged; none where it is gone or of an earlier version."""
+    if not artifacts.exists("report", digest):
+        return frozenset()
+    path = artifacts.open("report", digest).file(ITEMS_FILE)
+    return frozenset(msgspec.json.decode(path.read_bytes())) if path.is_file() else frozenset()
 
 
 def write_card(

@@ -93,16 +93,18 @@ WITH minutes AS (
     FROM traffic
     WHERE task = $task AND version = $version AND minute >= $since
     GROUP BY minute
+), newest AS (
+    SELECT * FROM traffic
+    WHERE task = $task AND version = $version
+        AND minute >= (SELECT min(minute) FROM minutes WHERE newer < $events)
 )
-SELECT bin, sum(events), sum(far)
+SELECT bin, sum(events), sum(far), any_value((SELECT sum(novel) FROM newest))
 FROM (
     SELECT
         unnest(histogram) AS events,
         unnest(coalesce(far_histogram, list_transform(histogram, lambda x: 0))) AS far,
         generate_subscripts(histogram, 1) - 1 AS bin
-    FROM traffic
-    WHERE task = $task AND version = $version
-        AND minute >= (SELECT min(minute) FROM minutes WHERE newer < $events)
+    FROM newest
 )
 GROUP BY bin ORDER BY bin
 """
@@ -146,6 +148,14 @@ class StoredGap(NamedTuple):
     partition: int
     records: int
     noticed_at: datetime
+
+
+class NewestMix(NamedTuple):
+    """Events by confidence bin, and how many of them were beyond the student's reach."""
+
+    near: list[int]
+    far: list[int]
+    novel: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,9 +240,7 @@ def confidence_histogram(
     return [int(count) for _, count in rows]
 
 
-def newest_mix(
-    tx: Cursor, task: str, version: str, since: datetime, events: int
-) -> tuple[list[int], list[int]]:
+def newest_mix(tx: Cursor, task: str, version: str, since: datetime, events: int) -> "NewestMix":
     """By confidence bin: events near the training data and far, of the newest minutes.
 
     As many minutes as it takes for `events` assessed events, back to `since`; empty where there
@@ -241,8 +249,9 @@ def newest_mix(
     """
     values = {"task": task, "version": version, "since": to_db_time(since), "events": events}
     rows = tx.execute(SELECT_NEWEST_MIX, values).fetchall()
-    far = [int(far) for _, _, far in rows]
-    return [int(total) - apart for (_, total, _), apart in zip(rows, far, strict=True)], far
+    far = [int(row[2]) for row in rows]
+    near = [int(row[1]) - apart for row, apart in zip(rows, far, strict=True)]
+    return NewestMix(near, far, int(rows[0][3]) if rows else 0)
 
 
 def traffic_series(

@@ -35,7 +35,7 @@ Study = Callable[[int, int], Iterator[Figure]]  # so many worlds, from such a se
 
 # Each with the number of worlds that its figure needs.
 STUDIES: dict[str, tuple[Study, int]] = {
-    "false_promotions_year": (false_promotions_year, 150),
+    "false_promotions_year": (false_promotions_year, 400),
     "days_2_points_1000_a_day": (days_2_points_1000_a_day, 200),
     "days_5_point_drop": (lambda count, seed: days_to_notice(0.05, count, seed), 400),
     "days_2_point_drop": (lambda count, seed: days_to_notice(0.02, count, seed), 400),

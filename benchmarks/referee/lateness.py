@@ -49,6 +49,8 @@ def wishes(held_out_groups: int = 0) -> Wishes:
         held_out_groups=held_out_groups,
         full=False,
         cold_start=False,
+        shifted=False,
+        held_out_left=day_budget().purses()["held_out"],
         learning_spent=0.0,
         day_gone=0.0,
     )

@@ -34,10 +34,10 @@ def quality() -> list[Panel]:
         graph(
             "Cascade threshold",
             "Confidence from which the student's answer is served. -1: nothing is trusted and "
-            "every request escalates; runbook NoThresholdCertified. 'guarded' at 1: it was raised "
-            "by itself; runbook ThresholdGuarded.",
+            "every request escalates; runbook NoThresholdCertified. 'audits' or 'mix' at 1: it was "
+            "raised by itself; runbook ThresholdGuarded. 'novel' at 1: much is new to it.",
             Query(f"flywheel_cascade_threshold{{{TASK}}}", "threshold"),
-            Query(f"flywheel_threshold_guarded{{{TASK}}}", "guarded: {{kind}}"),
+            Query(f"flywheel_threshold_guarded{{{TASK}}}", "{{kind}}"),
             unit="percentunit",
             floor=-1,
             ceiling=1,

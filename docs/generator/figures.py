@@ -181,7 +181,7 @@ REFEREE: Sequence[Aim] = (
     Aim("false_rollbacks_year", "a year in which an equal student is rolled back", "<= 1 %"),
     Aim(
         "audit_minutes_late_40_a_second",
-        "an audit's label is late, at 40 events a second, by",
+        "the latest of a hundred audits has its label, at 40 events a second, within",
         "<= 1 minute",
         "minutes",
     ),
@@ -214,7 +214,7 @@ def referee_figures() -> Iterator[str]:
 
 
 def _shown(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if unit else f"{100 * value:.2g} %"
+    return f"{value:.3g} {unit}" if unit else f"{100 * value:.3g} %"
 
 
 # Of chaos.json, in the order of the page.

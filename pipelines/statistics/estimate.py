@@ -9,11 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.statistics.betting import betting_interval
-from pipelines.statistics.sequences import sequence_half_width
 from pipelines.types import Estimate
 
-# Below this many labels a normal approximation says nothing, and neither do we.
-MIN_LABELLED = 20
 EVERYTHING = "everything"  # the kind that all kinds are together
 
 
@@ -31,15 +28,6 @@ class TrafficSums:
             predicted=self.predicted + other.predicted,
             predicted_squares=self.predicted_squares + other.predicted_squares,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnEvent:
-    """One event of the window that a draw with known probability chose."""
-
-    predicted: float  # f, computed from the past only
-    probability: float  # pi, of being chosen by any of the draws that the estimate uses
-    agrees: bool | None  # None: its label never came
 
 
 class Audit(NamedTuple):
@@ -85,73 +73,6 @@ class AgreementByKind:
     def kind(self, name: str) -> KindAgreement | None:
         """None where no event was of this kind."""
         return next((one for one in self.kinds if one.name == name), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveAgreement:
-    """Agreement over all events of the window. `estimate.n` counts the labels."""
-
-    estimate: Estimate
-    variance: float  # of phi, per event
-    events: int
-    drawn: int
-    unanswered: int  # drawn, and no label came
-
-
-def live_agreement(
-    sums: TrafficSums,
-    drawn: Sequence[DrawnEvent],
-    *,
-    alpha: float = 0.05,
-    expected_events: int = 20_000,
-    trust: float = 1.0,
-) -> LiveAgreement:
-    """mean(phi) with its asymptotic confidence sequence.
-
-    phi = f + (drawn / pi) (A - f), with f multiplied by `trust` (lambda of PPI++; 0 is
-    Horvitz-Thompson). A drawn event whose label never came is taken to be like those whose
-    label came: pi is multiplied by the share that was answered, and the number is returned
-    to be shown.
-
-    The interval may be looked at continuously. It restarts with every promotion and alarm,
-    which the caller does by passing sums and draws from then on.
-    """
-    for event in drawn:
-        _refuse_impossible(event)
-    labelled = [event for event in drawn if event.agrees is not None]
-    unanswered = len(drawn) - len(labelled)
-    if sums.events <= 0 or not labelled:
-        nothing = Estimate(value=math.nan, low=0.0, high=1.0, n=0)
-        return LiveAgreement(
-            estimate=nothing,
-            variance=math.nan,
-            events=sums.events,
-            drawn=len(drawn),
-            unanswered=unanswered,
-        )
-    answered = len(labelled) / len(drawn)
-    total, squares = _phi_sums(sums, labelled, trust=trust, answered=answered)
-    mean = total / sums.events
-    variance = max(0.0, squares / sums.events - mean * mean)
-    variance += _imagined_surprises(labelled, trust, answered) / sums.events
-    half = sequence_half_width(
-        math.sqrt(variance), sums.events, alpha=alpha, expected_events=expected_events
-    )
-    if len(labelled) < MIN_LABELLED:
-        half = math.inf
-    estimate = Estimate(
-        value=min(1.0, max(0.0, mean)),
-        low=min(1.0, max(0.0, mean - half)),
-        high=max(0.0, min(1.0, mean + half)),
-        n=len(labelled),
-    )
-    return LiveAgreement(
-        estimate=estimate,
-        variance=variance,
-        events=sums.events,
-        drawn=len(drawn),
-        unanswered=unanswered,
-    )
 
 
 def live_agreement_by_kind(kinds: Sequence[Kind], alpha: float = 0.05) -> AgreementByKind:
@@ -223,35 +144,3 @@ def _mixture(parts: Sequence[KindAgreement]) -> KindAgreement:
         events=sum(part.events for part in parts),
         unanswered=sum(part.unanswered for part in parts),
     )
-
-
-def _phi_sums(
-    sums: TrafficSums, labelled: Sequence[DrawnEvent], *, trust: float, answered: float
-) -> tuple[float, float]:
-    """The sums of phi and of its squares."""
-    total = trust * sums.predicted
-    squares = trust * trust * sums.predicted_squares
-    for event in labelled:
-        prediction = trust * event.predicted
-        correction = (float(bool(event.agrees)) - prediction) / (event.probability * answered)
-        total += correction
-        squares += (prediction + correction) ** 2 - prediction * prediction
-    return total, squares
-
-
-def _imagined_surprises(labelled: Sequence[DrawnEvent], trust: float, answered: float) -> float:
-    """Squared corrections of one more agreement and one more disagreement.
-
-    With few labels and no disagreement among them the sample variance is far too small, and
-    an interval built on it would not cover. Their influence fades as labels come.
-    """
-    prediction = trust * sum(event.predicted for event in labelled) / len(labelled)
-    probability = answered * sum(event.probability for event in labelled) / len(labelled)
-    return (prediction**2 + (1.0 - prediction) ** 2) / probability**2
-
-
-def _refuse_impossible(event: DrawnEvent) -> None:
-    if not 0.0 < event.probability <= 1.0:
-        raise ValueError(f"an event cannot have been drawn with probability {event.probability}")
-    if not 0.0 <= event.predicted <= 1.0:
-        raise ValueError(f"predicted agreement is a probability, not {event.predicted}")

@@ -21,6 +21,7 @@ FEWEST_TRUSTED = 20
 FEWEST_SHOWN = 30
 # Standard deviations of chance that a surplus of far prompts is granted.
 GRANTED = 2.0
+SURELY = 4.0
 
 Counts = NDArray[np.int64]
 
@@ -89,6 +90,18 @@ def threshold_for_mix(
         if predicted_agreement(*of_traffic, of_evidence) >= min(target, showed) - 1e-9:
             return CONFIDENCE_EDGES[edge]
     return None
+
+
+def many_are_beyond(novel: int, events: int, evidence_beyond: int, evidence: int) -> bool:
+    """Whether surely more of the traffic is beyond the student's reach than of the evidence was.
+
+    By `SURELY` standard deviations of both samples together: it is looked at all day.
+    """
+    if not events or not evidence:
+        return False
+    pooled = (novel + evidence_beyond) / (events + evidence)
+    chance = math.sqrt(pooled * (1.0 - pooled) * (1.0 / events + 1.0 / evidence))
+    return novel / events - evidence_beyond / evidence > SURELY * chance
 
 
 def _above(counts: Sequence[int]) -> Counts:

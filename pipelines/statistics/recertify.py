@@ -74,10 +74,12 @@ def _first_edge(bins: NDArray[np.int64], loosest: int) -> int:
 
 
 def _log_wealth(right: NDArray[np.bool_], target: float) -> NDArray[np.float64]:
-    """One row for the beginning and one after each audit, a column a wager."""
+    """Before each wrong answer, where wealth is highest, and now; a column a wager."""
     win, lose = _log_factors(target)
-    steps = np.where(right[:, None], win, lose)
-    return np.concatenate([np.zeros((1, ERROR_SHARES.size)), steps]).cumsum(axis=0)
+    at = np.append(np.flatnonzero(~right), right.size)
+    wrong = np.arange(at.size)
+    logs: NDArray[np.float64] = np.outer(at - wrong, win) + np.outer(wrong, lose)
+    return logs
 
 
 def _log_factors(target: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

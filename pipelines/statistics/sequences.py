@@ -1,4 +1,4 @@
-"""Confidence sequences and e-values: inference that stays valid however often one looks."""
+"""The e-value of a paired comparison: evidence that stays valid however often one looks."""
 
 import math
 
@@ -6,34 +6,6 @@ from pipelines.types import PairCounts
 
 # What the e-value bets: shares of the wealth on the next differing pair, mixed evenly.
 STAKES: tuple[float, ...] = tuple((i + 0.5) / 20 for i in range(20))
-
-
-def lambert_w_minus_1(x: float) -> float:
-    """The lower real branch of Lambert's W on (-1/e, 0), by fixed-point iteration."""
-    w = -2.0
-    for _ in range(200):
-        following = math.log(-x) - math.log(-w)
-        if abs(following - w) < 1e-13 * abs(w):
-            return following
-        w = following
-    return w
-
-
-def sequence_half_width(
-    deviation: float, events: int, *, alpha: float, expected_events: int
-) -> float:
-    """Half the width of the asymptotic confidence sequence after `events` events.
-
-    Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and
-    asymptotic confidence sequences. It is narrowest near `expected_events`.
-    """
-    if events <= 0:
-        return math.inf
-    tuning = (-lambert_w_minus_1(-(alpha**2) / math.e) - 1.0) / expected_events
-    grown = events * tuning + 1.0
-    return deviation * math.sqrt(
-        2.0 * grown * math.log(math.sqrt(grown) / alpha) / (events * events * tuning)
-    )
 
 
 def pair_e_value(pairs: PairCounts, *, margin: float = 0.0) -> float:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pipelines.label import write_answer
 from pipelines.reach import Reach
+from pipelines.sample import NO_THRESHOLD
 from pipelines.types import Task
 from service.gateway.wire import ChatRequest
 
@@ -45,7 +46,7 @@ def why_unsure(
     if len(text) > MAX_CHARACTERS:
         return "too_long"
     if threshold is None:
-        return "no_threshold"
+        return NO_THRESHOLD
     if reach == "beyond":
         return "novel"
     # Written so that a NaN is unsure.

@@ -78,10 +78,15 @@ def run_learner(
 class Learner:
     """Everything one learner owns. What is built or started is closed in reverse."""
 
-    def __init__(self, settings: Settings, stop: Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stop: Event,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._settings = settings
         self._stop = stop
-        self._now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self._now = now
         self._closing = ExitStack()
         self._deadline = float("inf")  # of the drain, once it has begun
         self.exit_code = ExitCode.OK

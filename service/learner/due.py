@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pipelines.checks import groups_needed
+from pipelines.rates import DAY, SHORTEST_WINDOW
 from pipelines.statistics.coverage import coverage_drop
 from pipelines.trigger import Due, NotDue, TriggerPolicy, TriggerState, is_retrain_due
 from pipelines.types import StudentVersion
@@ -13,10 +14,7 @@ from storage.database import Cursor, Database
 from storage.datasets import dataset_by_digest
 from storage.decisions import chain
 from storage.evaluations import latest_evaluation
-from storage.labels import (
-    LabelCounts,
-    count_training,
-)
+from storage.labels import LabelCounts, count_training, gained_since
 from storage.runs import runs
 from storage.versions import versions
 
@@ -61,6 +59,7 @@ class Trigger:
             if run.status != "failed":
                 break
             failures += 1
+        labels_per_day, groups_per_day = _pace(tx, task, self._now())
         certified, live = figures.certified_coverage, figures.trusted_coverage
         return TriggerState(
             labels=counts.training,
@@ -77,7 +76,16 @@ class Trigger:
             drift_alarm=bool(figures.guards),
             asked_by_operator=asked,
             failures_in_a_row=failures,
+            labels_per_day=labels_per_day,
+            groups_per_day=groups_per_day,
         )
+
+
+def _pace(tx: Cursor, task: str, now: datetime) -> tuple[float, float]:
+    """Training labels and held-out groups a day, as they came over at most the last day."""
+    labels, groups, first = gained_since(tx, task, now - DAY)
+    days = max(now - first, SHORTEST_WINDOW) / DAY if first else 1.0
+    return labels / days, groups / days
 
 
 def _training_labels(tx: Cursor, newest: StudentVersion | None) -> int:

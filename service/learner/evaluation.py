@@ -1,6 +1,7 @@
 """The evaluate job: candidate, champion and rivals on the held-out items, then the gate."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import structlog
 from pipelines.checks import groups_needed
 from pipelines.curate import normalise, of_now, uncontaminated
 from pipelines.errors import ArtifactDamaged
-from pipelines.evaluate import CHAMPION, departed_pairs, evaluate, thin
+from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import held_out_row, read_training
@@ -34,6 +35,7 @@ from pipelines.work import (
     AnswerWork,
     Input,
 )
+from service.learner.looks import departed, new_items
 from service.learner.workshop import Workshop
 from storage.artifacts import Artifact
 from storage.database import Cursor
@@ -48,16 +50,22 @@ from storage.evaluations import (
 )
 from storage.failpoints import passing
 from storage.guards import last_shift
-from storage.reports import Golden, Report, read_report, write_card, write_report
+from storage.reports import (
+    Golden,
+    Report,
+    write_card,
+    write_items,
+    write_report,
+)
 from storage.ticks import JobResult
 from storage.versions import version_by_digest, versions, versions_by_content
 
 log = structlog.get_logger()
 
-# A candidate that is not promotable and not worse is judged again when the held-out set has
-# grown this much: what is not shown to be better yet may be shown later.
-LOOK_AGAIN_GROWTH = 1.2
-MORE_EVIDENCE = "there are more held-out items"
+# A candidate that is not promotable and not worse is judged again when so many items, of those
+# that judged it last, are new: what is not shown to be better yet may be shown later.
+LOOK_AGAIN_SHARE = 0.2
+MORE_EVIDENCE = "there are new held-out items"
 
 
 class Evaluating:
@@ -89,13 +97,15 @@ class Evaluating:
         if reason is None:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
         items = self._items(newest)
-        enough = LOOK_AGAIN_GROWTH * last.items if last and reason == MORE_EVIDENCE else 1
         # As the evaluation will thin them: what it leaves out is no more evidence.
-        usable = len(thin(items))
-        if usable < enough:
+        usable = thin(items)
+        again = last if reason == MORE_EVIDENCE else None
+        new = new_items(self._shop.artifacts, again, usable) if again else len(usable)
+        enough = math.ceil(LOOK_AGAIN_SHARE * again.items) if again else 1
+        if new < enough:
             return JobResult(
                 "nothing",
-                f"{newest.name}: {usable} held-out items to judge it on; {enough:.0f} are needed",
+                f"{newest.name}: {new} new held-out items to judge it on; {enough} are needed",
             )
         report = self.judge(newest, items)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
@@ -121,6 +131,7 @@ class Evaluating:
             digest = champion_of(tx, version.task)
             champion = version_by_digest(tx, version.task, digest) if digest else None
             turn = gate_turn(tx, version.task, version.student, digest, shop.now())
+            past = evaluations_of(tx, version.task, version.student)
             sibling = self._challenged(tx, version)
         scratch = shop.scratch()
         try:
@@ -130,10 +141,10 @@ class Evaluating:
                 evaluation,
                 turn,
                 self._facts(version, champion, items, facts),
-                self._departed(version, digest, items),
+                departed(shop.artifacts, past, digest, items),
             )
             report = self._report(version, champion, evaluation, gate, facts)
-            self._publish(version, report, golden, scratch)
+            self._publish(version, report, golden, items, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shop.metrics.gate_verdicts.labels(task=version.task, verdict=gate.verdict).inc()
@@ -252,25 +263,8 @@ class Evaluating:
             size_mb=self._size(version) / 1e6,
         )
 
-    def _departed(
-        self, version: StudentVersion, champion: str | None, items: Sequence[HeldOutItem]
-    ) -> PairCounts:
-        """What earlier comparisons with this champion found on items that are not here now."""
-        with self._shop.database.snapshot() as tx:
-            past = evaluations_of(tx, version.task, version.student)
-        return departed_pairs(
-            (
-                read_report(self._shop.artifacts, one.report).evaluation
-                for one in past
-                if one.compared
-                and one.champion == champion
-                and self._shop.artifacts.exists("report", one.report)  # else pruned long ago
-            ),
-            items,
-        )
-
     def _gate(
-        self, evaluation: Evaluation, turn: Turn, facts: GateFacts, departed: PairCounts
+        self, evaluation: Evaluation, turn: Turn, facts: GateFacts, gone: PairCounts
     ) -> GateReport:
         gate = self._shop.settings.gate
         policy = GatePolicy(
@@ -286,7 +280,7 @@ class Evaluating:
             policy,
             facts,
             turn=turn,
-            departed={CHAMPION: departed},
+            departed={CHAMPION: gone},
         )
 
     def _report(
@@ -316,11 +310,17 @@ class Evaluating:
         )
 
     def _publish(
-        self, version: StudentVersion, report: Report, golden: Sequence[Golden], scratch: Path
+        self,
+        version: StudentVersion,
+        report: Report,
+        golden: Sequence[Golden],
+        items: Sequence[HeldOutItem],
+        scratch: Path,
     ) -> None:
         for leftover in scratch.iterdir():
             leftover.unlink()
         write_report(scratch, report, golden)
+        write_items(scratch, (item.event_id for item in thin(items)))
         artifacts = self._shop.artifacts
         made_by = artifacts.about("student", version.student).get("recipe")
         write_card(

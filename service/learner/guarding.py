@@ -7,12 +7,13 @@ evidence looked like, without a label; the audits of what was served are held ag
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import get_args
 
 import structlog
 
 from pipelines.errors import ArtifactDamaged
 from pipelines.statistics.detector import Detector
-from pipelines.statistics.mix import WINDOW, threshold_for_mix
+from pipelines.statistics.mix import WINDOW, many_are_beyond, threshold_for_mix
 from pipelines.statistics.recertify import recertify
 from pipelines.types import Evaluation
 from service.metrics.learner import LearnerMetrics
@@ -28,7 +29,6 @@ from storage.traffic import newest_mix
 
 log = structlog.get_logger()
 
-KINDS: tuple[GuardKind, ...] = ("mix", "audits")
 MIX_OVER = timedelta(days=30)  # traffic that is older is nobody's newest
 YEAR = timedelta(days=365)
 # A false alarm of the audits a year on average, and never more often than after so many audits.
@@ -73,7 +73,7 @@ class Guarding:
     def look(self, task: str) -> tuple[Guard, ...]:
         """Raise, change and end guards of the task's champion; those that stand now."""
         guards = self._found(task)
-        for kind in KINDS:
+        for kind in get_args(GuardKind):
             standing = any(guard.kind == kind for guard in guards)
             self._metrics.guards.labels(task=task, kind=kind).set(standing)
         return guards
@@ -88,13 +88,14 @@ class Guarding:
             return ()
         with self._database.snapshot() as tx:
             standing = {one.kind: one for one in open_guards(tx).get((task, champion.student), ())}
-            found = (
-                self._mix(tx, task, champion, evaluation, standing.get("mix")),
-                self._audits(tx, task, champion, approved, standing.get("audits")),
-            )
-        for kind, wanted in zip(KINDS, found, strict=True):
+            found: dict[GuardKind, Guard | None] = {
+                "mix": self._mix(tx, task, champion, evaluation, standing.get("mix")),
+                "audits": self._audits(tx, task, champion, approved, standing.get("audits")),
+                "novel": self._novel(tx, task, champion, evaluation, standing.get("novel")),
+            }
+        for kind, wanted in found.items():
             self._change(standing.get(kind), wanted)
-        return tuple(guard for guard in found if guard is not None)
+        return tuple(guard for guard in found.values() if guard is not None)
 
     def _change(self, before: Guard | None, after: Guard | None) -> None:
         if before == after:
@@ -144,10 +145,10 @@ class Guarding:
         since = max(now - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
         found: list[float | None] = []
         for events in windows:
-            near, far = newest_mix(tx, task, champion.name, since, events)
-            if near:
+            mix = newest_mix(tx, task, champion.name, since, events)
+            if mix.near:
                 target = evaluation.threshold.target
-                found.append(threshold_for_mix(near, far, shown, approved, target))
+                found.append(threshold_for_mix(mix.near, mix.far, shown, approved, target))
         wanted = [threshold for threshold in found if threshold is not None]
         threshold = max(wanted) if len(wanted) == len(found) and wanted else None
         if not found or threshold == approved:
@@ -157,6 +158,40 @@ class Guarding:
             "that its certificate rests on: of new topics, perhaps, or another app."
         )
         return _raised(standing, task, champion, "mix", threshold, reason, now, since=now)
+
+    def _novel(
+        self,
+        tx: Cursor,
+        task: str,
+        champion: LiveStudent,
+        evaluation: Evaluation,
+        standing: Guard | None,
+    ) -> Guard | None:
+        """Nothing more is asked about than was; but a successor is wanted, judged on the new."""
+        shown, approved = evaluation.shown, evaluation.threshold.value
+        if shown is None:
+            return None
+        now = self._now()
+        since = max(now - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
+        beyond = evaluation.items - sum(shown.near) - sum(shown.far)
+        many, share = False, 0.0
+        for events in (WINDOW, 2 * WINDOW) if standing else (WINDOW,):
+            mix = newest_mix(tx, task, champion.name, since, events)
+            seen = sum(mix.near) + sum(mix.far)
+            many = many or many_are_beyond(mix.novel, seen, beyond, evaluation.items)
+            share = max(share, mix.novel / max(seen, 1))
+        if not many:
+            return None
+        reason = (
+            standing.reason
+            if standing
+            else (
+                f"{share:.0%} of the newest prompts are further from what {champion.name} was "
+                f"trained on than it is trusted; {beyond / evaluation.items:.0%} of the held-out "
+                "items were."
+            )
+        )
+        return _raised(standing, task, champion, "novel", approved, reason, now, since=now)
 
     # --- The audits of what was served ---
 

@@ -53,29 +53,43 @@ class Rates:
         self._sampling = sampling
         self._now = now
 
-    def adjust(self, task: str, counts: LabelCounts) -> None:
-        """Set the rates so that the draws stay within their shares of the label budget."""
+    def adjust(self, task: str, counts: LabelCounts, *, shifted: bool) -> None:
+        """Set the rates so that the draws stay within their shares of the label budget.
+
+        `shifted`: less is trusted of the champion than was approved, and a successor is wanted.
+        """
         now = self._now()
         with self._database.snapshot() as tx:
             # What the settings grant to all tasks is divided evenly.
             budget = _day_budget(tx, self._settings.budget, now, tasks=len(self._tasks))
             lately = _lately(tx, task, now)
-            wishes = self._wishes(tx, task, counts, now)
+            wishes = self._wishes(tx, task, counts, now, budget, shifted)
         policy = self._sampling.policy(task)
         self._sampling.replace(task, next_policy(policy, budget, lately, wishes))
 
-    def _wishes(self, tx: Cursor, task: str, counts: LabelCounts, now: datetime) -> Wishes:
+    def _wishes(
+        self,
+        tx: Cursor,
+        task: str,
+        counts: LabelCounts,
+        now: datetime,
+        budget: DayBudget,
+        shifted: bool,
+    ) -> Wishes:
         settings = self._settings.sampling
         pending = count_by_status(tx).get((task, "pending"), 0)
         today = _midnight(now)
+        bought = bought_by_purse(tx, task, today)
         return Wishes(
+            shifted=shifted,
+            held_out_left=budget.purses()["held_out"] - bought["held_out"],
             audit_rate=settings.audit_rate,
             learning_pi_min=settings.learning_pi_min,
             held_out_window=self._settings.dataset.held_out_window,
             held_out_groups=counts.held_out_groups,
             full=pending >= settings.max_pending,
             cold_start=counts.training < wanted_in_cold_start(self._settings, self._tasks[task]),
-            learning_spent=bought_by_purse(tx, task, today)["learning"],
+            learning_spent=bought["learning"],
             day_gone=(now - today) / DAY,
         )
 

@@ -80,7 +80,7 @@ class Watch:
                 ),
             )
             self._board.show(name, figures)
-            self._rates.adjust(name, counts)
+            self._rates.adjust(name, counts, shifted=bool(guards))
             due = self._trigger.due(name, figures, counts, asked=self._board.take_wish(name))
             self._board.show(name, replace(figures, trigger=due.reason))
             if isinstance(due, Due):

@@ -15,6 +15,7 @@ class LearnerMetrics:
         self._labels(registry)
         self._money(registry)
         self._quality(registry)
+        self._agreement(registry)
         self._versions(registry)
         self._operators(registry)
         self._jobs(registry)
@@ -178,6 +179,8 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
+
+    def _agreement(self, registry: CollectorRegistry) -> None:
         # scope: assessed (all traffic) | served (what the student answered as promised) | forced
         # (what it answered unsure, because nobody else could be asked).
         self.agreement = Gauge(
@@ -193,10 +196,11 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
-        # kind: mix (the traffic is not what the evidence was about) | audits (a promise is broken).
+        # kind: mix (the traffic is not what the evidence was about) | audits (a promise is broken)
+        # | novel (much is beyond its reach, and escalates; the threshold stays).
         self.guards = Gauge(
             "flywheel_threshold_guarded",
-            "1 while less is trusted of the champion than was approved.",
+            "1 while the traffic or its audits are not what the champion was approved for.",
             ["task", "kind"],
             registry=registry,
         )

@@ -149,7 +149,9 @@ def _failures(found: Failures) -> Activity:
 
 def _guard(found: Guard) -> Activity:
     if found.ended_at is not None:
-        sentence = f"{found.task} is trusted again as it was approved"
+        sentence = f"The traffic of {found.task} is again what its student was approved for"
+    elif found.kind == "novel":
+        sentence = f"Much of what {found.task} is asked is new to it: {found.reason}"
     elif found.threshold is None:
         sentence = f"Nothing that the student of {found.task} says is trusted: {found.reason}"
     else:

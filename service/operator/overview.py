@@ -359,15 +359,15 @@ def _quality(champion: Version | None, figures: Figures, target: float) -> str:
     if champion is None:
         return "Nothing to measure before the first student."
     found, goal = figures.served_agreement, f"the target of {100 * target:g} %"
-    if figures.guards:
-        trusted = [guard.threshold for guard in figures.guards]
-        known = [threshold for threshold in trusted if threshold is not None]
+    raised = [guard for guard in figures.guards if guard.kind != "novel"]
+    if raised:
+        known = [guard.threshold for guard in raised if guard.threshold is not None]
         what = (
             f"only answers with a confidence of {max(known):g} or more are trusted"
-            if len(known) == len(trusted)
+            if len(known) == len(raised)
             else "nothing it says is trusted, and the teacher is asked"
         )
-        return f"{' '.join(guard.reason for guard in figures.guards)} Until that is over, {what}."
+        return f"{' '.join(guard.reason for guard in raised)} Until that is over, {what}."
     if found is None or found.high - found.low > SAYS_NOTHING:
         needed = items_needed(target)
         return (

@@ -45,7 +45,7 @@ class HistoryPoint:
 class Guarded:
     """Why less is trusted of the champion than was approved, and what is."""
 
-    kind: Literal["mix", "audits"]
+    kind: Literal["mix", "audits", "novel"]
     raised_at: datetime
     threshold: float | None  # None: nothing
     reason: str

@@ -14,7 +14,7 @@ ALTER TABLE traffic ADD COLUMN far_histogram INTEGER[];  -- none: nothing was fa
 -- Thresholds above the approved one: what the traffic or its audits called for, until they end.
 CREATE TABLE guards (
     task TEXT, student TEXT,
-    kind TEXT,                   -- mix | audits
+    kind TEXT,                   -- mix | audits | novel (which leaves the threshold as it is)
     raised_at TIMESTAMP,
     since TIMESTAMP NOT NULL,    -- when what it is about began
     threshold DOUBLE,            -- none: nothing is trusted

@@ -1,179 +1,234 @@
-"""Live agreement is unbiased where a plain mean is not, and may be looked at continuously."""
+"""Live agreement by kind: an audit speaks for its own kind only, however few there are."""
 
 import math
+import time
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from scipy.special import lambertw
+from numpy.typing import NDArray
 
+from pipelines.statistics.betting import STAKES
 from pipelines.statistics.estimate import (
-    DrawnEvent,
+    EVERYTHING,
+    Audit,
+    Kind,
     TrafficSums,
-    live_agreement,
+    live_agreement_by_kind,
 )
-from pipelines.statistics.sequences import (
-    lambert_w_minus_1,
-    pair_e_value,
-)
-from pipelines.types import PairCounts
 
-NOTHING = TrafficSums(events=0, predicted=0.0, predicted_squares=0.0)
+SHAPE = 0.6
+THRESHOLD = 0.8
+RATE = 0.01
+SERVED, ESCALATED = "served", "escalated"
 
 
-class Minute(NamedTuple):
-    sums: TrafficSums
-    drawn: list[DrawnEvent]
-    agreement: float  # true, over all its events
+class World(NamedTuple):
+    """A student whose predictions are Beta(a, .6), a from their mean; how often it is right."""
+
+    predicted: float
+    too_sure_served: float = 0.0  # points that it is worse than it says, where it serves
+    too_sure: float = 0.0  # everywhere
 
 
-def traffic(
-    generator: np.random.Generator, minutes: int, events: int, *, answered: float = 1.0
-) -> list[Minute]:
-    """An overconfident student; events that it is unsure of are drawn far more often."""
+CALIBRATED = World(0.93)
+OVERCONFIDENT = World(0.93, too_sure=0.06)
+NEARLY_PERFECT = World(0.995)
+WRONG_WHERE_IT_SERVES = World(0.93, too_sure_served=0.12)
+
+
+class Stream(NamedTuple):
+    """Events in order: what was predicted, what is true of each, was it served, audited."""
+
+    predicted: NDArray[np.float64]
+    agrees: NDArray[np.bool_]
+    served: NDArray[np.bool_]
+    audited: NDArray[np.bool_]
+
+
+def stream(generator: np.random.Generator, world: World, events: int) -> Stream:
+    shape = SHAPE * world.predicted / (1 - world.predicted)
+    predicted = generator.beta(shape, SHAPE, events)
+    served = predicted >= THRESHOLD
+    right = np.clip(predicted - world.too_sure - world.too_sure_served * served, 0, 1)
+    return Stream(
+        predicted,
+        generator.random(events) < right,
+        served,
+        generator.random(events) < RATE,
+    )
+
+
+def kinds(found: Stream, end: int, labelled: NDArray[np.bool_] | None = None) -> list[Kind]:
+    """The first `end` events, by who answered; `labelled` marks audits whose label came."""
     result = []
-    for _ in range(minutes):
-        stated = generator.beta(8.0, 1.0, events)
-        agrees = generator.random(events) < stated - 0.1 * (stated > 0.1)
-        rates = 1.0 - (1.0 - 0.02) * (1.0 - np.clip(0.3 * (1.0 - stated), 0.0, 0.5))
-        drawn = np.flatnonzero(generator.random(events) < rates)
+    for name, members in ((SERVED, found.served), (ESCALATED, ~found.served)):
+        own = np.flatnonzero(members[:end])
+        f = found.predicted[own]
         result.append(
-            Minute(
-                TrafficSums(
-                    events=events,
-                    predicted=float(stated.sum()),
-                    predicted_squares=float((stated**2).sum()),
+            Kind(
+                name=name,
+                sums=TrafficSums(
+                    events=own.size,
+                    predicted=float(f.sum()),
+                    predicted_squares=float((f**2).sum()),
                 ),
-                [
-                    DrawnEvent(
-                        predicted=float(stated[i]),
-                        probability=float(rates[i]),
-                        agrees=bool(agrees[i]) if generator.random() < answered else None,
+                audits=[
+                    Audit(
+                        float(found.predicted[i]),
+                        bool(found.agrees[i]) if labelled is None or labelled[i] else None,
                     )
-                    for i in drawn
+                    for i in own[found.audited[own]]
                 ],
-                float(agrees.mean()),
             )
         )
     return result
 
 
-def test_the_plain_mean_of_labels_is_biased_and_ours_is_not() -> None:
-    generator = np.random.default_rng(0)
-    plain_errors, our_errors = [], []
-    for _ in range(100):
-        (minute,) = traffic(generator, 1, 5_000)
-        ours = live_agreement(minute.sums, minute.drawn)
-        plain = sum(bool(event.agrees) for event in minute.drawn) / len(minute.drawn)
-        plain_errors.append(plain - minute.agreement)
-        our_errors.append(ours.estimate.value - minute.agreement)
-    assert np.mean(plain_errors) < -0.05
-    assert abs(float(np.mean(our_errors))) < 3 * float(np.std(our_errors)) / math.sqrt(100)
-
-
-@pytest.mark.parametrize("trust", [0.0, 1.0])
-def test_the_sequence_covers_under_continuous_looking(trust: float) -> None:
+@pytest.mark.parametrize("world", [CALIBRATED, OVERCONFIDENT, NEARLY_PERFECT])
+def test_every_kind_and_the_whole_are_covered_at_every_look(world: World) -> None:
     generator = np.random.default_rng(1)
+    runs, missed = 120, 0
+    for _ in range(runs):
+        found, wrong = stream(generator, world, 60_000), False
+        for end in (500, 2_000, 6_000, 15_000, 30_000, 60_000):
+            estimates = live_agreement_by_kind(kinds(found, end))
+            agrees, served = found.agrees[:end], found.served[:end]
+            members = {SERVED: served, ESCALATED: ~served, EVERYTHING: np.ones(end, dtype=bool)}
+            for part in (*estimates.kinds, estimates.overall):
+                true = agrees[members[part.name]].mean()
+                wrong |= not part.estimate.low <= true <= part.estimate.high
+        missed += wrong
+    assert missed / runs <= 0.05
+
+
+def test_the_plain_mean_of_labels_is_biased_and_ours_is_not() -> None:
+    """Escalated events have their label at once, and many of the served ones wait."""
+    generator = np.random.default_rng(6)
+    plain, ours = [], []
+    for _ in range(100):
+        found = stream(generator, OVERCONFIDENT, 40_000)
+        labelled = ~found.served | (generator.random(40_000) < 0.3)
+        true = found.agrees.mean()
+        plain.append(found.agrees[found.audited & labelled].mean() - true)
+        ours.append(
+            live_agreement_by_kind(kinds(found, 40_000, labelled)).overall.estimate.value - true
+        )
+    assert np.mean(plain) < -0.03
+    assert abs(np.mean(ours)) < 3 * np.std(ours) / math.sqrt(100)
+
+
+def test_a_few_served_audits_beside_many_escalated_ones_claim_nothing() -> None:
+    """130 escalated answers have come, 1 to 40 served ones; it is wrong only where it serves."""
+    generator = np.random.default_rng(2)
     runs, missed = 150, 0
     for _ in range(runs):
-        sums, drawn, agreed = NOTHING, list[DrawnEvent](), 0.0
-        wrong = False
-        for minute in traffic(generator, 30, 300):
-            sums, agreed = sums + minute.sums, agreed + 300 * minute.agreement
-            drawn += minute.drawn
-            found = live_agreement(sums, drawn, trust=trust, expected_events=9_000).estimate
-            wrong |= not found.low <= agreed / sums.events <= found.high
+        found, wrong = stream(generator, WRONG_WHERE_IT_SERVES, 60_000), False
+        first, second = kinds(found, 60_000)
+        true = float(found.agrees.mean())
+        for served in (1, 2, 3, 5, 10, 20, 40):
+            few = Kind(name=SERVED, sums=first.sums, audits=first.audits[:served])
+            many = Kind(name=ESCALATED, sums=second.sums, audits=second.audits[:130])
+            estimate = live_agreement_by_kind([few, many]).overall.estimate
+            wrong |= not estimate.low <= true <= estimate.high
+            if served == 1:
+                assert estimate.high - estimate.low > 0.5
         missed += wrong
-    assert missed / runs <= 0.05 + 0.03
+    assert missed / runs <= 0.05
 
 
-def test_the_sequence_covers_a_student_that_is_almost_always_right() -> None:
-    generator = np.random.default_rng(2)
-    runs, missed = 200, 0
+def test_labels_that_are_lost_because_they_are_wrong_lie_between_worst_and_best() -> None:
+    generator = np.random.default_rng(3)
+    runs, misled, missed = 100, 0, 0
     for _ in range(runs):
-        agrees = generator.random(20_000) < 0.96
-        drawn = generator.random(20_000) < 0.02
-        wrong = False
-        for end in range(1_000, 20_001, 1_000):
-            sums = TrafficSums(events=end, predicted=0.99 * end, predicted_squares=0.99**2 * end)
-            chosen = [
-                DrawnEvent(predicted=0.99, probability=0.02, agrees=bool(agrees[i]))
-                for i in np.flatnonzero(drawn[:end])
-            ]
-            found = live_agreement(sums, chosen).estimate
-            wrong |= not found.low <= 0.96 <= found.high
-        missed += wrong
-    assert missed / runs <= 0.05 + 0.03
+        found = stream(generator, OVERCONFIDENT, 100_000)
+        lost = generator.random(100_000) < np.where(found.agrees, 0.08, 0.32)
+        served = live_agreement_by_kind(kinds(found, 100_000, ~lost)).kinds[0]
+        true = found.agrees[found.served].mean()
+        misled += not served.estimate.low <= true <= served.estimate.high
+        missed += not served.worst <= true <= served.best
+        assert served.unanswered == (lost & found.served & found.audited).sum()
+        assert served.worst < served.estimate.low
+        assert served.best > served.estimate.high
+    assert misled / runs > 0.10
+    assert missed / runs <= 0.05
 
 
-def test_the_interval_shrinks_as_labels_come() -> None:
-    widths = []
-    for minutes in (2, 8, 32):
-        windows = traffic(np.random.default_rng(3), minutes, 1_000)
-        sums = sum((minute.sums for minute in windows), NOTHING)
-        found = live_agreement(sums, [e for m in windows for e in m.drawn]).estimate
-        widths.append(found.high - found.low)
-    assert widths[0] > widths[1] > widths[2]
-    assert widths[2] < 0.08
+def gambled(values: list[float], alpha: float, steps: int = 2_000) -> tuple[float, float]:
+    """Plainly: candidate means of values within [-1, 1] against which no gambler gets rich."""
+    kept = []
+    for candidate in ((2 * index + 1) / steps - 1 for index in range(steps)):
+        up, down = [0.0] * len(STAKES), [0.0] * len(STAKES)
+        for value in values:
+            for k, stake in enumerate(STAKES.tolist()):
+                up[k] += math.log1p(stake / (candidate + 1) * (value - candidate))
+                down[k] += math.log1p(stake / (1 - candidate) * (candidate - value))
+        rich = [sum(map(math.exp, logs)) / len(STAKES) >= 2 / alpha for logs in (up, down)]
+        if not any(rich):
+            kept.append(candidate)
+    return min(kept), max(kept)
 
 
-def test_labels_that_never_came_are_counted_and_do_not_bias() -> None:
-    generator = np.random.default_rng(4)
-    errors = []
-    for _ in range(60):
-        (minute,) = traffic(generator, 1, 5_000, answered=0.6)
-        found = live_agreement(minute.sums, minute.drawn)
-        assert found.unanswered == sum(event.agrees is None for event in minute.drawn)
-        assert found.estimate.n + found.unanswered == found.drawn == len(minute.drawn)
-        errors.append(found.estimate.value - minute.agreement)
-    assert abs(float(np.mean(errors))) < 3 * float(np.std(errors)) / math.sqrt(60)
-
-
-def test_without_labels_nothing_is_known() -> None:
-    sums = TrafficSums(events=100, predicted=99.0, predicted_squares=98.0)
-    silent = [DrawnEvent(predicted=0.99, probability=0.1, agrees=None)]
-    for drawn in ([], silent):
-        found = live_agreement(sums, drawn)
-        assert (found.estimate.low, found.estimate.high, found.estimate.n) == (0.0, 1.0, 0)
-        assert math.isnan(found.estimate.value)
-    assert live_agreement(NOTHING, []).estimate.n == 0
-
-
-def test_a_handful_of_labels_gives_no_interval() -> None:
-    sums = TrafficSums(events=100, predicted=99.0, predicted_squares=98.01)
-    drawn = [DrawnEvent(predicted=0.99, probability=0.1, agrees=True)] * 10
-    found = live_agreement(sums, drawn).estimate
-    assert (found.low, found.high) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(("predicted", "probability"), [(0.5, 0.0), (0.5, 1.2), (math.nan, 0.5)])
-def test_impossible_draws_are_refused(predicted: float, probability: float) -> None:
-    sums = TrafficSums(events=10, predicted=5.0, predicted_squares=3.0)
-    drawn = [DrawnEvent(predicted=predicted, probability=probability, agrees=True)]
-    with pytest.raises(ValueError, match="probability"):
-        live_agreement(sums, drawn)
-
-
-def test_lambert_w_agrees_with_scipy() -> None:
-    for x in (-0.35, -0.1, -0.0025 / math.e, -1e-8):
-        assert lambert_w_minus_1(x) == pytest.approx(float(lambertw(x, -1).real), rel=1e-9)
-
-
-def test_the_e_value_rarely_gets_large_under_the_null() -> None:
-    generator = np.random.default_rng(7)
-    runs, crossed = 300, 0
-    for _ in range(runs):
-        outcomes = generator.choice(3, size=1_000, p=[0.05, 0.05, 0.9])
-        steps = np.cumsum(np.eye(3, dtype=int)[outcomes], axis=0)[19::20]
-        crossed += any(
-            pair_e_value(PairCounts(wins=int(w), losses=int(lost), ties=int(t))) >= 20
-            for w, lost, t in steps
+def test_it_is_the_mixture_of_plain_bets() -> None:
+    found = stream(np.random.default_rng(4), OVERCONFIDENT, 6_000)
+    result = live_agreement_by_kind(kinds(found, 6_000), alpha=0.08)
+    low, high = 0.0, 0.0
+    for part, members in zip(result.kinds, (found.served, ~found.served), strict=True):
+        chosen = members & found.audited
+        corrections = (found.agrees[chosen] - found.predicted[chosen]).tolist()
+        ends = np.array(gambled(corrections, 0.04)) + found.predicted[members].mean()
+        assert (part.estimate.low, part.estimate.high) == pytest.approx(
+            np.clip(ends, 0, 1), abs=2e-3
         )
-    assert crossed / runs <= 0.05 + 0.025
+        low += part.events / 6_000 * part.estimate.low
+        high += part.events / 6_000 * part.estimate.high
+    assert (result.overall.estimate.low, result.overall.estimate.high) == pytest.approx((low, high))
+    assert result.overall.estimate.n == found.audited.sum()
 
 
-def test_the_e_value_with_a_margin_asks_less() -> None:
-    pairs = PairCounts(wins=30, losses=20, ties=350)
-    assert pair_e_value(pairs, margin=0.02) > pair_e_value(pairs)
-    assert pair_e_value(PairCounts()) == pytest.approx(1.0)
-    assert pair_e_value(PairCounts(wins=10_000)) == math.inf
+def test_a_kind_without_a_label_keeps_its_share_unknown() -> None:
+    sums = TrafficSums(events=300, predicted=285.0, predicted_squares=271.0)
+    silent = Kind(name="forced", sums=sums, audits=[Audit(0.95, None)] * 3)
+    heard = Kind(
+        name=SERVED,
+        sums=TrafficSums(events=700, predicted=665.0, predicted_squares=632.0),
+        audits=[Audit(0.95, index % 20 > 0) for index in range(400)],
+    )
+    never = Kind(
+        name=ESCALATED,
+        sums=TrafficSums(events=0, predicted=0.0, predicted_squares=0.0),
+        audits=[],
+    )
+    result = live_agreement_by_kind([heard, silent, never])
+    assert [part.name for part in result.kinds] == [SERVED, "forced"]
+    forced = result.kinds[1]
+    assert (forced.estimate.low, forced.estimate.high, forced.estimate.n) == (0.0, 1.0, 0)
+    assert (forced.unanswered, math.isnan(forced.estimate.value)) == (3, True)
+    whole = result.overall
+    assert whole.estimate.high - whole.estimate.low >= 0.3
+    assert whole.estimate.value == pytest.approx(0.95)
+    assert (whole.events, whole.unanswered, whole.estimate.n) == (1_000, 3, 400)
+    alone = live_agreement_by_kind([silent]).overall
+    assert math.isnan(alone.estimate.value)
+    assert (alone.worst, alone.best) == (0.0, 1.0)
+
+
+def test_without_an_event_or_a_probability_there_is_no_estimate() -> None:
+    sums = TrafficSums(events=10, predicted=9.0, predicted_squares=8.1)
+    with pytest.raises(ValueError, match="no event"):
+        live_agreement_by_kind([])
+    for predicted in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="not a probability"):
+            live_agreement_by_kind([Kind(name="x", sums=sums, audits=[Audit(predicted, True)])])
+
+
+def test_ten_thousand_audits_take_milliseconds() -> None:
+    found = stream(np.random.default_rng(5), CALIBRATED, 1_000_000)
+    split = kinds(found, 1_000_000)
+    assert 9_000 < sum(len(kind.audits) for kind in split) < 11_000
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        live_agreement_by_kind(split)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.1

@@ -12,6 +12,7 @@ from pipelines.statistics.coverage import CONFIDENCE_BINS, CONFIDENCE_EDGES, con
 from pipelines.statistics.mix import (
     FEWEST_TRUSTED,
     WINDOW,
+    many_are_beyond,
     predicted_agreement,
     shown_by,
     threshold_for_mix,
@@ -104,6 +105,26 @@ def test_with_too_little_traffic_it_stands() -> None:
 def test_traffic_below_the_threshold_says_nothing() -> None:
     unsure = [1_000] + [0] * (CONFIDENCE_BINS - 1)
     assert threshold_for_mix(bins(), unsure, shown(), LOOSE, 0.97) == LOOSE
+
+
+def test_many_are_beyond_when_chance_explains_it_no_more() -> None:
+    assert not many_are_beyond(10, 100, 30, 300), "a tenth of either"
+    assert not many_are_beyond(18, 100, 30, 300)
+    assert many_are_beyond(40, 100, 30, 300)
+    assert not many_are_beyond(0, 100, 30, 300), "fewer are no reason"
+    assert not many_are_beyond(0, 0, 30, 300)
+    assert not many_are_beyond(5, 100, 0, 0)
+
+
+def test_a_year_of_looks_finds_many_beyond_for_nothing_at_most_once() -> None:
+    """A tenth of the evidence's own prompts lies beyond the radius: RADIUS_SHARE."""
+    generator = np.random.default_rng(2)
+    evidence, traffic = generator.binomial(300, 0.1, 3_650), generator.binomial(100, 0.1, 3_650)
+    alarms = sum(
+        many_are_beyond(int(beyond), 100, int(known), 300)
+        for beyond, known in zip(traffic, evidence, strict=True)
+    )
+    assert alarms <= 1
 
 
 # --- How often it is raised for nothing, and how surely for something ---

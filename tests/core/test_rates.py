@@ -27,6 +27,8 @@ WISHES = Wishes(
     held_out_groups=1_000,
     full=False,
     cold_start=False,
+    shifted=False,
+    held_out_left=400,
     learning_spent=0,
     day_gone=0.5,
 )
@@ -80,6 +82,17 @@ def test_what_the_teacher_answers_anyway_is_all_taken_until_the_window_is_full()
     full = replace(WISHES, held_out_groups=3_000)
     later = next_policy(POLICY, DEFAULTS, passing, full)
     assert later.held_out_free_rate * 3_456_000 / 5 <= 3_000
+
+
+def test_after_a_shift_the_rest_of_the_purse_is_spent_within_the_hour() -> None:
+    calm = next_policy(POLICY, DEFAULTS, lately(86_400), WISHES)
+    shifted = next_policy(
+        POLICY, DEFAULTS, lately(86_400), replace(WISHES, shifted=True, held_out_left=300)
+    )
+    assert shifted.held_out_rate > 8 * calm.held_out_rate
+    assert shifted.held_out_rate * 0.6 * 86_400 / 24 / 5 <= 300
+    spent = replace(WISHES, shifted=True, held_out_left=0)
+    assert next_policy(POLICY, DEFAULTS, lately(86_400), spent).held_out_rate < 1e-6
 
 
 def test_a_young_service_is_not_taken_for_a_quiet_one() -> None:

@@ -1,6 +1,7 @@
 """A retrain starts when it should; when it does not, one sentence says why, with numbers."""
 
 import dataclasses
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -98,3 +99,14 @@ def test_after_a_failure_the_pause_grows_and_then_ends() -> None:
     once = {"failures_in_a_row": 1, "labels": 2_000}
     assert isinstance(ask(RUNNING, since_last_training=timedelta(seconds=59), **once), NotDue)
     assert isinstance(ask(RUNNING, since_last_training=timedelta(seconds=60), **once), Due)
+
+
+def test_it_says_when_a_first_student_can_be_expected() -> None:
+    state = TriggerState(
+        labels=500, held_out_groups=50, has_student=False, labels_per_day=800, groups_per_day=200
+    )
+    due = is_retrain_due(state, TriggerPolicy(min_groups=150))
+    assert isinstance(due, NotDue)
+    assert due.reason.endswith("there are 50, the rest in about 12 h at this pace.")
+    still = is_retrain_due(replace(state, groups_per_day=0.0), TriggerPolicy(min_groups=150))
+    assert still.reason.endswith("there are 50, and none came lately.")

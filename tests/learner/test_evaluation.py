@@ -11,8 +11,10 @@ from simulated_pairs import held_out_items
 from training_rig import THINGS, Shop, open_shop
 
 from pipelines.types import PairCounts, StudentVersion, Verdict
-from storage.evaluations import StoredEvaluation, add_evaluation
-from storage.reports import write_report
+from service.learner.looks import departed
+from storage.evaluations import StoredEvaluation, add_evaluation, evaluations_of
+from storage.reports import read_items, write_report
+from storage.versions import versions
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_a_candidate_is_looked_at_again_unless_it_is_worse(
     found = shop.evaluating.run("support")
     assert found.outcome == outcome
     if outcome == "done":
-        assert f"{version.name} (there are more held-out items)" in found.detail
+        assert f"{version.name} (there are new held-out items)" in found.detail
 
 
 def test_a_promotable_candidate_is_not_looked_at_again(
@@ -54,6 +56,35 @@ def test_a_promotable_candidate_is_not_looked_at_again(
         tx.execute("DELETE FROM evaluations WHERE items > 36")
         tx.execute("UPDATE evaluations SET verdict = 'non_inferior', promotable = true")
     assert shop.evaluating.run("support").outcome == "nothing"
+
+
+def test_in_a_full_window_new_items_are_evidence_although_there_are_no_more_of_them(
+    tmp_path: Path,
+) -> None:
+    with open_shop(tmp_path, dataset={"held_out_window": 36}) as shop:
+        shop.fill(11)
+        shop.training.run("support", "a test")
+        assert shop.evaluating.run("support").outcome == "done"
+        assert "0 new held-out items" in shop.evaluating.run("support").detail
+        for number in (21, 26, 31):
+            for label in ("refund", "delivery", "cancel"):
+                shop._add(f"{label}-{number}", f"{label} of purchase number {number}", label, 0)
+        again = shop.evaluating.run("support")
+        with shop.rig.database.snapshot() as tx:
+            (version,) = versions(tx, "support")
+            found = evaluations_of(tx, "support", version.student)
+    assert "there are new held-out items" in again.detail
+    assert [one.items for one in found] == [36, 36]
+
+
+def test_a_report_of_an_earlier_version_names_no_items(
+    judged: tuple[Shop, StudentVersion], tmp_path: Path
+) -> None:
+    shop, _ = judged
+    (tmp_path / "report.json").write_text("{}")
+    old = shop.artifacts.publish("report", tmp_path, {}).digest
+    assert read_items(shop.artifacts, old) == frozenset()
+    assert read_items(shop.artifacts, "0" * 64) == frozenset()
 
 
 def test_a_later_look_carries_what_earlier_ones_found_on_items_that_left(
@@ -96,6 +127,6 @@ def test_a_later_look_carries_what_earlier_ones_found_on_items_that_left(
         add_evaluation(tx, pruned)
         later = datetime(2026, 1, 2, tzinfo=UTC)
         add_evaluation(tx, replace(pruned, report=published, evaluated_at=later))
-    evaluating = shop.evaluating
-    assert evaluating._departed(version, champion.student, present) == PairCounts(wins=1)
-    assert evaluating._departed(version, "d" * 64, present) == PairCounts()
+        past = evaluations_of(tx, version.task, version.student)
+    assert departed(shop.artifacts, past, champion.student, present) == PairCounts(wins=1)
+    assert departed(shop.artifacts, past, "d" * 64, present) == PairCounts()

@@ -102,16 +102,20 @@ class Watched:
         assert champion is not None
         return champion.threshold
 
-    def traffic(self, *, near: int = 0, far: int = 0, confidence: float = SURE) -> None:
+    def traffic(
+        self, *, near: int = 0, far: int = 0, beyond: int = 0, confidence: float = SURE
+    ) -> None:
         """One minute of it, all served by the student."""
+        sizes: tuple[tuple[Reach, int], ...] = (("near", near), ("far", far), ("beyond", beyond))
         events = [
             make_event(
                 f"t{next(self._numbers)}",
                 occurred_at=self.desk.clock.at,
-                student=self._answer(confidence, reach="far" if number < far else "near"),
+                student=self._answer(confidence, reach=reach),
                 served_by="student",
             )
-            for number in range(near + far)
+            for reach, size in sizes
+            for _ in range(size)
         ]
         with self.desk.database.transaction() as tx:
             add_traffic(tx, tally((event, "refund") for event in events))
@@ -242,6 +246,23 @@ def test_a_champion_that_is_trusted_with_nothing_has_no_guard_to_show(watched: W
     )
     assert watched.look() == ()
     assert watched.gauge("mix") == 0
+
+
+def test_much_that_is_beyond_reach_wants_a_successor_and_raises_nothing(
+    watched: Watched,
+) -> None:
+    """All of it escalates anyway, and of what does not nothing is known to be wrong."""
+    watched.traffic(near=60, far=60)
+    watched.traffic(near=40, far=40, beyond=60)
+    (guard,) = watched.look()
+    assert guard.kind == "novel"
+    assert watched.published() == APPROVED
+    assert (watched.gauge("novel"), watched.gauge("mix")) == (1, 0)
+
+    watched.traffic(near=60, far=60)
+    assert watched.look(), "of the newest two hundred, still many"
+    watched.traffic(near=60, far=60)
+    assert watched.look() == ()
 
 
 # --- The audits ---

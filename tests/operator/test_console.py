@@ -387,6 +387,7 @@ def test_forced_answers_and_guards_are_shown_when_there_are_any(
     assert "3.4 % of the last day answered unsure, with nobody to ask" in text()
     assert "of that 71.2 % agrees (60.1 to 80.4 %)." in text()
     assert "Trusted now: confidences from 0.84 on." in text(), "the strictest of the two"
+    assert "31% of the newest prompts are beyond its reach." in text()
 
     show_guarded(desk, thresholds=(0.84, None))
     assert "Trusted now: nothing." in text()

@@ -128,10 +128,12 @@ def show_guarded(desk: Desk, thresholds: tuple[float | None, float | None] = (0.
     why = (
         "The newest prompts are further from the training data.",
         "9 of the last 30 audited answers disagreed.",
+        "31% of the newest prompts are beyond its reach.",
     )
     guards = (
         Guarded(kind="mix", raised_at=desk.clock(), threshold=thresholds[0], reason=why[0]),
         Guarded(kind="audits", raised_at=desk.clock(), threshold=thresholds[1], reason=why[1]),
+        Guarded(kind="novel", raised_at=desk.clock(), threshold=0.62, reason=why[2]),
     )
     forced = Estimate(value=0.712, low=0.601, high=0.804, n=88)
     before = desk.board.figures(TASK)

@@ -13,7 +13,7 @@ from pipelines.tally import tally
 from pipelines.types import PromptEvent, StudentAnswer
 from storage.database import Database
 from storage.migrate import migrate
-from storage.traffic import add_traffic, newest_mix, window_sums
+from storage.traffic import NewestMix, add_traffic, newest_mix, window_sums
 
 VERSION = "support-v1-aaaaaaaa"
 SURE = confidence_bin(0.95)
@@ -40,9 +40,13 @@ def add(database: Database, *events: PromptEvent) -> None:
         add_traffic(tx, tally((one, "refund") for one in events))
 
 
-def mix(database: Database, events: int, minutes: int = 0) -> tuple[list[int], list[int]]:
+def mix(database: Database, events: int, minutes: int = 0) -> NewestMix:
     with database.snapshot() as tx:
         return newest_mix(tx, TASK.name, VERSION, NOON + timedelta(minutes=minutes), events)
+
+
+def sizes(found: NewestMix) -> tuple[int, int]:
+    return sum(found.near), sum(found.far)
 
 
 def test_forced_and_novel_events_add_up_over_batches(database: Database) -> None:
@@ -60,27 +64,28 @@ def test_far_ones_add_up_within_a_minute(database: Database) -> None:
     add(database, event(0))
     add(database, event(0, reach="far"))
     add(database, event(0, reach="far"), event(0))
-    near, far = mix(database, 100)
-    assert (near[SURE], far[SURE]) == (2, 2)
-    assert len(near) == len(far) == CONFIDENCE_BINS
+    found = mix(database, 100)
+    assert (found.near[SURE], found.far[SURE]) == (2, 2)
+    assert len(found.near) == len(found.far) == CONFIDENCE_BINS
 
 
 def test_the_mix_is_of_the_newest_whole_minutes_that_hold_enough(database: Database) -> None:
     add(database, *[event(0, reach="far")] * 50, *[event(1)] * 60, *[event(2)] * 60)
-    assert [sum(counts) for counts in mix(database, 100)] == [120, 0]
-    assert [sum(counts) for counts in mix(database, 121)] == [120, 50]
-    assert [sum(counts) for counts in mix(database, 60)] == [60, 0]
-    assert [sum(counts) for counts in mix(database, 1_000, minutes=1)] == [120, 0], "from then on"
+    assert sizes(mix(database, 100)) == (120, 0)
+    assert sizes(mix(database, 121)) == (120, 50)
+    assert sizes(mix(database, 60)) == (60, 0)
+    assert sizes(mix(database, 1_000, minutes=1)) == (120, 0), "from then on"
 
 
 def test_what_is_beyond_reach_is_in_the_lowest_bin_of_the_mix(database: Database) -> None:
     add(database, event(0, reach="beyond", unsure="novel"))
-    near, far = mix(database, 100)
-    assert near[0] == sum(near) == 1
-    assert sum(far) == 0
+    found = mix(database, 100)
+    assert found.near[0] == 1
+    assert sizes(found) == (1, 0)
+    assert found.novel == 1
 
 
 def test_without_traffic_there_is_no_mix(database: Database) -> None:
-    assert mix(database, 100) == ([], [])
+    assert mix(database, 100) == NewestMix([], [], 0)
     add(database, event(0))
-    assert mix(database, 100, minutes=1) == ([], [])
+    assert mix(database, 100, minutes=1) == NewestMix([], [], 0)
