@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,13 @@ def test_forced_answers_and_guards_are_shown_when_there_are_any(
 
     show_guarded(desk, thresholds=(0.84, None))
     assert "Trusted now: nothing." in text()
+
+    figures = desk.board.figures(TASK)
+    desk.board.show(TASK, replace(figures, guards=figures.guards[-1:]))
+    desk.operations.note_change()
+    assert "31% of the newest prompts are beyond its reach." in text()
+    assert "Trusted now" not in text(), "what is beyond reach raises no threshold"
+    assert "Until that is over" not in text()
 
 
 def test_an_empty_learner_has_pages_too(tmp_path: Path) -> None:
