@@ -7,6 +7,7 @@ evidence looked like, without a label; the audits of what was served are held ag
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import get_args
 
 import structlog
 
@@ -28,6 +29,7 @@ from storage.traffic import newest_mix
 
 log = structlog.get_logger()
 
+KINDS: tuple[GuardKind, ...] = get_args(GuardKind)
 MIX_OVER = timedelta(days=30)  # traffic that is older is nobody's newest
 YEAR = timedelta(days=365)
 # A false alarm of the audits a year on average, and never more often than after so many audits.
@@ -71,6 +73,13 @@ class Guarding:
 
     def look(self, task: str) -> tuple[Guard, ...]:
         """Raise, change and end guards of the task's champion; those that stand now."""
+        guards = self._found(task)
+        for kind in KINDS:
+            standing = any(guard.kind == kind for guard in guards)
+            self._metrics.guards.labels(task=task, kind=kind).set(standing)
+        return guards
+
+    def _found(self, task: str) -> tuple[Guard, ...]:
         champion = self._live(task).champion
         if champion is None:
             return ()
@@ -87,7 +96,6 @@ class Guarding:
             }
         for kind, wanted in found.items():
             self._change(standing.get(kind), wanted)
-            self._metrics.guards.labels(task=task, kind=kind).set(wanted is not None)
         return tuple(guard for guard in found.values() if guard is not None)
 
     def _change(self, before: Guard | None, after: Guard | None) -> None:

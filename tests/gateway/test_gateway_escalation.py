@@ -53,6 +53,8 @@ def unsure_gateway(
     money: float = 10.0,
     threshold: float | None = None,
     learner_lives: bool = True,
+    near: float | None = None,
+    radius: float | None = None,
     **more: Any,
 ) -> Iterator[tuple[RunningGateway, LearnerSide]]:
     """A gateway whose student is unsure of everything (unless told otherwise)."""
@@ -61,7 +63,8 @@ def unsure_gateway(
     with learner.running():
         settings = settings_for(folder, teacher, learner={"port": learner.port}, **more)
         gateway = RunningGateway(settings)
-        gateway.serve(students.publish(folder, 1, threshold=threshold))
+        student = students.publish(folder, 1, threshold=threshold, near=near, radius=radius)
+        gateway.serve(student)
         if learner_lives:
             yield gateway, learner
             gateway.stop()
@@ -102,6 +105,46 @@ def test_an_unsure_request_goes_to_the_teacher_within_the_lease(
         assert marked.attributes == {"unsure": "no_threshold", "escalation": "no_lease"}
         wait_until(lambda: learner.book.spent().calls == 2)
         assert len(teacher.requests) == 2
+
+
+def test_what_lies_beyond_the_students_reach_is_asked_about_however_sure_it_is(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    known, reworded, novel = "where is my parcel", "is my parcel on its way", "my cat has a cold"
+    with unsure_gateway(
+        tmp_path, teacher, students, calls=1, threshold=0.0, near=0.05, radius=0.5
+    ) as (gateway, _):
+        answers = [gateway.chat(text) for text in (known, reworded, novel, novel)]
+        by = [answer.headers["x-flywheel-served-by"] for answer in answers]
+        assert by == ["student", "student", "teacher", "student"]
+        unsure = [answer.headers.get("x-flywheel-unsure") for answer in answers]
+        assert unsure == [None, None, None, "no_lease"]
+        assert gateway.metric("unsure_total", task="support", reason="novel") == 2
+
+        wait_until(lambda: len(gateway.events()) == 4)
+        said = [event.student for event in gateway.events()]
+        assert [one and (one.reach, one.unsure) for one in said] == [
+            ("near", ""),
+            ("far", ""),
+            ("beyond", "novel"),
+            ("beyond", "novel"),
+        ]
+        _, _, escalated, forced = gateway.events()
+        assert escalated.attributes == {"unsure": "novel", "escalation": "answered"}
+        assert forced.attributes == {"unsure": "novel", "escalation": "no_lease"}
+
+
+def test_a_student_without_prototypes_finds_nothing_beyond_its_reach(
+    tmp_path: Path, students: Students
+) -> None:
+    with unsure_gateway(tmp_path, None, students, threshold=0.0) as (gateway, _):
+        answer = gateway.chat("my cat has a cold")
+        assert answer.headers["x-flywheel-served-by"] == "student"
+        assert "x-flywheel-unsure" not in answer.headers
+        wait_until(lambda: len(gateway.events()) == 1)
+        (event,) = gateway.events()
+        assert event.student is not None
+        assert event.student.reach is None
 
 
 def test_sure_answers_do_not_ask_the_teacher_and_empty_or_endless_texts_do(

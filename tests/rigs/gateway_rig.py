@@ -102,13 +102,17 @@ class Students:
         self.encoder = Encoder(published.path, threads=1)
         self.vectors = self.encoder.encode(ALL_TEXTS)
 
-    def head(self, *, strength: float = 10.0) -> Head:
+    def head(self, *, strength: float = 10.0, with_prototypes: bool = False) -> Head:
+        """`with_prototypes`: every example is one."""
         fitted = LogisticRegression(C=strength, max_iter=500).fit(self.vectors, ALL_LABELS)
+        numbers = [list(fitted.classes_).index(label) for label in ALL_LABELS]
         return Head(
             labels=tuple(fitted.classes_),
             weight=fitted.coef_.astype(np.float32),
             bias=fitted.intercept_.astype(np.float32),
             temperature=0.5,
+            prototypes=self.vectors if with_prototypes else None,
+            prototype_labels=np.array(numbers, dtype=np.int64) if with_prototypes else None,
         )
 
     def give_encoder(self, data_dir: Path) -> None:
@@ -128,12 +132,14 @@ class Students:
         golden: Sequence[Mapping[str, Any]] | None = None,
         about: Mapping[str, Any] | None = None,
         with_encoder: bool = True,
+        near: float | None = None,
+        radius: float | None = None,
     ) -> LiveStudent:
-        """Student and report as artifacts in `data_dir`."""
+        """Student and report as artifacts in `data_dir`; with prototypes where it has a radius."""
         if with_encoder:
             self.give_encoder(data_dir)
         artifacts = Artifacts(data_dir / "artifacts")
-        head = self.head(strength=strength)
+        head = self.head(strength=strength, with_prototypes=radius is not None)
         scratch = data_dir / f"scratch-{number}"
         scratch.mkdir()
         save_head(scratch, head, {"encoder": self.encoder_digest, "task": TASK, **(about or {})})
@@ -155,6 +161,8 @@ class Students:
             report=report.digest,
             decision=f"decision-{number}",
             threshold=threshold,
+            near=near,
+            radius=radius,
         )
 
 

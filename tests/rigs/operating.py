@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
+from pipelines.reach import Shown
 from pipelines.recipes import RecipeName
 from pipelines.types import (
     Check,
@@ -228,6 +229,7 @@ class Desk:
         verdict: Verdict = "better",
         passed: bool = True,
         threshold: float | None = 0.62,
+        shown: Shown | None = None,
     ) -> str:
         """Evaluate against the present champion; returns the report's digest."""
         now = self.clock()
@@ -243,6 +245,7 @@ class Desk:
             threshold=threshold,
             attempt=attempt,
             at=now,
+            shown=shown,
         )
         scratch = self._scratch(f"report-{version.number}-{now:%H%M%S}")
         write_report(scratch, report, self.golden)
@@ -370,6 +373,7 @@ def make_report(
     threshold: float | None,
     attempt: int,
     at: datetime,
+    shown: Shown | None = None,
 ) -> Report:
     """A whole report, as an evaluation writes it."""
     agreement = {
@@ -406,6 +410,7 @@ def make_report(
             reason="341 of 412 held-out items lie above 0.62; 337 of them agree",
         ),
         champion_threshold=None,
+        shown=shown,
         items_until_certified=1_512 if threshold is None else None,
     )
     checks = (
