@@ -15,7 +15,7 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench bench-loop bench-referee bench-recipes chaos docs screenshots lock
+.PHONY: help run test check setup core kafka bench bench-loop bench-blocks bench-referee bench-recipes chaos docs screenshots lock
 .PHONY: test-shuffled deploy-tools system-packages clean
 
 help: ## List the targets
@@ -48,6 +48,9 @@ bench: core ## Measure speed and size against the floors, twenty minutes (BENCHM
 
 bench-loop: core ## Measure the loop on Banking77 over a real broker, if the data is there (ARGS=--help)
 	$(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-blocks: setup ## Let topics arrive one after the other, half an hour, with the Banking77 folder
+	$(BIN)/python -m benchmarks.blocks $(ARGS)
 
 bench-referee: core ## Judge our statistics in worlds whose truth is known, half an hour (ARGS=--help)
 	$(BIN)/python -m benchmarks.referee $(ARGS)

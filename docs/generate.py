@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from generator.figures import (
+    blocks_figures,
     fault_figures,
     loop_figures,
     planted_bugs,
@@ -33,6 +34,9 @@ FAULT_FIGURES = re.compile(r"(<!-- fault figures -->\n).*?(<!-- end of fault fig
 REFEREE_FIGURES = re.compile(
     r"(<!-- referee figures -->\n).*?(\n<!-- end of referee figures -->)", re.S
 )
+BLOCKS_FIGURES = re.compile(
+    r"(<!-- blocks figures -->\n).*?(\n<!-- end of blocks figures -->)", re.S
+)
 PLANTED_BUGS = re.compile(r"(<!-- planted bugs -->\n).*?(<!-- end of planted bugs -->)", re.S)
 
 
@@ -49,6 +53,8 @@ def documents() -> Mapping[Path, str]:
     measured, timed = "\n".join(recipe_figures()), "\n".join(speed_figures())
     figures, judged = "\n".join(loop_figures()), "\n".join(referee_figures())
     knows = ROOT / "docs" / "explanation" / "how-it-knows.md"
+    blocks = "\n".join(blocks_figures())
+    with_blocks = BLOCKS_FIGURES.sub(lambda found: found[1] + blocks + found[2], knows.read_text())
     return {
         ROOT / "docs" / "reference" / "settings.md": "\n".join(settings_page()) + "\n",
         ROOT / "docs" / "reference" / "command-line.md": "\n".join(command_line_page()) + "\n",
@@ -63,7 +69,7 @@ def documents() -> Mapping[Path, str]:
         ),
         faults: PLANTED_BUGS.sub(lambda found: f"{found[1]}{planted}\n{found[2]}", found_faults),
         speed: SPEED_FIGURES.sub(lambda found: found[1] + timed + found[2], speed.read_text()),
-        knows: REFEREE_FIGURES.sub(lambda found: found[1] + judged + found[2], knows.read_text()),
+        knows: REFEREE_FIGURES.sub(lambda found: found[1] + judged + found[2], with_blocks),
         readme: LOOP_FIGURES.sub(lambda found: found[1] + figures + found[2], readme.read_text()),
     }
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+# A champion that may answer nothing is worth another try with so many times the labels.
+SERVES_NOTHING_GROWTH = 1.2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerPolicy:
@@ -32,6 +35,7 @@ class TriggerState:
     certified_coverage: float | None = None  # of the champion
     coverage_drop: float = 0.0  # sure drop, from `pipelines.statistics.coverage.coverage_drop`
     drift_alarm: bool = False
+    serves_nothing: bool = False  # the champion has no threshold: the teacher answers everything
     asked_by_operator: bool = False
     failures_in_a_row: int = 0
     labels_per_day: float = 0.0  # as they came lately, on the training side
@@ -145,6 +149,9 @@ def _next_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
         )
     if state.drift_alarm:
         return Due(f"The traffic has drifted, and there are {new} new labels.")
+    grown = SERVES_NOTHING_GROWTH * state.labels_at_last_training
+    if state.serves_nothing and state.labels >= grown:
+        return Due(f"The student answers nothing by itself, and there are {new} new labels.")
     if state.certified_coverage is not None and state.coverage_drop > policy.coverage_drop:
         return Due(
             f"Trusted coverage fell by {_points(state.coverage_drop)} points below the "

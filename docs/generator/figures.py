@@ -213,6 +213,39 @@ def referee_figures() -> Iterator[str]:
     )
 
 
+# Of blocks.json, in the order of the page. Shares have no unit.
+BLOCKS: Sequence[Aim] = (
+    Aim("wrong_served_worst_500", "wrong answers in the worst 500 prompts in a row", "<= 25 %"),
+    Aim("wrong_served", "wrong answers of all prompts", "<= 8 %"),
+    Aim("wrong_of_served_alone", "the same, of those that the student answered alone"),
+    Aim("teacher_share", "prompts that the teacher answered"),
+    Aim(
+        "labels_to_recover_median",
+        "labels of a block until as much is trusted as before",
+        "<= 300",
+        "labels",
+    ),
+    Aim("wrong_served_worst_500_without_labels", "the worst 500, when nothing is learned"),
+    Aim("wrong_served_without_labels", "wrong answers of all, when nothing is learned"),
+    Aim("teacher_share_without_labels", "prompts that the teacher answered then"),
+)
+
+
+def blocks_figures() -> Iterator[str]:
+    """What topics that arrive in turn did to the student, with what they may."""
+    path = ROOT / "benchmarks" / "results" / "blocks.json"
+    if not path.exists():
+        yield "Not measured yet."
+        return
+    found = json.loads(path.read_text())
+    yield "| | found | aim |"
+    yield "|---|---:|---|"
+    for aim in BLOCKS:
+        yield f"| {aim.meaning} | {_shown(found['figures'][aim.name], aim.unit)} | {aim.aim} |"
+    yield ""
+    yield f"Seed {found['seed']}, commit {found['commit']}: benchmarks/results/blocks.json."
+
+
 def _shown(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}" if unit else f"{100 * value:.3g} %"
 

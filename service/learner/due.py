@@ -74,6 +74,7 @@ class Trigger:
             if certified is not None and live is not None
             else 0.0,
             drift_alarm=bool(figures.guards),
+            serves_nothing=figures.serves_nothing,
             asked_by_operator=asked,
             failures_in_a_row=failures,
             labels_per_day=labels_per_day,

@@ -132,6 +132,7 @@ class Estimates:
         self._metrics.audit_unanswered.labels(task=task).set(overall.unanswered if overall else 0)
         return replace(
             figures,
+            serves_nothing=champion.threshold is None,
             trusted_coverage=_coverage(tx, task, champion, now),
             certified_coverage=evaluation.coverage if evaluation else None,
             agreement=_known(overall),

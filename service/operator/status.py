@@ -60,6 +60,7 @@ class Figures:
     forced_agreement: Estimate | None = None  # over what it answered unsure, with nobody to ask
     forced_share: float | None = None  # of the last day's events
     novel_share: float | None = None  # of the last day's assessed events: beyond its reach
+    serves_nothing: bool = False  # the champion has no threshold
     guards: tuple[Guarded, ...] = ()  # why less is trusted than was approved
     trusted_coverage: Estimate | None = None
     certified_coverage: float | None = None

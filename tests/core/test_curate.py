@@ -120,8 +120,9 @@ def test_what_the_traffic_was_before_it_changed_judges_nobody() -> None:
 
     assert of_now(items, None, 4) == items
     assert of_now(items, noon + timedelta(hours=4), 4) == items[4:]
-    assert of_now(items, noon + timedelta(hours=8), 4) == items[6:], "the newest four at least"
-    assert of_now(items, noon + timedelta(hours=8), 40) == items
+    evenly = [replace(item, inclusion_probability=1.0) for item in items]  # a mixture: none thinned
+    assert of_now(items, noon + timedelta(hours=8), 4) == evenly[6:], "the newest four at least"
+    assert of_now(items, noon + timedelta(hours=8), 40) == evenly
 
 
 def test_held_out_window_keeps_the_newest_groups() -> None:

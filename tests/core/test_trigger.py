@@ -110,3 +110,18 @@ def test_it_says_when_a_first_student_can_be_expected() -> None:
     assert due.reason.endswith("there are 50, the rest in about 12 h at this pace.")
     still = is_retrain_due(replace(state, groups_per_day=0.0), TriggerPolicy(min_groups=150))
     assert still.reason.endswith("there are 50, and none came lately.")
+
+
+def test_a_student_that_answers_nothing_is_tried_again_with_a_fifth_more_labels() -> None:
+    state = TriggerState(
+        labels=1_190,
+        held_out_groups=300,
+        has_student=True,
+        labels_at_last_training=1_000,
+        serves_nothing=True,
+    )
+    assert isinstance(is_retrain_due(state, POLICY), NotDue)
+    due = is_retrain_due(replace(state, labels=1_200), POLICY)
+    assert due == Due("The student answers nothing by itself, and there are 200 new labels.")
+    serving = replace(state, labels=1_200, serves_nothing=False)
+    assert isinstance(is_retrain_due(serving, POLICY), NotDue)

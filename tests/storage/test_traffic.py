@@ -83,6 +83,8 @@ def test_what_is_beyond_reach_is_in_the_lowest_bin_of_the_mix(database: Database
     assert found.near[0] == 1
     assert sizes(found) == (1, 0)
     assert found.novel == 1
+    add(database, *[event(1)] * 60)
+    assert [mix(database, events).novel for events in (60, 61)] == [0, 1], "of whole minutes"
 
 
 def test_without_traffic_there_is_no_mix(database: Database) -> None:
