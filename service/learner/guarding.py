@@ -44,6 +44,7 @@ class _Watched:
     since: datetime
     detector: Detector
     position: datetime
+    limit: float = 0.0  # of the evidence: so many audits to a false alarm on average
     at_position: set[str] = field(default_factory=set)
     audits: list[Judged] = field(default_factory=list)  # those of the detector, in its order
 
@@ -219,7 +220,9 @@ class Guarding:
                 return standing
             return standing._replace(threshold=again.threshold, changed_at=now)
         watched = self._extended(tx, task, champion, target)
-        if not watched.detector.alarmed(_audits_a_year(watched.audits, now)):
+        # Never lower than before: a slower pace makes no old evidence an alarm.
+        watched.limit = max(watched.limit, _audits_a_year(watched.audits, now))
+        if not watched.detector.alarmed(watched.limit):
             return None
         recent = watched.audits[watched.detector.since :]
         wrong = sum(not one.agrees for one in recent)
