@@ -148,7 +148,7 @@ class TriggerSettings(Section):
     min_labels: int = Field(default=200, gt=0)  # for a first student
     growth: float = Field(default=2.0, gt=1)  # labels now / labels at the last training
     coverage_drop: Rate = 0.05  # trusted coverage below the certified one by this much
-    min_new_labels: int = Field(default=50, gt=0)  # for a drop of coverage to count
+    min_new_labels: int = Field(default=150, gt=0)  # for a drop of coverage or a shift to count
     min_interval: Duration = timedelta(minutes=5)  # between two trainings
 
 
