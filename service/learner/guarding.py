@@ -108,13 +108,13 @@ class Guarding:
                 end_guard(tx, before, self._now())
         guard = after or before
         assert guard is not None
-        log.warning(
-            "threshold_guarded" if after else "threshold_as_approved",
-            task=guard.task,
-            kind=guard.kind,
-            threshold=after.threshold if after else None,
-            reason=guard.reason,
-        )
+        about = {"task": guard.task, "kind": guard.kind, "reason": guard.reason}
+        if after is not None and after.kind == "audits":
+            log.warning("threshold_guarded", threshold=after.threshold, **about)
+        elif after is not None:  # mostly over within minutes; an alert goes by how long it stands
+            log.info("threshold_guarded", threshold=after.threshold, **about)
+        else:
+            log.info("threshold_as_approved", **about)
 
     def _evaluation(self, champion: LiveStudent) -> Evaluation | None:
         """What the champion was approved by; None where it cannot be read any more."""

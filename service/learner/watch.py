@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pipelines.trigger import Due
 from pipelines.types import Task
@@ -20,6 +20,8 @@ from storage.database import Database
 from storage.dead_letters import count_dead_letters
 from storage.ledger import Ledger
 from storage.ticks import JobResult
+
+LASTING = timedelta(minutes=10)  # a guard that is over sooner is worth no message
 
 
 class Watch:
@@ -75,6 +77,7 @@ class Watch:
                         raised_at=one.raised_at,
                         threshold=one.threshold,
                         reason=one.reason,
+                        lasting=self._now() - one.raised_at >= LASTING,
                     )
                     for one in guards
                 ),

@@ -49,6 +49,7 @@ class Guarded:
     raised_at: datetime
     threshold: float | None  # None: nothing
     reason: str
+    lasting: bool = False  # for ten minutes and more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
