@@ -41,7 +41,9 @@ def test_a_candidate_is_looked_at_again_unless_it_is_worse(
     shop, version = judged
     with shop.rig.database.transaction() as tx:  # as if the first look had ended so
         tx.execute("DELETE FROM evaluations WHERE items > 36")
-        tx.execute("UPDATE evaluations SET verdict = $verdict", {"verdict": verdict})
+        tx.execute(
+            "UPDATE evaluations SET verdict = $verdict, promotable = false", {"verdict": verdict}
+        )
     found = shop.evaluating.run("support")
     assert found.outcome == outcome
     if outcome == "done":
