@@ -34,6 +34,7 @@ YEAR = timedelta(days=365)
 # A false alarm of the audits a year on average, and never more often than after so many audits.
 FEWEST_AUDITS_A_YEAR = 2_000
 SHORTEST_SPAN = timedelta(days=1)
+SHORTEST_GUARD = timedelta(minutes=1)  # of the mix: it does not flicker
 
 
 @dataclass
@@ -153,7 +154,7 @@ class Guarding:
         wanted = [threshold for threshold in found if threshold is not None]
         threshold = max(wanted) if len(wanted) == len(found) and wanted else None
         if not found or threshold == approved:
-            return None
+            return standing if standing and now - standing.raised_at < SHORTEST_GUARD else None
         reason = (
             f"The newest prompts are further from what {champion.name} was trained on than those "
             "that its certificate rests on: of new topics, perhaps, or another app."
