@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from threading import Lock
 
 import structlog
 from msgspec import structs
@@ -22,6 +23,8 @@ from storage.versions import version_by_digest
 
 log = structlog.get_logger()
 
+_ONE_AT_A_TIME = Lock()
+
 FindVersion = Callable[[str, str], StudentVersion | None]  # by task and student
 
 
@@ -34,26 +37,28 @@ def publish(
     decisions are the truth. Raises `DataDamaged` when a champion cannot be served as it was
     approved; the old file then stays.
     """
-    present = _present(path, key)
-    with database.snapshot() as tx:
-        links = decisions(tx)
+    # An approval and the watch may want to at once: the second has nothing to do then.
+    with _ONE_AT_A_TIME:
+        present = _present(path, key)
+        with database.snapshot() as tx:
+            links = decisions(tx)
 
-        def find(task: str, student: str) -> StudentVersion | None:
-            return version_by_digest(tx, task, student)
+            def find(task: str, student: str) -> StudentVersion | None:
+                return version_by_digest(tx, task, student)
 
-        chains = [Chain.of(task, links) for task in sorted(tasks)]
-        guards = open_guards(tx)
-        wanted = {
-            chain.task: _guarded(live_task(chain, artifacts, find), chain.task, guards)
-            for chain in chains
-        }
-    if present is not None and present.serial > 0 and present.tasks == wanted:
-        return None
-    live = Live(serial=next_serial(present, len(links)), tasks=wanted)
-    write_live(path, live, key)
-    champions = {task: one.champion.name for task, one in wanted.items() if one.champion}
-    log.info("live_published", serial=live.serial, champions=champions)
-    return live
+            chains = [Chain.of(task, links) for task in sorted(tasks)]
+            guards = open_guards(tx)
+            wanted = {
+                chain.task: _guarded(live_task(chain, artifacts, find), chain.task, guards)
+                for chain in chains
+            }
+        if present is not None and present.serial > 0 and present.tasks == wanted:
+            return None
+        live = Live(serial=next_serial(present, len(links)), tasks=wanted)
+        write_live(path, live, key)
+        champions = {task: one.champion.name for task, one in wanted.items() if one.champion}
+        log.info("live_published", serial=live.serial, champions=champions)
+        return live
 
 
 def show_published(live: Live, board: Board, metrics: LearnerMetrics) -> None:
