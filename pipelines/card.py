@@ -180,13 +180,20 @@ def _training(facts: CardFacts) -> Iterator[str]:
         yield f"- **Loss**: {first:.3g} at step {first_step:,}, {last:.3g} at step {last_step:,}"
 
 
+def _period(evaluation: Evaluation) -> str:
+    if evaluation.period is None:
+        return ""
+    first, last = (moment.astimezone(UTC) for moment in evaluation.period)
+    return f", asked between {first:%Y-%m-%d %H:%M} and {last:%Y-%m-%d %H:%M} UTC"
+
+
 def _evaluation(facts: CardFacts) -> Iterator[str]:
     evaluation, gate = facts.evaluation, facts.gate
     yield "## Evaluation"
     yield ""
     yield (
         f"On {evaluation.items:,} held-out prompts that it was not trained on, one of each "
-        f"near-duplicate group (snapshot `{evaluation.snapshot}`), "
+        f"near-duplicate group (snapshot `{evaluation.snapshot}`{_period(evaluation)}), "
         f"{facts.evaluated_at.astimezone(UTC):%Y-%m-%d}. Intervals are 95 %."
     )
     yield ""

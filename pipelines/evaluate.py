@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +158,7 @@ def evaluate(
         slices=_slices(kept, ours, champion, alpha),
         flips=_flips(kept, ours, champion, threshold.value) if champion else (),
         shown=_shown(ours, threshold),
+        period=_period(kept),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
         calibration_error=calibration_error(
             ours.answers.confidences, ours.correct, alpha=alpha, seed=seed
@@ -235,6 +237,11 @@ def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -
         correct=correct,
         radius=radius_of(distances, correct),
     )
+
+
+def _period(items: Sequence[HeldOutItem]) -> tuple[datetime, datetime] | None:
+    known = [item.occurred_at for item in items if item.occurred_at is not None]
+    return (min(known), max(known)) if known else None
 
 
 def _shown(ours: _Marked, threshold: Threshold) -> Shown:

@@ -16,6 +16,7 @@ Purse = Literal["audit", "held_out", "learning"]
 
 # Of the calls that a day's label budget pays for.
 PURSES: Final[Mapping[Purse, float]] = {"audit": 0.2, "held_out": 0.2, "learning": 0.6}
+EVIDENCE: Final[Mapping[str, Purse]] = {"audit": "audit", "held_out": "held_out"}
 LEAST_RATE = 2.0**-24
 # A rate rises only where this share of its purse would pay for it: traffic is never quite even.
 USED_OF_A_PURSE = 0.8
@@ -28,7 +29,7 @@ DAY = timedelta(days=1)
 
 def purse_of(reason: str) -> Purse:
     """Who pays for the label of a sample that was chosen for this reason."""
-    return reason if reason in ("audit", "held_out") else "learning"  # type: ignore[return-value]
+    return EVIDENCE.get(reason, "learning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

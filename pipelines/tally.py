@@ -34,7 +34,6 @@ class Tally:
     histogram: list[int]
     forced: int = 0
     forced_sum_f: float = 0.0
-    forced_sum_f2: float = 0.0
     novel: int = 0
     far_histogram: list[int] = field(default_factory=lambda: [0] * CONFIDENCE_BINS)
 
@@ -78,7 +77,6 @@ def _sums(events: Sequence[PromptEvent]) -> Tally:
         histogram=np.bincount(bins, minlength=CONFIDENCE_BINS).tolist(),
         forced=len(forced),
         forced_sum_f=sum(forced),
-        forced_sum_f2=sum(f * f for f in forced),
         novel=int(beyond.sum()),
         far_histogram=np.bincount(bins[far], minlength=CONFIDENCE_BINS).tolist(),
     )

@@ -318,6 +318,7 @@ class Evaluation:
     # How likely a gain in trusted coverage this big is between two equally good students.
     coverage_gain_p: float | None = None
     shown: Shown | None = None  # by the candidate, within its radius
+    period: tuple[datetime, datetime] | None = None  # of the items' events: oldest, newest
     unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
     # Without a threshold: about how many items it would take; 0: more would not help.
     items_until_certified: int | None = None

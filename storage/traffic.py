@@ -15,7 +15,7 @@ SELECT
     unnest($events), unnest($assessed), unnest($served), unnest($teacher_served),
     unnest($sum_f), unnest($sum_f2), unnest($served_sum_f), unnest($served_sum_f2),
     unnest($histogram),
-    unnest($forced), unnest($forced_sum_f), unnest($forced_sum_f2), unnest($novel),
+    unnest($forced), unnest($forced_sum_f), unnest($novel),
     unnest($far_histogram)
 ON CONFLICT DO UPDATE SET
     events = events + excluded.events,
@@ -29,7 +29,6 @@ ON CONFLICT DO UPDATE SET
     histogram = [histogram[i] + excluded.histogram[i] for i in range(1, len(histogram) + 1)],
     forced = forced + excluded.forced,
     forced_sum_f = forced_sum_f + excluded.forced_sum_f,
-    forced_sum_f2 = forced_sum_f2 + excluded.forced_sum_f2,
     novel = novel + excluded.novel,
     far_histogram = [
         coalesce(far_histogram[i], 0) + excluded.far_histogram[i]
@@ -43,8 +42,7 @@ SELECT
     coalesce(sum(teacher_served), 0),
     coalesce(sum(sum_f), 0), coalesce(sum(sum_f2), 0),
     coalesce(sum(served_sum_f), 0), coalesce(sum(served_sum_f2), 0),
-    coalesce(sum(forced), 0), coalesce(sum(forced_sum_f), 0), coalesce(sum(forced_sum_f2), 0),
-    coalesce(sum(novel), 0)
+    coalesce(sum(forced), 0), coalesce(sum(forced_sum_f), 0), coalesce(sum(novel), 0)
 FROM traffic
 WHERE task = $task AND ($version IS NULL OR version = $version)
     AND minute >= $since AND minute < $until
@@ -111,7 +109,7 @@ GROUP BY bin ORDER BY bin
 
 SUMMED = (
     "events", "assessed", "served", "teacher_served", "sum_f", "sum_f2", "served_sum_f",
-    "served_sum_f2", "forced", "forced_sum_f", "forced_sum_f2", "novel",
+    "served_sum_f2", "forced", "forced_sum_f", "novel",
 )  # fmt: skip
 
 DELETE_OLD = "DELETE FROM traffic WHERE minute < ?"
@@ -172,7 +170,6 @@ class WindowSums:
     served_sum_f2: float
     forced: int  # of those served
     forced_sum_f: float
-    forced_sum_f2: float
     novel: int  # of those assessed
 
 
@@ -213,8 +210,7 @@ def window_sums(
         served_sum_f2=row[7],
         forced=int(row[8]),
         forced_sum_f=row[9],
-        forced_sum_f2=row[10],
-        novel=int(row[11]),
+        novel=int(row[10]),
     )
 
 

@@ -8,7 +8,6 @@ with labels and trainings switched off from the first student on.
 """
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -21,11 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.blocks.virtual import Clock, Prompt, Served, VirtualLearner, settings_of
+from benchmarks.blocks.virtual import Prompt, Served, VirtualLearner, virtual_learner
 from benchmarks.recipes.points import BANKING77, Query, read_queries
 from benchmarks.results import write_results
-from benchmarks.running import scripted_teacher
-from pipelines.students.encoder import Encoder, installed_encoder_files
 
 TASK = "banking"
 BLOCKS = 10
@@ -51,7 +48,6 @@ def stream_of(queries: Sequence[Query], seed: int, blocks: int) -> tuple[list[Qu
 def live_through(
     learner: VirtualLearner,
     prompts: Sequence[Prompt],
-    clock: Clock,
     *,
     stop_learning: bool,
 ) -> list[Served]:
@@ -111,31 +107,12 @@ def labels_to_recover(alone: np.ndarray, blocks: np.ndarray) -> list[int]:
 def run(queries: Sequence[Query], seed: int, blocks: int, *, stop_learning: bool) -> dict[str, Any]:
     ordered, numbers = stream_of(queries, seed, blocks)
     labels = sorted({query.gold for query in ordered})
-    with tempfile.TemporaryDirectory(prefix="blocks-") as name:
-        folder = Path(name)
-        answers = folder / "answers.csv"
-        with answers.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("text", "gold"))
-            writer.writerows((query.text, query.gold) for query in ordered)
-        encoder = folder / "encoder"
-        encoder.mkdir()
-        for file_name, (path, _) in installed_encoder_files().items():
-            (encoder / file_name).symlink_to(path)
-        vectors = Encoder(encoder, threads=2).encode([query.text for query in ordered])
-        prompts = [
-            Prompt(query.text, vector, query.gold)
-            for query, vector in zip(ordered, vectors, strict=True)
-        ]
-        clock = Clock()
-        with scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher:
-            settings = settings_of(folder / "data", TASK, labels, teacher, target=0.9)
-            learner = VirtualLearner(settings, clock)
-            try:
-                lived = live_through(learner, prompts, clock, stop_learning=stop_learning)
-                trainings = learner.trainings
-            finally:
-                learner.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="blocks-") as folder,
+        virtual_learner(Path(folder), TASK, ordered, labels, target=0.9) as (learner, prompts),
+    ):
+        lived = live_through(learner, prompts, stop_learning=stop_learning)
+        trainings = learner.trainings
     by_block = []
     for block in range(blocks):
         here = [one for one, number in zip(lived, numbers, strict=True) if number == block]

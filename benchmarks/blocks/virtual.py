@@ -5,7 +5,10 @@ database, topic and trainer; only the clock is made, and what the schedule would
 turn. The gateway's part is its own rule (`why_unsure`) on the published student.
 """
 
-from collections.abc import Callable, Sequence
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -13,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.recipes.points import Query
+from benchmarks.running import scripted_teacher
 from pipelines.label import write_answer
 from pipelines.reach import place
 from pipelines.records.native import SCHEMA, NativeRecord, NativeStudent, encode_native
 from pipelines.records.signature import sign
+from pipelines.students.encoder import Encoder, installed_encoder_files
 from pipelines.students.head import Head, load_head
 from pipelines.types import Message
 from service.gateway.router import why_unsure
@@ -181,10 +187,36 @@ class VirtualLearner(Learner):
         return True
 
 
-def settings_of(
-    folder: Path, task: str, labels: Sequence[str], teacher: str, *, target: float
+@contextmanager
+def virtual_learner(
+    folder: Path, task: str, queries: Sequence[Query], labels: Sequence[str], *, target: float
+) -> Iterator[tuple[VirtualLearner, list[Prompt]]]:
+    """A learner in virtual time whose teacher knows the queries' labels, and the queries."""
+    answers, encoder = folder / "answers.csv", folder / "encoder"
+    with answers.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Query._fields, *queries])
+    encoder.mkdir()
+    for name, (path, _) in installed_encoder_files().items():
+        (encoder / name).symlink_to(path)
+    threads = os.cpu_count() or 1
+    vectors = Encoder(encoder, threads=threads).encode([query.text for query in queries])
+    prompts = [
+        Prompt(query.text, vector, query.gold)
+        for query, vector in zip(queries, vectors, strict=True)
+    ]
+    with (
+        scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher,
+        closing(
+            VirtualLearner(_settings(folder / "data", task, labels, teacher, target), Clock())
+        ) as learner,
+    ):
+        yield learner, prompts
+
+
+def _settings(
+    folder: Path, task: str, labels: Sequence[str], teacher: str, target: float
 ) -> Settings:
-    """Default settings but for the task, its target, the teacher and the ports."""
+    """Default settings but for the task, its target, the teacher and the addresses."""
     options: dict[str, Any] = {
         "data_dir": folder,
         "learner": {"port": 0, "gateway_url": "http://127.0.0.1:9"},

@@ -145,12 +145,11 @@ class _Stream:
             name: (
                 own.cumsum(),
                 (self.predicted * own).cumsum(),
-                (self.predicted**2 * own).cumsum(),
                 np.flatnonzero(own & self.audited),
             )
             for name, own in (("served", self.served), ("escalated", ~self.served))
         }
-        self._audits = {name: self._answers(sums[3]) for name, sums in self._sums.items()}
+        self._audits = {name: self._answers(sums[2]) for name, sums in self._sums.items()}
 
     def kinds(self, end: int) -> list[Kind]:
         """Served and escalated, of the first `end` events."""
@@ -160,11 +159,10 @@ class _Stream:
                 sums=TrafficSums(
                     events=int(events[end - 1]),
                     predicted=float(predicted[end - 1]),
-                    predicted_squares=float(squares[end - 1]),
                 ),
                 audits=self._audits[name][: int(np.searchsorted(chosen, end))],
             )
-            for name, (events, predicted, squares, chosen) in self._sums.items()
+            for name, (events, predicted, chosen) in self._sums.items()
         ]
 
     def served_outside(self, end: int) -> bool:

@@ -20,14 +20,6 @@ class TrafficSums:
 
     events: int
     predicted: float  # sum of f
-    predicted_squares: float  # sum of f squared
-
-    def __add__(self, other: "TrafficSums") -> "TrafficSums":
-        return TrafficSums(
-            events=self.events + other.events,
-            predicted=self.predicted + other.predicted,
-            predicted_squares=self.predicted_squares + other.predicted_squares,
-        )
 
 
 class Audit(NamedTuple):

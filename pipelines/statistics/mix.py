@@ -20,8 +20,8 @@ WINDOW = 100
 FEWEST_TRUSTED = 20
 FEWEST_SHOWN = 30
 # Standard deviations of chance that a surplus of far prompts is granted.
-GRANTED = 2.0
-SURELY = 4.0
+GRANTED = 2.5
+SURELY = 5.0
 
 Counts = NDArray[np.int64]
 

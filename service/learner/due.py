@@ -73,8 +73,8 @@ class Trigger:
             coverage_drop=coverage_drop(certified, live)
             if certified is not None and live is not None
             else 0.0,
-            drift_alarm=bool(figures.guards),
-            serves_nothing=figures.serves_nothing,
+            drift_alarm=figures.shifted,
+            serves_nothing=figures.serves_nothing and not figures.guards,
             asked_by_operator=asked,
             failures_in_a_row=failures,
             labels_per_day=labels_per_day,

@@ -228,17 +228,14 @@ def _by_server(sums: WindowSums) -> dict[str, TrafficSums]:
         "student": TrafficSums(
             events=sums.served - sums.forced,
             predicted=sums.served_sum_f - sums.forced_sum_f,
-            predicted_squares=sums.served_sum_f2 - sums.forced_sum_f2,
         ),
         "forced": TrafficSums(
             events=sums.forced,
             predicted=sums.forced_sum_f,
-            predicted_squares=sums.forced_sum_f2,
         ),
         "teacher": TrafficSums(
             events=sums.assessed - sums.served,
             predicted=sums.sum_f - sums.served_sum_f,
-            predicted_squares=sums.sum_f2 - sums.served_sum_f2,
         ),
     }
 

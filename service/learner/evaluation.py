@@ -162,7 +162,7 @@ class Evaluating:
         """The present held-out window without what the version's training set resembles."""
         task = self._shop.tasks[version.task]
         with self._shop.database.snapshot() as tx:
-            shift = last_shift(tx, task.name)
+            shift = last_shift(tx, task.name, self._shop.now())
         settings = self._shop.settings
         fewest = groups_needed(settings.gate.min_groups, settings.tasks[task.name].target)
         held_out = of_now(self._shop.curated(task, self._shop.now()).held_out, shift, fewest)

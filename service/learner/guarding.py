@@ -5,13 +5,14 @@ evidence looked like, without a label; the audits of what was served are held ag
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import get_args
 
 import structlog
 
 from pipelines.errors import ArtifactDamaged
+from pipelines.guard import Guard, GuardKind
 from pipelines.statistics.detector import Detector
 from pipelines.statistics.mix import WINDOW, many_are_beyond, threshold_for_mix
 from pipelines.statistics.recertify import recertify
@@ -21,11 +22,11 @@ from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.decisions import chain
-from storage.guards import Guard, GuardKind, end_guard, last_ended, open_guards, put_guard
+from storage.guards import end_guard, end_guards_of_others, last_ended, open_guards, put_guard
 from storage.labels import Judged, judged_audits
 from storage.live import LiveStudent, LiveTask
 from storage.reports import read_report
-from storage.traffic import newest_mix
+from storage.traffic import NewestMix, newest_mix
 
 log = structlog.get_logger()
 
@@ -35,6 +36,7 @@ YEAR = timedelta(days=365)
 FEWEST_AUDITS_A_YEAR = 2_000
 SHORTEST_SPAN = timedelta(days=1)
 SHORTEST_GUARD = timedelta(minutes=1)  # of the mix: it does not flicker
+MOST_KEPT = 20_000  # audits of the detector: a break is found within far fewer
 
 
 @dataclass
@@ -45,9 +47,28 @@ class _Watched:
     since: datetime
     detector: Detector
     position: datetime
+    first: datetime | None = None  # when the first label came
     limit: float = 0.0  # of the evidence: so many audits to a false alarm on average
     at_position: set[str] = field(default_factory=set)
-    audits: list[Judged] = field(default_factory=list)  # those of the detector, in its order
+    audits: list[Judged] = field(default_factory=list)  # the detector's newest, in its order
+
+    def add(self, audits: Sequence[Judged]) -> None:
+        if audits:
+            self.first = self.first or audits[0].labelled_at
+            self.detector = self.detector.after_all([one.agrees for one in audits])
+            self.audits = [*self.audits, *audits][-MOST_KEPT:]
+
+    def since_the_break(self) -> list[Judged]:
+        """Those from where the detector has the break."""
+        gone = self.detector.seen - len(self.audits)
+        return self.audits[max(0, self.detector.since - gone) :]
+
+    def audits_a_year(self, now: datetime) -> float:
+        """How many there would be at this pace: the mean time to a false alarm."""
+        if self.first is None:
+            return FEWEST_AUDITS_A_YEAR
+        span = max(now - self.first, SHORTEST_SPAN)
+        return max(FEWEST_AUDITS_A_YEAR, self.detector.seen * (YEAR / span))
 
 
 class Guarding:
@@ -84,12 +105,17 @@ class Guarding:
         champion = self._live(task).champion
         if champion is None:
             return ()
+        with self._database.snapshot() as tx:
+            everybodys = open_guards(tx)
+        if any(of == task and student != champion.student for of, student in everybodys):
+            with self._database.transaction() as tx:
+                end_guards_of_others(tx, task, champion.student, self._now())
         evaluation = self._evaluation(champion)
         approved = evaluation.threshold.value if evaluation else None
         if evaluation is None or approved is None:
             return ()
         with self._database.snapshot() as tx:
-            standing = {one.kind: one for one in open_guards(tx).get((task, champion.student), ())}
+            standing = {one.kind: one for one in everybodys.get((task, champion.student), ())}
             found: dict[GuardKind, Guard | None] = {
                 "mix": self._mix(tx, task, champion, evaluation, standing.get("mix")),
                 "audits": self._audits(tx, task, champion, approved, standing.get("audits")),
@@ -130,6 +156,16 @@ class Guarding:
 
     # --- The mix of the traffic, without labels ---
 
+    def _newest(
+        self, tx: Cursor, task: str, champion: LiveStudent, *, longer: bool
+    ) -> list[NewestMix]:
+        """The newest traffic; `longer`: and of twice as long, which has to be well too before a
+        guard ends."""
+        since = max(self._now() - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
+        windows = (WINDOW, 2 * WINDOW) if longer else (WINDOW,)
+        found = [newest_mix(tx, task, champion.name, since, events) for events in windows]
+        return [mix for mix in found if mix.near]
+
     def _mix(
         self,
         tx: Cursor,
@@ -141,16 +177,11 @@ class Guarding:
         approved, shown = evaluation.threshold.value, evaluation.shown
         if shown is None or approved is None:  # a report from before there was a reach
             return None
-        now = self._now()
-        # To end it, the longer past has to bear the threshold too: no flicker.
-        windows = (WINDOW, 2 * WINDOW) if standing else (WINDOW,)
-        since = max(now - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
-        found: list[float | None] = []
-        for events in windows:
-            mix = newest_mix(tx, task, champion.name, since, events)
-            if mix.near:
-                target = evaluation.threshold.target
-                found.append(threshold_for_mix(mix.near, mix.far, shown, approved, target))
+        now, target = self._now(), evaluation.threshold.target
+        found = [
+            threshold_for_mix(mix.near, mix.far, shown, approved, target)
+            for mix in self._newest(tx, task, champion, longer=standing is not None)
+        ]
         wanted = [threshold for threshold in found if threshold is not None]
         threshold = max(wanted) if len(wanted) == len(found) and wanted else None
         if not found or threshold == approved:
@@ -174,11 +205,9 @@ class Guarding:
         if shown is None:
             return None
         now = self._now()
-        since = max(now - MIX_OVER, chain(tx, task).reigns[-1].decided_at)
         beyond = evaluation.items - sum(shown.near) - sum(shown.far)
         many, share = False, 0.0
-        for events in (WINDOW, 2 * WINDOW) if standing else (WINDOW,):
-            mix = newest_mix(tx, task, champion.name, since, events)
+        for mix in self._newest(tx, task, champion, longer=standing is not None):
             seen = sum(mix.near) + sum(mix.far)
             many = many or many_are_beyond(mix.novel, seen, beyond, evaluation.items)
             share = max(share, mix.novel / max(seen, 1))
@@ -219,13 +248,13 @@ class Guarding:
                 return None
             if again.threshold == standing.threshold:
                 return standing
-            return standing._replace(threshold=again.threshold, changed_at=now)
+            return replace(standing, threshold=again.threshold, changed_at=now)
         watched = self._extended(tx, task, champion, target)
         # Never lower than before: a slower pace makes no old evidence an alarm.
-        watched.limit = max(watched.limit, _audits_a_year(watched.audits, now))
+        watched.limit = max(watched.limit, watched.audits_a_year(now))
         if not watched.detector.alarmed(watched.limit):
             return None
-        recent = watched.audits[watched.detector.since :]
+        recent = watched.since_the_break()
         wrong = sum(not one.agrees for one in recent)
         again = recertify(
             [one.confidence for one in recent],
@@ -255,9 +284,7 @@ class Guarding:
             watched.position = new[-1].labelled_at
             at = {one.event_id for one in found if one.labelled_at == watched.position}
             watched.at_position = at
-            promised = [one for one in new if one.promised]
-            watched.audits += promised
-            watched.detector = watched.detector.after_all([one.agrees for one in promised])
+            watched.add([one for one in new if one.promised])
         return watched
 
 
@@ -274,13 +301,14 @@ def _raised(
 ) -> Guard:
     if standing is not None:
         changed = now if standing.threshold != threshold else standing.changed_at
-        return standing._replace(threshold=threshold, changed_at=changed)
-    return Guard(task, champion.student, kind, now, since, threshold, reason, now)
-
-
-def _audits_a_year(audits: Sequence[Judged], now: datetime) -> float:
-    """How many there would be at this pace: the mean time to a false alarm."""
-    if not audits:
-        return FEWEST_AUDITS_A_YEAR
-    span = max(now - audits[0].labelled_at, SHORTEST_SPAN)
-    return max(FEWEST_AUDITS_A_YEAR, len(audits) * (YEAR / span))
+        return replace(standing, threshold=threshold, changed_at=changed)
+    return Guard(
+        task=task,
+        student=champion.student,
+        kind=kind,
+        raised_at=now,
+        since=since,
+        threshold=threshold,
+        reason=reason,
+        changed_at=now,
+    )

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pipelines.trigger import Due
 from pipelines.types import Task
@@ -13,15 +13,12 @@ from service.learner.guarding import Guarding
 from service.learner.sampling import Rates, Sampling
 from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
-from service.operator.status import Guarded
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.dead_letters import count_dead_letters
 from storage.ledger import Ledger
 from storage.ticks import JobResult
-
-LASTING = timedelta(minutes=10)  # a guard that is over sooner is worth no message
 
 
 class Watch:
@@ -69,21 +66,11 @@ class Watch:
         for name in self._tasks:
             figures, counts = self._estimates.look(name)
             guards = self._guarding.look(name)
-            figures = replace(
-                figures,
-                guards=tuple(
-                    Guarded(
-                        kind=one.kind,
-                        raised_at=one.raised_at,
-                        threshold=one.threshold,
-                        reason=one.reason,
-                        lasting=self._now() - one.raised_at >= LASTING,
-                    )
-                    for one in guards
-                ),
-            )
+            now = self._now()
+            shifted = any(guard.is_shift(now) for guard in guards)
+            figures = replace(figures, guards=guards, shifted=shifted)
             self._board.show(name, figures)
-            self._rates.adjust(name, counts, shifted=bool(guards))
+            self._rates.adjust(name, counts, shifted=shifted)
             due = self._trigger.due(name, figures, counts, asked=self._board.take_wish(name))
             self._board.show(name, replace(figures, trigger=due.reason))
             if isinstance(due, Due):

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import get_args
 
 from pipelines.decide import DECIDED, verdict_in_words
+from pipelines.guard import Guard
 from pipelines.types import Decision
 from service.operator.status import Activity, ActivityKind
 from service.operator.words import counted
@@ -12,7 +13,7 @@ from storage.database import Cursor
 from storage.dead_letters import dead_letter_bursts
 from storage.decisions import recent_decisions
 from storage.evaluations import StoredEvaluation, recent_evaluations
-from storage.guards import Guard, recent_guards
+from storage.guards import recent_shifts
 from storage.runs import TrainingRun, ended_runs, started_runs
 from storage.swaps import Swap, recent_swaps
 from storage.ticks import Failures, Pause, failures, pauses
@@ -27,6 +28,7 @@ Numbers = Mapping[tuple[str, str], int]  # (task, student) -> number
 def recent_activity(
     tx: Cursor,
     tasks: Sequence[str],
+    now: datetime,
     limit: int,
     *,
     before: datetime | None = None,
@@ -50,13 +52,13 @@ def recent_activity(
         names = {v.name: v.number for task in tasks for v in versions(tx, task)}
         feed += [_swap(swap, names) for swap in recent_swaps(tx, limit, before)]
     if kind in (None, "trouble"):
-        feed += _trouble(tx, limit, before)
+        feed += _trouble(tx, now, limit, before)
     return sorted(feed, key=lambda entry: entry.at, reverse=True)[:limit]
 
 
-def _trouble(tx: Cursor, limit: int, before: datetime | None) -> list[Activity]:
+def _trouble(tx: Cursor, now: datetime, limit: int, before: datetime | None) -> list[Activity]:
     feed = [_failures(found) for found in failures(tx, limit, before)]
-    feed += [_guard(found) for found in recent_guards(tx, limit, before)]
+    feed += [_guard(found) for found in recent_shifts(tx, now, limit, before)]
     feed += [_gap(gap) for gap in recent_gaps(tx, limit, before)]
     feed += [_burst(at, count) for at, count in dead_letter_bursts(tx, limit, before)]
     standing = [pause for pause in pauses(tx) if before is None or pause.paused_at < before]
@@ -148,7 +150,7 @@ def _failures(found: Failures) -> Activity:
 
 
 def _guard(found: Guard) -> Activity:
-    if found.ended_at is not None:
+    if found.ended_at == found.changed_at:  # of one whose student was replaced, nothing changed
         sentence = f"The traffic of {found.task} is again what its student was approved for"
     elif found.kind == "novel":
         sentence = f"Much of what {found.task} is asked is new to it: {found.reason}"

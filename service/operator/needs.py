@@ -168,8 +168,7 @@ def _guards(status: TaskStatus, page: str) -> Iterator[Need]:
             over=f"{status.task} is trusted again as it was approved.",
             task=status.task,
             urgent=guard.kind == "audits",
-            # A mix that is over by itself within minutes is worth no message.
-            told=guard.kind == "audits" or guard.lasting,
+            told=status.figures.shifted,  # what is over within minutes is worth no message
         )
 
 

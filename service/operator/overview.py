@@ -170,7 +170,7 @@ class Overview:
     ) -> list[Activity]:
         with self._database.snapshot() as tx:
             tasks = list(self._settings.tasks)
-            return recent_activity(tx, tasks, limit, before=before, kind=kind)
+            return recent_activity(tx, tasks, self._now(), limit, before=before, kind=kind)
 
     def _status(self) -> Status:
         unknown = len(self._ledger.unknown())
@@ -192,7 +192,7 @@ class Overview:
             letters = count_dead_letters(tx)
             failures = {task: failures_in_a_row(tx, task) for task in self._settings.tasks}
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
-            feed = tuple(recent_activity(tx, list(self._settings.tasks), FEED_LENGTH))
+            feed = tuple(recent_activity(tx, list(self._settings.tasks), now, FEED_LENGTH))
         teacher = teacher_status(self._settings)
         budget = self._settings.budget
         return Status(

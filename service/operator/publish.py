@@ -10,13 +10,14 @@ from msgspec import structs
 
 from pipelines.decide import Chain
 from pipelines.errors import ArtifactDamaged, DataDamaged
+from pipelines.guard import Guard, threshold_in_force
 from pipelines.types import StudentVersion
 from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from storage.artifacts import Artifacts
 from storage.database import Database
 from storage.decisions import decisions
-from storage.guards import Guard, open_guards, threshold_in_force
+from storage.guards import open_guards
 from storage.live import Live, LiveStudent, LiveTask, read_live, write_live
 from storage.reports import read_report
 from storage.versions import version_by_digest

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from pipelines.guard import Guard
 from pipelines.types import Estimate, Verdict
 from storage.datasets import StoredDataset
 from storage.reports import Report
@@ -42,17 +43,6 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guarded:
-    """Why less is trusted of the champion than was approved, and what is."""
-
-    kind: Literal["mix", "audits", "novel"]
-    raised_at: datetime
-    threshold: float | None  # None: nothing
-    reason: str
-    lasting: bool = False  # for ten minutes and more
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """How one task does. Money in the currency of the settings' prices."""
 
@@ -62,7 +52,8 @@ class Figures:
     forced_share: float | None = None  # of the last day's events
     novel_share: float | None = None  # of the last day's assessed events: beyond its reach
     serves_nothing: bool = False  # the champion has no threshold
-    guards: tuple[Guarded, ...] = ()  # why less is trusted than was approved
+    guards: tuple[Guard, ...] = ()  # why less is trusted than was approved
+    shifted: bool = False  # one of them says that the traffic is another, or the student worse
     trusted_coverage: Estimate | None = None
     certified_coverage: float | None = None
     labels_bought: int = 0

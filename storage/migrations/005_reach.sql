@@ -7,7 +7,6 @@ CREATE INDEX samples_by_status ON samples (status);
 
 ALTER TABLE traffic ADD COLUMN forced BIGINT DEFAULT 0;
 ALTER TABLE traffic ADD COLUMN forced_sum_f DOUBLE DEFAULT 0;
-ALTER TABLE traffic ADD COLUMN forced_sum_f2 DOUBLE DEFAULT 0;
 ALTER TABLE traffic ADD COLUMN novel BIGINT DEFAULT 0;
 ALTER TABLE traffic ADD COLUMN far_histogram INTEGER[];  -- none: nothing was far
 

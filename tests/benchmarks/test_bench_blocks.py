@@ -1,8 +1,6 @@
 """The loop in virtual time: a first student comes soon, and new topics are asked about."""
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,9 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.blocks.__main__ import figures_of, labels_to_recover
-from benchmarks.blocks.virtual import Clock, Prompt, Served, VirtualLearner, settings_of
-from benchmarks.running import scripted_teacher
-from pipelines.students.encoder import Encoder, installed_encoder_files
+from benchmarks.blocks.virtual import Served, virtual_learner
+from benchmarks.recipes.points import Query
 from service.demo.corpus import load_corpus
 from service.demo.traffic import DemoMessage, Traffic
 
@@ -20,53 +17,24 @@ TASK = "desk"
 STEP = 10  # prompts, one a second
 
 
-def desk(
-    count: int, chosen: Callable[[DemoMessage], bool] = lambda message: True
-) -> list[DemoMessage]:
+def desk(count: int, chosen: Callable[[DemoMessage], bool] = lambda message: True) -> list[Query]:
     traffic, index = Traffic(7), 0
-    found: list[DemoMessage] = []
+    found: list[Query] = []
     while len(found) < count:
         message = traffic.message(index, new_intent_share=0.0)
         index += 1
         if chosen(message):
-            found.append(message)
+            found.append(Query(message.text, message.intent))
     return found
-
-
-@contextmanager
-def learner_of(
-    folder: Path, messages: Sequence[DemoMessage], target: float
-) -> Iterator[tuple[VirtualLearner, list[Prompt], Clock]]:
-    answers = folder / "answers.csv"
-    with answers.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("text", "gold"))
-        writer.writerows((message.text, message.intent) for message in messages)
-    encoder = folder / "encoder"
-    encoder.mkdir()
-    for name, (path, _) in installed_encoder_files().items():
-        (encoder / name).symlink_to(path)
-    vectors = Encoder(encoder, threads=2).encode([message.text for message in messages])
-    prompts = [
-        Prompt(message.text, vector, message.intent)
-        for message, vector in zip(messages, vectors, strict=True)
-    ]
-    labels = sorted(load_corpus().labels)
-    clock = Clock()
-    with scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher:
-        settings = settings_of(folder / "data", TASK, labels, teacher, target=target)
-        learner = VirtualLearner(settings, clock)
-        try:
-            yield learner, prompts, clock
-        finally:
-            learner.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_first_student_waits_within_2500_prompts_of_the_desk(tmp_path: Path) -> None:
     """Default settings, also the target of 97 %."""
-    with learner_of(tmp_path, desk(2_500), target=0.97) as (learner, prompts, _):
+    labels = sorted(load_corpus().labels)
+    made = virtual_learner(tmp_path, TASK, desk(2_500), labels, target=0.97)
+    with made as (learner, prompts):
         learner.approves = False
         for number, prompt in enumerate(prompts):
             learner.capture(TASK, number, prompt)
@@ -85,7 +53,8 @@ def test_topics_that_came_later_are_asked_about_without_a_label(tmp_path: Path) 
     known = set(intents[::2])
     first = desk(1_200, lambda message: message.intent in known)
     later = desk(400, lambda message: message.intent not in known)
-    with learner_of(tmp_path, [*first, *later], target=0.9) as (learner, prompts, _):
+    made = virtual_learner(tmp_path, TASK, [*first, *later], intents, target=0.9)
+    with made as (learner, prompts):
         lived: list[Served] = []
         for number, prompt in enumerate(prompts):
             if number == len(first):

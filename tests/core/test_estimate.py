@@ -71,7 +71,6 @@ def kinds(found: Stream, end: int, labelled: NDArray[np.bool_] | None = None) ->
                 sums=TrafficSums(
                     events=own.size,
                     predicted=float(f.sum()),
-                    predicted_squares=float((f**2).sum()),
                 ),
                 audits=[
                     Audit(
@@ -187,16 +186,16 @@ def test_it_is_the_mixture_of_plain_bets() -> None:
 
 
 def test_a_kind_without_a_label_keeps_its_share_unknown() -> None:
-    sums = TrafficSums(events=300, predicted=285.0, predicted_squares=271.0)
+    sums = TrafficSums(events=300, predicted=285.0)
     silent = Kind(name="forced", sums=sums, audits=[Audit(0.95, None)] * 3)
     heard = Kind(
         name=SERVED,
-        sums=TrafficSums(events=700, predicted=665.0, predicted_squares=632.0),
+        sums=TrafficSums(events=700, predicted=665.0),
         audits=[Audit(0.95, index % 20 > 0) for index in range(400)],
     )
     never = Kind(
         name=ESCALATED,
-        sums=TrafficSums(events=0, predicted=0.0, predicted_squares=0.0),
+        sums=TrafficSums(events=0, predicted=0.0),
         audits=[],
     )
     result = live_agreement_by_kind([heard, silent, never])
@@ -214,7 +213,7 @@ def test_a_kind_without_a_label_keeps_its_share_unknown() -> None:
 
 
 def test_without_an_event_or_a_probability_there_is_no_estimate() -> None:
-    sums = TrafficSums(events=10, predicted=9.0, predicted_squares=8.1)
+    sums = TrafficSums(events=10, predicted=9.0)
     with pytest.raises(ValueError, match="no event"):
         live_agreement_by_kind([])
     for predicted in (-0.1, 1.1, math.nan):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -216,3 +217,14 @@ def test_an_impossible_probability_is_refused(probability: float) -> None:
     broken = dataclasses.replace(items[0], inclusion_probability=probability)
     with pytest.raises(ValueError, match="outside"):
         thin([broken, items[1]])
+
+
+def test_the_report_says_when_its_items_were_asked() -> None:
+    first, last = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 9, tzinfo=UTC)
+    moments = [last, first, datetime(2026, 3, 4, tzinfo=UTC), None]
+    items = [
+        dataclasses.replace(item, occurred_at=at)
+        for item, at in zip(held_out_items(4), moments, strict=True)
+    ]
+    assert evaluate(items, say("new", "+++-"), {}, target=0.9).period == (first, last)
+    assert evaluate(held_out_items(4), say("new", "+++-"), {}, target=0.9).period is None

@@ -42,7 +42,6 @@ def test_forced_answers_are_among_the_served_and_apart() -> None:
     assert (found.events, found.served, found.teacher_served, found.forced) == (4, 3, 1, 2)
     assert found.served_sum_f == pytest.approx(1.6)
     assert found.forced_sum_f == pytest.approx(0.7)
-    assert found.forced_sum_f2 == pytest.approx(0.4**2 + 0.3**2)
 
 
 def test_what_is_beyond_reach_counts_in_the_lowest_bin_and_nowhere_as_far() -> None:

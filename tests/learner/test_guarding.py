@@ -10,6 +10,7 @@ from core_samples import make_event
 from operating import LABELS, TASK, Desk, open_desk
 from prometheus_client import CollectorRegistry
 
+from pipelines.guard import Guard
 from pipelines.reach import Reach, Shown
 from pipelines.statistics.coverage import CONFIDENCE_BINS, confidence_bin
 from pipelines.tally import tally
@@ -18,7 +19,7 @@ from service.learner.estimates import Estimates
 from service.learner.guarding import Guarding
 from service.metrics.learner import LearnerMetrics
 from service.sections import TaskSettings
-from storage.guards import Guard, recent_guards
+from storage.guards import last_shift, open_guards, recent_shifts
 from storage.labels import add_labels
 from storage.samples import add_samples
 from storage.traffic import add_traffic
@@ -212,8 +213,23 @@ def test_it_ends_when_the_longer_past_bears_it_and_not_before(watched: Watched) 
     assert watched.published() == APPROVED
     assert watched.gauge("mix") == 0
     with watched.desk.database.snapshot() as tx:
-        (ended,) = recent_guards(tx, 10)
-    assert ended.ended_at is not None
+        assert open_guards(tx) == {}
+        assert recent_shifts(tx, watched.desk.clock(), 10) == [], "over within minutes"
+        assert last_shift(tx, TASK, watched.desk.clock()) is None, "the evidence stays as it was"
+
+
+def test_a_mix_that_stands_is_a_shift_that_later_evidence_counts_from(watched: Watched) -> None:
+    watched.traffic(far=120)
+    (raised,) = watched.look()
+    assert not raised.is_shift(watched.desk.clock())
+    for _ in range(10):
+        watched.traffic(far=120)
+        watched.look()
+    now = watched.desk.clock()
+    assert raised.is_shift(now)
+    with watched.desk.database.snapshot() as tx:
+        assert last_shift(tx, TASK, now) == raised.since
+        assert [one.kind for one in recent_shifts(tx, now, 10)] == ["mix"]
 
 
 def test_a_guard_outlives_the_learner_that_raised_it(watched: Watched) -> None:
@@ -233,6 +249,8 @@ def test_another_champion_is_not_guarded_for_the_one_before(watched: Watched) ->
     assert watched.published() == 0.7
     assert watched.look() == ()
     assert watched.gauge("mix") == 0
+    with watched.desk.database.snapshot() as tx:
+        assert open_guards(tx) == {}, "that of the one before is over"
 
 
 def test_a_champion_that_is_trusted_with_nothing_has_no_guard_to_show(watched: Watched) -> None:

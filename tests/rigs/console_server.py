@@ -12,9 +12,10 @@ import uvicorn
 from operating import TASK, TUNED, Desk, make_history, open_desk
 from starlette.routing import BaseRoute
 
+from pipelines.guard import Guard, GuardKind
 from pipelines.types import Estimate
 from service.console.app import console_app
-from service.operator.status import Figures, Guarded, Progress
+from service.operator.status import Figures, Progress
 from storage.ticks import record_tick
 
 TOKEN = "test-token-of-the-operator"
@@ -130,10 +131,20 @@ def show_guarded(desk: Desk, thresholds: tuple[float | None, float | None] = (0.
         "9 of the last 30 audited answers disagreed.",
         "31% of the newest prompts are beyond its reach.",
     )
-    guards = (
-        Guarded(kind="mix", raised_at=desk.clock(), threshold=thresholds[0], reason=why[0]),
-        Guarded(kind="audits", raised_at=desk.clock(), threshold=thresholds[1], reason=why[1]),
-        Guarded(kind="novel", raised_at=desk.clock(), threshold=0.62, reason=why[2]),
+    kinds: tuple[GuardKind, ...] = ("mix", "audits", "novel")
+    at = desk.clock()
+    guards = tuple(
+        Guard(
+            task=TASK,
+            student="a" * 64,
+            kind=kind,
+            raised_at=at,
+            since=at,
+            threshold=threshold,
+            reason=reason,
+            changed_at=at,
+        )
+        for kind, threshold, reason in zip(kinds, (*thresholds, 0.62), why, strict=True)
     )
     forced = Estimate(value=0.712, low=0.601, high=0.804, n=88)
     before = desk.board.figures(TASK)

@@ -199,7 +199,7 @@ def take_back_the_last_migration(database: Path) -> None:
         now.execute("DROP INDEX samples_by_status")
         for name in ("unsure", "reach"):
             now.execute(f"ALTER TABLE samples DROP COLUMN {name}")
-        for name in ("forced", "forced_sum_f", "forced_sum_f2", "novel", "far_histogram"):
+        for name in ("forced", "forced_sum_f", "novel", "far_histogram"):
             now.execute(f"ALTER TABLE traffic DROP COLUMN {name}")
         now.execute("CREATE INDEX samples_by_status ON samples (status)")
         now.execute("DELETE FROM schema_migrations WHERE name = ?", [last])
