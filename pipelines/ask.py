@@ -29,6 +29,7 @@ class Question:
     task: str
     parameters: dict[str, Any]  # of chat.completions.create
     tokens: int  # upper bound of what the call can use
+    repeat: int = 0  # 0: asked for its label; else asked again, to see whether the answer stays
 
     @property
     def body(self) -> bytes:
@@ -36,7 +37,11 @@ class Question:
 
 
 def ask(
-    event_id: str, messages: tuple[Message, ...], task: Task, policy: TeacherPolicy
+    event_id: str,
+    messages: tuple[Message, ...],
+    task: Task,
+    policy: TeacherPolicy,
+    repeat: int = 0,
 ) -> Question:
     """The question for one event, with its content-addressed key."""
     parameters: dict[str, Any] = {
@@ -50,11 +55,12 @@ def ask(
     # budget reserves has to be a bound.
     content = sum(len(message["content"].encode()) for message in parameters["messages"])
     return Question(
-        key=question_key(task, parameters),
+        key=question_key(task, parameters, repeat),
         event_id=event_id,
         task=task.name,
         parameters=parameters,
         tokens=content + 16 * len(parameters["messages"]) + policy.max_tokens,
+        repeat=repeat,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.decide import verdict_in_words
+from pipelines.decide import ceiling_in_words, verdict_in_words
 from pipelines.recipes import Recipe
 from pipelines.students.families import family_of
 from pipelines.types import Estimate, Evaluation, GateReport, StudentVersion
@@ -40,6 +40,7 @@ class CardFacts:
     evaluated_at: datetime
     size_bytes: int
     latency_ms: float | None
+    ceiling: Estimate | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -209,6 +210,9 @@ def _evaluation(facts: CardFacts) -> Iterator[str]:
             if name in evaluation.agreement
         ],
     )
+    if facts.ceiling is not None:
+        yield ""
+        yield ceiling_in_words(facts.ceiling)
     yield ""
     found = verdict_in_words(gate.verdict, champion=facts.champion)
     yield f"Gate: {found}, candidate {gate.attempt} of the year."

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines.errors import DataDamaged, Refused
-from pipelines.types import Decision, DecisionAction, Evaluation, StudentVersion, Verdict
+from pipelines.statistics.ceiling import reachable
+from pipelines.types import (
+    Decision,
+    DecisionAction,
+    Estimate,
+    Evaluation,
+    StudentVersion,
+    Verdict,
+)
 
 LONGEST_REASON = 2_000
 
@@ -44,6 +52,32 @@ def would_serve_nothing(evaluation: Evaluation) -> str:
         "It would answer nothing by itself: every request still goes to the teacher, because no "
         f"threshold can be certified for {target}{_outlook(evaluation)}."
     )
+
+
+def ceiling_in_words(same: Estimate | None) -> str:
+    """How far the teacher agrees with itself, and what it leaves to reach; empty if unknown."""
+    if same is None:
+        return ""
+    return (
+        f"Asked the same again, the teacher gave the same answer to {_percent(same.value)} of "
+        f"{same.n} prompts ({_percent(same.low)} to {_percent(same.high)}): no student can agree "
+        f"with it more often than {_percent(reachable(same))} over all traffic."
+    )
+
+
+def above_ceiling(target: float, same: Estimate | None) -> str:
+    """What it means where more is promised than the teacher agrees with itself; else empty."""
+    if same is None or same.high >= target:
+        return ""
+    return (
+        f"The target of {_percent(target)} is more than the teacher agrees with itself. "
+        f"{ceiling_in_words(same)} Only prompts on which the teacher is steadier than that can be "
+        "served. Lower the target, or make the teacher steadier (instructions, temperature)."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _outlook(evaluation: Evaluation) -> str:

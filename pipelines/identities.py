@@ -40,12 +40,15 @@ def prompt_version(task: Task) -> str:
     return sha256(canonical(parts)).hexdigest()[:12]
 
 
-def question_key(task: Task, parameters: dict[str, Any]) -> str:
+def question_key(task: Task, parameters: dict[str, Any], repeat: int = 0) -> str:
     """Under which an answer of the teacher is remembered: the same key is never paid twice.
 
-    `parameters` are those of the call, of `chat.completions.create`.
+    `parameters` are those of the call, of `chat.completions.create`. `repeat`: which of
+    the times it is that the same question is asked again on purpose; 0: the first.
     """
-    identity = {"prompt_version": prompt_version(task), "parameters": parameters}
+    identity: dict[str, Any] = {"prompt_version": prompt_version(task), "parameters": parameters}
+    if repeat:
+        identity["repeat"] = repeat
     return sha256(canonical(identity)).hexdigest()
 
 

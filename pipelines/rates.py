@@ -12,10 +12,16 @@ from typing import Final, Literal
 
 from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS, SamplingPolicy, next_learning_scale
 
-Purse = Literal["audit", "held_out", "learning"]
+Purse = Literal["audit", "held_out", "repeat", "learning"]
 
-# Of the calls that a day's label budget pays for.
-PURSES: Final[Mapping[Purse, float]] = {"audit": 0.2, "held_out": 0.2, "learning": 0.6}
+# Of the calls that a day's label budget pays for. `repeat`: the same question again, which tells
+# how far the teacher agrees with itself.
+PURSES: Final[Mapping[Purse, float]] = {
+    "audit": 0.2,
+    "held_out": 0.2,
+    "repeat": 0.05,
+    "learning": 0.55,
+}
 EVIDENCE: Final[Mapping[str, Purse]] = {"audit": "audit", "held_out": "held_out"}
 LEAST_RATE = 2.0**-24
 # A rate rises only where this share of its purse would pay for it: traffic is never quite even.

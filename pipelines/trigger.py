@@ -40,6 +40,7 @@ class TriggerState:
     failures_in_a_row: int = 0
     labels_per_day: float = 0.0  # as they came lately, on the training side
     groups_per_day: float = 0.0
+    to_ask_again: int = 0  # questions that show how far the teacher agrees with itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ def _first_student(state: TriggerState, policy: TriggerPolicy) -> Due | NotDue:
             f"A first student needs {policy.min_groups} held-out groups to be judged on; "
             f"there are {state.held_out_groups}"
             f"{_expected(policy.min_groups - state.held_out_groups, state.groups_per_day)}."
+        )
+    if state.to_ask_again:
+        return NotDue(
+            f"Before a first student is judged the teacher is asked {state.to_ask_again} questions "
+            "again, to see how far it agrees with itself."
         )
     return Due(
         f"A first student: {state.labels} labels and {state.held_out_groups} held-out groups."

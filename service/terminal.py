@@ -65,6 +65,8 @@ def report_lines(detail: Data) -> Iterator[str]:
     yield from table(
         (), [(f"  {name}", estimate(value)) for name, value in evaluation["agreement"].items()]
     )
+    if detail["ceiling"]:
+        yield detail["ceiling"]
     yield ""
     found = verdict_in_words(gate["verdict"], champion=report["champion"])
     yield f"Gate: {found} (candidate {gate['attempt']} of the year)"
@@ -100,6 +102,22 @@ def dead_letters_lines(letters: Sequence[Data]) -> Iterator[str]:
         yield "No dead letters."
         return
     yield from table(("record", "received", "", "reason"), rows)
+
+
+def parked_lines(found: Sequence[Data]) -> Iterator[str]:
+    rows = [
+        (
+            printable(one["event_id"], 40),
+            one["first"],
+            one["second"] or "no label",
+            printable(one["text"], 60),
+        )
+        for one in found
+    ]
+    if not rows:
+        yield "The teacher contradicts itself about no prompt."
+        return
+    yield from table(("event", "first answer", "second answer", "prompt"), rows)
 
 
 def unknown_lines(held: Sequence[Data]) -> Iterator[str]:
@@ -164,8 +182,15 @@ def _task_lines(task: Data) -> Iterator[str]:
         f"  agreement of what it served {estimate(figures['served_agreement'])}, trusted coverage "
         f"{estimate(figures['trusted_coverage'])}"
     )
+    if missing := figures.get("served_missing"):
+        yield (
+            f"  {missing['count']:,} audits without a label yet: all wrong, the interval begins at "
+            f"{percent(missing['worst'])}; all right, it ends at {percent(missing['best'])}"
+        )
     if forced := figures.get("forced_share"):
         yield f"  {forced:.1%} of the last day's requests were answered unsure, nobody to ask"
+    if task["ceiling"]:
+        yield f"  {task['ceiling']}"
     yield (
         f"  labels: {figures['labels_bought']:,} bought, {figures['labels_given']:,} given; "
         f"spent today {figures['spend_today']:.2f} of {figures['budget_today']:.2f}, "

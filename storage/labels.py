@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipelines.curate import LabelledSample
+from pipelines.label import OUTSIDE
 from pipelines.rates import Purse, purse_of
 from pipelines.types import Example, Label, Message, SampleReason, Side
 from storage.database import (
@@ -33,14 +34,28 @@ UPDATE samples SET status = 'labelled', failure = NULL
 WHERE event_id IN (SELECT unnest($event_ids)) AND status <> 'expired'
 """
 
+# A teacher that contradicts itself about a prompt trains nobody with it until a person decides.
+# On the held-out side its first answer stays: the second was asked of some only. There also a
+# prompt whose answer was no label counts, with none: whatever a student says to it is not what the
+# teacher said, and to leave it out would count it as average.
 SELECT_LABELLED = """
 SELECT
     s.event_id, s.text, l.label, s.group_id, s.side, l.weight, s.user_key, s.reason, s.messages,
-    s.segment, s.held_out_pi, s.occurred_at
+    s.segment, s.held_out_pi, s.occurred_at, s.sampled_at
 FROM samples s JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
     AND l.label IN (SELECT unnest($labels))
-ORDER BY s.sampled_at, s.event_id
+    AND NOT (s.side = 'training' AND l.source <> 'correction' AND EXISTS (
+        FROM votes v WHERE v.event_id = s.event_id AND v.label IS DISTINCT FROM v.first
+    ))
+UNION ALL
+SELECT
+    event_id, text, '', group_id, side, 1.0, user_key, reason, messages, segment, held_out_pi,
+    occurred_at, sampled_at
+FROM samples
+WHERE task = $task AND status = 'failed' AND failure = $outside AND sampled_at <= $cut_off
+    AND side = 'held_out' AND held_out_pi IS NOT NULL
+ORDER BY sampled_at, event_id
 """
 
 SELECT_LABELS_OF = """
@@ -60,14 +75,16 @@ WHERE l.task = ?
 """
 
 # Audited events that a student assessed, with its verdict where the label has come: what live
-# agreement rests on.
+# agreement rests on. Where the teacher gave no label the student has not said what it said.
 SELECT_AUDITED = """
-SELECT s.occurred_at, s.confidence, s.audit_pi, s.student_label = l.label,
+SELECT s.occurred_at, s.confidence, s.audit_pi,
+    coalesce(s.student_label = l.label, CASE WHEN s.failure = $outside THEN false END),
     CASE WHEN s.served_by = 'student' AND s.unsure <> '' THEN 'forced' ELSE s.served_by END
 FROM samples s LEFT JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.student_version = $version AND s.audit_pi IS NOT NULL
     AND s.occurred_at >= $since AND s.occurred_at < $until
-ORDER BY l.labelled_at NULLS LAST, s.event_id
+ORDER BY coalesce(l.labelled_at, CASE WHEN s.failure = $outside THEN s.sampled_at END) NULLS LAST,
+    s.event_id
 """
 
 # Audits within the student's reach, in the order in which their labels came: what a promise is
@@ -121,10 +138,13 @@ GROUP BY s.reason
 """
 
 SELECT_SPEND = """
-SELECT
-    coalesce(sum(cost), 0), count(*),
-    coalesce(sum(prompt_tokens + completion_tokens), 0)
-FROM labels WHERE source = 'bought' AND task = $task AND labelled_at >= $since
+SELECT coalesce(sum(cost), 0), count(*), coalesce(sum(tokens), 0)
+FROM (
+    SELECT cost, prompt_tokens + completion_tokens AS tokens FROM labels
+    WHERE source = 'bought' AND task = $task AND labelled_at >= $since
+    UNION ALL
+    SELECT cost, tokens FROM votes WHERE task = $task AND voted_at >= $since
+)
 """
 
 SELECT_MEAN_COST = """
@@ -222,9 +242,8 @@ def labelled_samples(
     tx: Cursor, task: str, labels: Sequence[str], cut_off: datetime
 ) -> list[LabelledSample]:
     """Everything labelled up to the cut-off with one of the task's labels, oldest first."""
-    rows = tx.execute(
-        SELECT_LABELLED, {"task": task, "labels": list(labels), "cut_off": to_db_time(cut_off)}
-    ).fetchall()
+    values = {"task": task, "labels": list(labels), "cut_off": to_db_time(cut_off)}
+    rows = tx.execute(SELECT_LABELLED, {**values, "outside": OUTSIDE}).fetchall()
     return [
         LabelledSample(
             Example(
@@ -261,6 +280,7 @@ def audited(tx: Cursor, task: str, version: str, since: datetime, until: datetim
             "version": version,
             "since": to_db_time(since),
             "until": to_db_time(until),
+            "outside": OUTSIDE,
         },
     ).fetchall()
     return [Audited(*row) for row in rows]

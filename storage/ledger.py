@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -59,6 +59,7 @@ class Call:
     attempts: int  # how often an intent was written
     detail: str = ""
     reply_digest: str = ""  # SHA-256 of the reply, once received
+    repeat: int = 0  # 0: the label of its event; else the same question, asked again on purpose
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,12 +96,20 @@ class Ledger:
             return self._days.setdefault(_day(moment), DaySpend())
 
     def intend(
-        self, key: str, *, event_id: str, request: bytes, reserve: Amounts, now: datetime
+        self,
+        key: str,
+        *,
+        event_id: str,
+        request: bytes,
+        reserve: Amounts,
+        now: datetime,
+        repeat: int = 0,
     ) -> None:
         """On disk before the call is sent. Raises `ValueError` for a call that may not be sent."""
+        about = {"event_id": event_id, **({"repeat": repeat} if repeat else {})}
         with self._lock:
             self._keep_body(key, "request", request)
-            self._append(key, "intent", now, event_id=event_id, amounts=reserve, body=request)
+            self._append(key, "intent", now, about=about, amounts=reserve, body=request)
 
     def receive(self, key: str, *, reply: bytes, spent: Amounts, now: datetime) -> None:
         """On disk before the answer is used; from here on it is never bought again."""
@@ -167,7 +176,7 @@ class Ledger:
         step: Step,
         now: datetime,
         *,
-        event_id: str = "",
+        about: Mapping[str, Any] | None = None,
         amounts: Amounts | None = None,
         detail: str = "",
         body: bytes = b"",
@@ -175,9 +184,7 @@ class Ledger:
         before = self._calls.get(key)
         if step not in NEXT[before.step if before else ""]:
             raise ValueError(f"call {key[:12]} is {before.step if before else 'new'}, not {step}")
-        line: dict[str, Any] = {"key": key, "step": step, "at": now.isoformat()}
-        if event_id:
-            line["event_id"] = event_id
+        line: dict[str, Any] = {"key": key, "step": step, "at": now.isoformat(), **(about or {})}
         if amounts is not None:
             line |= {"tokens": amounts.tokens, "money": amounts.money}
         if body:
@@ -232,6 +239,7 @@ class Ledger:
             attempts=(before.attempts if before else 0) + (step == "intent"),
             detail=line.get("detail", ""),
             reply_digest=line.get("sha256", "") if step == "received" else "",
+            repeat=line.get("repeat", before.repeat if before else 0),
         )
         self._calls[key] = call
         self._settle(call)

@@ -11,7 +11,7 @@ import msgspec
 from pipelines.card import CardFacts, model_card
 from pipelines.errors import ArtifactDamaged
 from pipelines.recipes import Recipe
-from pipelines.types import Evaluation, GateReport, StudentVersion
+from pipelines.types import Estimate, Evaluation, GateReport, StudentVersion
 from pipelines.work import GOLDEN_FILE
 from storage.artifacts import Artifact, Artifacts
 
@@ -39,6 +39,8 @@ class Report:
     train_seconds: float
     size_bytes: int
     latency_ms: float | None = None
+    refused: int = 0  # held-out items to which the teacher's answer was no label: nobody is right
+    ceiling: Estimate | None = None  # how often the teacher says the same when asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,7 @@ def write_card(
             evaluated_at=report.evaluated_at,
             size_bytes=report.size_bytes,
             latency_ms=report.latency_ms,
+            ceiling=report.ceiling,
         )
     )
     (scratch / CARD_FILE).write_text(card, encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.rates import PURSES, Purse
+from pipelines.rates import Purse
 from pipelines.types import Message, Sample
 from storage.database import Cursor, first_row, from_db_time_or_none, to_db_time
 
@@ -74,6 +74,8 @@ WHERE status IN ('pending', 'failed') AND sampled_at < ?
 """
 DELETE_OLD_LABELLED = "DELETE FROM samples WHERE status = 'labelled' AND sampled_at < ?"
 
+OF_SAMPLES: tuple[Purse, ...] = ("audit", "held_out", "learning")
+
 
 class PendingSample(NamedTuple):
     """What the teacher is to be asked."""
@@ -130,7 +132,7 @@ def pending_samples(
     `left`: how many labels each purse still pays for today; None: nobody pays.
     """
     values: dict[str, object] = {"tasks": list(tasks), "limit": limit}
-    for purse in PURSES:
+    for purse in OF_SAMPLES:
         values[purse] = left[purse] if left else limit
     rows = tx.execute(SELECT_PENDING, values).fetchall()
     return [

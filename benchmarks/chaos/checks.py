@@ -111,20 +111,27 @@ def check_events(logs: Logs, topic: OnTopic, stored: Stored) -> dict[str, float]
 
 
 def check_money(logs: Logs, data: Path, kills: Sequence[Kill], concurrency: int) -> dict[str, Any]:
-    """Each text is asked for once in a run, so two bills for one are a double purchase."""
+    """Each text is asked for once in a run, and at most once more on purpose: any other bill for
+    one is a double purchase."""
     bills = Counter(
         json.loads(line)["messages_sha256"] for line in logs.billing.read_text().splitlines()
     )
     steps: dict[str, str] = {}
+    again: set[str] = set()
     for line in (data / "ledger" / "ledger.jsonl").read_bytes().splitlines():
         checksum, _, body = line.partition(b" ")
         assert checksum == b"%08x" % crc32(body), "the ledger does not match its checksums"
         step = json.loads(body)
         steps[step["key"]] = step["step"]
+        again |= {step["key"]} if step.get("repeat") else set()
     last = Counter(steps.values())
     deaths = sum(kill.victim in ("learner", "supervisor") for kill in kills)
     return {
-        "answers_bought_twice": sum(count - 1 for count in bills.values()),
+        "answers_bought_twice": max(
+            sum(count - 1 for count in bills.values())
+            - sum(steps[key] in ("received", "unknown") for key in again),
+            sum(max(0, count - 2) for count in bills.values()),
+        ),
         "answers_bought": last["received"],
         "unknown_outcomes": last["unknown"],
         "unknown_outcomes_at_most": deaths * concurrency,

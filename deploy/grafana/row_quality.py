@@ -60,6 +60,14 @@ def quality() -> list[Panel]:
             steps=((None, GREEN), (0.01, ORANGE)),
             span=12,
         ),
+        dashed(_self_agreement(), "target"),
+        graph(
+            "Parked prompts",
+            "The teacher gave two different answers: nobody is trained with them until a person "
+            "says what is right (`flywheel parked list`).",
+            Query(f"flywheel_labels_parked{{{TASK}}}", "parked"),
+            span=12,
+        ),
         graph(
             "Feedback",
             "Verdicts that apps reported, since each gateway's start. Many bad ones with a high "
@@ -68,6 +76,26 @@ def quality() -> list[Panel]:
             span=12,
         ),
     ]
+
+
+def _self_agreement() -> Panel:
+    def line(bound: str) -> str:
+        return f'flywheel_teacher_self_agreement{{{TASK},bound="{bound}"}}'
+
+    panel = graph(
+        "The teacher's agreement with itself",
+        "How often it says the same when it is asked again: the ceiling of every agreement. Whole "
+        "band below the target: lower the target, or make the teacher steadier.",
+        Query(line("value"), "the same again"),
+        Query(line("low"), "low"),
+        Query(line("high"), "high"),
+        Query(f"flywheel_agreement_target{{{TASK}}}", "target"),
+        unit="percentunit",
+        floor=None,
+        ceiling=1,
+        span=12,
+    )
+    return with_band(panel, "low", "high")
 
 
 def _agreement(scope: str, title: str, about: str) -> Panel:

@@ -11,7 +11,7 @@ SECTIONS = {
     "See": ("status", "versions", "show", "export", "open"),
     "Decide": ("approve", "reject", "rollback"),
     "Steer": ("train", "pause", "resume"),
-    "Sort out": ("dead-letters", "unknown"),
+    "Sort out": ("dead-letters", "unknown", "parked"),
     "Look after": ("doctor", "backup", "restore", "rebuild"),
 }
 

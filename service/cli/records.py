@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from service.cli.help import examples
-from service.cli.root import AsJson, chosen, dead_letters, show_found, unknown
+from service.cli.names import only_task
+from service.cli.root import AsJson, TaskName, chosen, dead_letters, parked, show_found, unknown
 
 
 @dead_letters.command("list")
@@ -50,3 +51,22 @@ def drop(key: str) -> None:
     """Never ask again for this one."""
     chosen.client().post("unknown-outcomes", key, "drop")
     print("It is dropped.")
+
+
+@parked.command("list")
+def list_parked(task: TaskName = None, as_json: AsJson = False) -> None:
+    """Prompts to which the teacher gave two different answers. They train no student."""
+    from service.terminal import parked_lines
+
+    client = chosen.client()
+    found = client.get("tasks", task or only_task(client), "parked")
+    show_found(found, parked_lines, as_json)
+
+
+@parked.command("settle", epilog=examples("flywheel parked settle app-17 refund"))
+def settle(event_id: str, label: str, task: TaskName = None) -> None:
+    """Say what is right. Your word goes before the teacher's."""
+    client = chosen.client()
+    said = {"event_id": event_id, "label": label}
+    client.post("tasks", task or only_task(client), "parked", body=said)
+    print(f"{event_id} is {label}.")

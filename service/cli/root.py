@@ -26,8 +26,10 @@ app = typer.Typer(
 )
 dead_letters = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 unknown = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+parked = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(dead_letters, name="dead-letters", help="Records that could not be read.")
 app.add_typer(unknown, name="unknown", help="Teacher calls that may have been paid for.")
+app.add_typer(parked, name="parked", help="Prompts on which the teacher contradicts itself.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

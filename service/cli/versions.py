@@ -81,6 +81,13 @@ def approve(
             "--serves-nothing", help="Approve one that answers nothing by itself, knowing it."
         ),
     ] = False,
+    above_ceiling: Annotated[
+        bool,
+        typer.Option(
+            "--above-ceiling",
+            help="Approve one whose target is above what the teacher agrees with itself.",
+        ),
+    ] = False,
 ) -> None:
     """Let a version serve. Default: the one that waits. Shows its report and asks first."""
     from service.terminal import report_lines
@@ -92,12 +99,19 @@ def approve(
         print(line)
     if not found["version"]["can_approve"]:
         raise Refused(f"{name}-v{number} cannot be approved: {found['version']['sentence']}")
-    nothing = found["version"]["serves_nothing"]
-    if nothing and not serves_nothing:
-        raise Refused(f"{name}-v{number} needs --serves-nothing to be approved. {nothing}")
+    for option, told, said in (
+        ("--serves-nothing", found["version"]["serves_nothing"], serves_nothing),
+        ("--above-ceiling", found["version"]["above_ceiling"], above_ceiling),
+    ):
+        if told and not said:
+            raise Refused(f"{name}-v{number} needs {option} to be approved. {told}")
     if not yes:
         typer.confirm(f"Approve {name}-v{number}?", abort=True)
-    seen = {"report": found["version"]["report"], "serves_nothing": serves_nothing}
+    seen = {
+        "report": found["version"]["report"],
+        "serves_nothing": serves_nothing,
+        "above_ceiling": above_ceiling,
+    }
     client.post("tasks", name, "versions", str(number), "approve", body=seen)
     print(f"{name}-v{number} is approved and published.")
 

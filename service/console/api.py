@@ -28,15 +28,24 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class ApproveBody(BaseModel):
     """The report that was looked at: the approval holds for this content only.
 
-    `serves_nothing` says to know that a version without a threshold answers nothing by itself.
+    `serves_nothing` says to know that a version without a threshold answers nothing by itself,
+    `above_ceiling` that more is promised than the teacher agrees with itself.
     """
 
     report: str = Field(pattern="^[0-9a-f]{64}$")
     serves_nothing: bool = False
+    above_ceiling: bool = False
 
 
 class ReasonBody(BaseModel):
     reason: str
+
+
+class SettleBody(BaseModel):
+    """What is right for a prompt on which the teacher contradicts itself."""
+
+    event_id: str
+    label: str
 
 
 class RollbackBody(BaseModel):
@@ -73,6 +82,8 @@ class OperatorApi:
             ("POST", "/tasks/{task}/versions/{number}/reject", self.reject),
             ("POST", "/tasks/{task}/rollback", self.rollback),
             ("POST", "/tasks/{task}/train", self.train),
+            ("GET", "/tasks/{task}/parked", self.parked),
+            ("POST", "/tasks/{task}/parked", self.settle_label),
             ("POST", "/jobs/{job}/pause", self.pause),
             ("POST", "/jobs/{job}/resume", self.resume),
             ("GET", "/dead-letters", self.dead_letters),
@@ -130,6 +141,7 @@ class OperatorApi:
             report=body.report,
             operator=request.state.operator,
             serves_nothing=body.serves_nothing,
+            above_ceiling=body.above_ceiling,
         )
         return as_json(done)
 
@@ -171,6 +183,16 @@ class OperatorApi:
         """Put it back onto the topic, as it came."""
         self._operations.replay(topic, partition, offset, operator=request.state.operator)
         return as_json({"replayed": f"{topic}/{partition}/{offset}"})
+
+    def parked(self, task: str) -> Response:
+        """Prompts on which the teacher contradicts itself: they train nobody."""
+        return as_json([one._asdict() for one in self._operations.parked(task)])
+
+    def settle_label(self, request: Request, task: str, body: SettleBody) -> Response:
+        """A person's word for one of them."""
+        operator = request.state.operator
+        self._operations.settle_label(task, body.event_id, body.label, operator=operator)
+        return as_json({"settled": body.event_id})
 
     def unknown_outcomes(self) -> Response:
         """Teacher calls that were sent and never answered."""

@@ -37,6 +37,7 @@ DONE = {
     "resumed": "Running again.",
     "training": "Training was asked for.",
     "replayed": "The record is back on the topic.",
+    "settled": "Your word counts from the next training on.",
     "released": "The teacher will be asked again.",
     "dropped": "Dropped. The teacher will not be asked again.",
 }
@@ -92,6 +93,8 @@ class Pages:
             ("GET", "/", self.overview),
             ("GET", "/tasks/{task}/versions", self.versions),
             ("GET", "/tasks/{task}/versions/{number}", self.version),
+            ("GET", "/tasks/{task}/parked", self.parked),
+            ("POST", "/tasks/{task}/parked", self.settle_label),
             ("GET", "/activity", self.activity),
             ("GET", "/dead-letters", self.dead_letters),
             ("GET", "/unknown-outcomes", self.unknown_outcomes),
@@ -126,6 +129,16 @@ class Pages:
     ) -> Response:
         detail = self._operations.show(task, number)
         return self._page(request, "version.html", detail=detail, problem=problem, reason=reason)
+
+    def _parked_page(self, request: Request, task: str, problem: str = "") -> Response:
+        return self._page(
+            request,
+            "parked.html",
+            task=task,
+            parked=self._operations.parked(task),
+            labels=self._settings.tasks[task].labels,
+            problem=problem,
+        )
 
     def _versions_page(self, request: Request, task: str, problem: str = "") -> Response:
         found, reigns = self._operations.versions(task), self._operations.champions(task)
@@ -173,6 +186,22 @@ class Pages:
         held = self._operations.unknown_outcomes()
         return self._page(request, "unknown_outcomes.html", held=held, problem="")
 
+    def parked(self, request: Request, task: str) -> Response:
+        return self._parked_page(request, task)
+
+    async def settle_label(self, request: Request, task: str) -> Response:
+        form, operator = await _posted(request), request.state.operator
+
+        def act() -> Response:
+            event_id, label = form.get("event_id", ""), form.get("label", "")
+            try:
+                self._operations.settle_label(task, event_id, label, operator=operator)
+            except FlywheelError as error:
+                return _conflict(self._parked_page(request, task, str(error)))
+            return _see(f"/tasks/{task}/parked", "settled")
+
+        return await run_in_threadpool(act)
+
     async def approve(self, request: Request, task: str, number: int) -> Response:
         form, operator = await _posted(request), request.state.operator
 
@@ -184,6 +213,7 @@ class Pages:
                     report=form.get("report", ""),
                     operator=operator,
                     serves_nothing="serves_nothing" in form,
+                    above_ceiling="above_ceiling" in form,
                 )
             except FlywheelError as error:
                 return _conflict(self._version_page(request, task, number, str(error)))

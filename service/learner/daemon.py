@@ -30,6 +30,7 @@ from service.learner.jobs import Jobs, Parts
 from service.learner.leases import LeaseBook
 from service.learner.regression import Regression
 from service.learner.relabel import Relabel
+from service.learner.repeats import Repeats
 from service.learner.retention import Retention
 from service.learner.sampling import Sampling
 from service.learner.teacher import Teacher
@@ -178,6 +179,15 @@ class Learner:
                 now=self._now,
                 stop=self._stop,
             ),
+            repeats=Repeats(
+                budget=settings.budget,
+                database=self._database,
+                ledger=self._ledger,
+                teacher=teacher,
+                tasks=self._tasks,
+                now=self._now,
+                stop=self._stop,
+            ),
             regression=Regression(
                 database=self._database,
                 settings=settings.rollback,
@@ -202,6 +212,7 @@ class Learner:
             metrics=self._metrics,
             board=self._board,
             start_training=start_training,
+            to_ask_again=self._parts.repeats.waiting,
             now=self._now,
         )
 

@@ -1,6 +1,7 @@
 """Whether a training is due: what the database knows, put to the trigger."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from pipelines.checks import groups_needed
@@ -27,10 +28,19 @@ class Trigger:
         self._settings = settings
         self._now = now
 
-    def due(self, task: str, figures: Figures, counts: LabelCounts, *, asked: bool) -> Due | NotDue:
+    def due(
+        self,
+        task: str,
+        figures: Figures,
+        counts: LabelCounts,
+        *,
+        asked: bool,
+        to_ask_again: int = 0,
+    ) -> Due | NotDue:
         """With the reason, either way. `asked`: an operator wishes for it."""
         with self._database.snapshot() as tx:
             state = self._state(tx, task, figures, counts, asked)
+        state = replace(state, to_ask_again=to_ask_again)
         trigger = self._settings.trigger
         return is_retrain_due(
             state,

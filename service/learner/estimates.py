@@ -18,7 +18,7 @@ from pipelines.statistics.estimate import (
 )
 from pipelines.types import Estimate
 from service.metrics.learner import LearnerMetrics
-from service.operator.status import Figures, HistoryPoint
+from service.operator.status import Figures, HistoryPoint, MissingAudits
 from service.settings import Settings
 from storage.database import Cursor, Database
 from storage.decisions import chain
@@ -137,6 +137,7 @@ class Estimates:
             certified_coverage=evaluation.coverage if evaluation else None,
             agreement=_known(overall),
             served_agreement=_known(found.kind("student")) if found else None,
+            served_missing=_missing(found.kind("student")) if found else None,
             forced_agreement=_known(found.kind("forced")) if found else None,
         )
 
@@ -204,10 +205,10 @@ class Estimates:
         threshold = live.champion.threshold
         metrics.threshold.labels(task=task).set(-1 if threshold is None else threshold)
         metrics.certified_coverage.labels(task=task).set(figures.certified_coverage or 0.0)
-        _set_bounds(metrics.coverage, figures.trusted_coverage, task=task)
-        _set_bounds(metrics.agreement, figures.agreement, task=task, scope="assessed")
-        _set_bounds(metrics.agreement, figures.served_agreement, task=task, scope="served")
-        _set_bounds(metrics.agreement, figures.forced_agreement, task=task, scope="forced")
+        set_bounds(metrics.coverage, figures.trusted_coverage, task=task)
+        set_bounds(metrics.agreement, figures.agreement, task=task, scope="assessed")
+        set_bounds(metrics.agreement, figures.served_agreement, task=task, scope="served")
+        set_bounds(metrics.agreement, figures.forced_agreement, task=task, scope="forced")
         metrics.forced_share.labels(task=task).set(figures.forced_share or 0.0)
 
 
@@ -245,7 +246,13 @@ def _known(found: KindAgreement | None) -> Estimate | None:
     return found.estimate if found is not None and found.estimate.n else None
 
 
-def _set_bounds(gauge: Gauge, estimate: Estimate | None, **labels: str) -> None:
+def _missing(found: KindAgreement | None) -> MissingAudits | None:
+    if found is None or not found.unanswered:
+        return None
+    return MissingAudits(count=found.unanswered, worst=found.worst, best=found.best)
+
+
+def set_bounds(gauge: Gauge, estimate: Estimate | None, **labels: str) -> None:
     """Without an estimate there is no number: the last one may be another champion's."""
     for bound in ("value", "low", "high"):
         number = math.nan if estimate is None else getattr(estimate, bound)

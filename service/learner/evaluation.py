@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import cast
@@ -35,6 +36,7 @@ from pipelines.work import (
     AnswerWork,
     Input,
 )
+from service.learner.ceiling import ceiling_of
 from service.learner.looks import departed, new_items
 from service.learner.workshop import Workshop
 from storage.artifacts import Artifact
@@ -143,7 +145,11 @@ class Evaluating:
                 self._facts(version, champion, items, facts),
                 departed(shop.artifacts, past, digest, items),
             )
+            with shop.database.snapshot() as tx:
+                ceiling = ceiling_of(tx, shop.tasks[version.task])
             report = self._report(version, champion, evaluation, gate, facts)
+            refused = sum(not item.label for item in thin(items))
+            report = replace(report, refused=refused, ceiling=ceiling)
             self._publish(version, report, golden, items, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -11,6 +11,7 @@ from service.learner.evaluation import Evaluating
 from service.learner.leases import LeaseBook
 from service.learner.regression import Regression
 from service.learner.relabel import Relabel
+from service.learner.repeats import Repeats
 from service.learner.retention import Retention
 from service.learner.schedule import Schedule
 from service.learner.teacher import Teacher
@@ -31,6 +32,7 @@ class Parts:
     training: Training
     evaluating: Evaluating
     relabel: Relabel
+    repeats: Repeats
     regression: Regression
     retention: Retention
     operations: Operations
@@ -61,7 +63,7 @@ class Jobs:
         when = settings.schedule
         self._schedule = Schedule(
             {
-                "relabel": (when.relabel, parts.relabel.run),
+                "relabel": (when.relabel, self.label),
                 "train": (when.train, self.train),
                 "evaluate": (when.evaluate, self.evaluate),
                 "watch": (when.watch, self.look),
@@ -73,6 +75,12 @@ class Jobs:
             now,
         )
         self.start, self.stop = self._schedule.start, self._schedule.stop
+
+    def label(self) -> JobResult:
+        """New labels first; then what was answered already is asked again."""
+        found = [self._parts.relabel.run(), self._parts.repeats.run()]
+        done = [result for result in found if result.outcome == "done"] or found[:1]
+        return JobResult(done[0].outcome, "; ".join(result.detail for result in done))
 
     def train_soon(self, task: str, reason: str) -> None:
         """Fire the training at once, for this task."""

@@ -29,7 +29,7 @@ BATCH = 64
 BATCHES_PER_TICK = 16
 PURSES_ARE_EMPTY = (
     "their shares of today's label budget are spent (a fifth is for audits, a fifth for held-out "
-    "items, the rest for training data)"
+    "items, a twentieth for asking again, the rest for training data)"
 )
 
 

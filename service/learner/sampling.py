@@ -16,6 +16,7 @@ from storage.labels import LabelCounts, bought_by_purse, mean_bought
 from storage.ledger import Ledger
 from storage.samples import count_by_status
 from storage.traffic import first_minute, window_sums
+from storage.votes import votes_since
 
 PRICED_OVER = timedelta(days=7)  # what a label costs is the average of so long
 
@@ -103,7 +104,9 @@ def left_in_purses(
     """
     bought = bought_by_purse(tx, None, _midnight(now))
     evidence = bought["audit"] + bought["held_out"]
-    spent = {**bought, "learning": ledger.spent_on(now).calls - evidence}
+    again = votes_since(tx, None, _midnight(now))
+    others = ledger.spent_on(now).calls - evidence - again
+    spent = {**bought, "repeat": again, "learning": others}
     purses = _day_budget(tx, budget, now, tasks=1).purses()
     return {purse: max(0, round(purses[purse] - spent.get(purse, 0))) for purse in purses}
 

@@ -18,6 +18,7 @@ from service.learner.teacher_failures import MAX_WAIT_SECONDS, Breaker, Failure,
 from service.sections import BudgetSettings, TeacherSettings
 from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
+from storage.votes import Vote
 
 log = structlog.get_logger()
 
@@ -56,6 +57,19 @@ class Reply:
             completion_tokens=self.completion_tokens,
             cost=self.cost,
             ledger_key=ledger_key or self.question.key,
+        )
+
+    def as_vote(self, first: str, label: str | None, prompt_version: str) -> Vote:
+        """One more answer to the question, beside the first one; None: it was no label."""
+        return Vote(
+            event_id=self.question.event_id,
+            repeat=self.question.repeat,
+            first=first,
+            label=label,
+            prompt_version=prompt_version,
+            tokens=self.prompt_tokens + self.completion_tokens,
+            cost=self.cost,
+            ledger_key=self.question.key,
         )
 
 
@@ -221,6 +235,7 @@ class Teacher:
             question.key,
             event_id=question.event_id,
             request=question.body,
+            repeat=question.repeat,
             reserve=Amounts(tokens=question.tokens, money=money),
             now=self._now(),
         )

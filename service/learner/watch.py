@@ -7,12 +7,14 @@ from datetime import datetime
 
 from pipelines.trigger import Due
 from pipelines.types import Task
+from service.learner.ceiling import with_teacher
 from service.learner.due import Trigger
-from service.learner.estimates import Estimates
+from service.learner.estimates import Estimates, set_bounds
 from service.learner.guarding import Guarding
 from service.learner.sampling import Rates, Sampling
 from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
+from service.operator.status import Figures
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Database
@@ -36,6 +38,7 @@ class Watch:
         metrics: LearnerMetrics,
         board: Board,
         start_training: Callable[[str, str], None],
+        to_ask_again: Callable[[str], int] = lambda task: 0,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
@@ -45,6 +48,7 @@ class Watch:
         self._metrics = metrics
         self._board = board
         self._start_training = start_training
+        self._to_ask_again = to_ask_again
         self._now = now
         self._estimates = Estimates(
             database=database, settings=settings, metrics=metrics, live=board.live_task, now=now
@@ -68,16 +72,29 @@ class Watch:
             guards = self._guarding.look(name)
             now = self._now()
             shifted = any(guard.is_shift(now) for guard in guards)
+            with self._database.snapshot() as tx:
+                figures = with_teacher(tx, self._tasks[name], figures)
             figures = replace(figures, guards=guards, shifted=shifted)
+            self._show_teacher(name, figures)
             self._board.show(name, figures)
             self._rates.adjust(name, counts, shifted=shifted)
-            due = self._trigger.due(name, figures, counts, asked=self._board.take_wish(name))
+            due = self._trigger.due(
+                name,
+                figures,
+                counts,
+                asked=self._board.take_wish(name),
+                to_ask_again=self._to_ask_again(name),
+            )
             self._board.show(name, replace(figures, trigger=due.reason))
             if isinstance(due, Due):
                 self._start_training(name, due.reason)
             reasons.append(f"{name}: {due.reason}")
         self._measure()
         return JobResult("done", " ".join(reasons) or "there are no tasks")
+
+    def _show_teacher(self, task: str, figures: Figures) -> None:
+        set_bounds(self._metrics.teacher_self_agreement, figures.ceiling, task=task)
+        self._metrics.labels_parked.labels(task=task).set(figures.parked)
 
     def _measure(self) -> None:
         metrics, budget = self._metrics, self._settings.budget

@@ -128,6 +128,19 @@ class LearnerMetrics:
             "Teacher calls of which nobody knows whether they were charged.",
             registry=registry,
         )
+        # bound: value | low | high. No agreement with a teacher means more than this.
+        self.teacher_self_agreement = Gauge(
+            "flywheel_teacher_self_agreement",
+            "Share of the questions that the teacher answers the same when it is asked again.",
+            ["task", "bound"],
+            registry=registry,
+        )
+        self.labels_parked = Gauge(
+            "flywheel_labels_parked",
+            "Prompts on which the teacher contradicts itself: nobody is trained with them.",
+            ["task"],
+            registry=registry,
+        )
 
     def _money(self, registry: CollectorRegistry) -> None:
         # kind: calls | tokens | money. Of today (UTC), reserved amounts included.

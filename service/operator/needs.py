@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from pipelines.decide import above_ceiling
 from pipelines.types import BY_ITSELF
 from service.operator.status import HoldReason, JobStatus, Need, TaskStatus, TeacherStatus
 from service.operator.words import counted
@@ -87,8 +88,16 @@ def _approvals(facts: NeedFacts) -> Iterator[Need]:
                 f"{task.task}-v{version.number} waits for your approval",
                 f"/tasks/{task.task}/versions/{version.number}",
                 name=f"approval:{task.task}:{version.student}",
-                text=f"It passed the gate. {version.serves_nothing} Look at its report, then "
-                "approve or reject it.".replace("  ", " "),
+                text=" ".join(
+                    part
+                    for part in (
+                        "It passed the gate.",
+                        version.serves_nothing,
+                        version.above_ceiling,
+                        "Look at its report, then approve or reject it.",
+                    )
+                    if part
+                ),
                 over=f"{task.task}-v{version.number} does not wait any more.",
                 task=task.task,
                 urgent=True,
@@ -109,6 +118,7 @@ def _terms(facts: NeedFacts) -> Iterator[Need]:
 
 def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
     yield from _failed(status, failures.get(status.task, 0))
+    yield from _teacher(status)
     champion = status.champion
     if champion is None:
         return
@@ -148,6 +158,29 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
             f"of {status.target:.1%}. Roll back, or look at what changed.",
             over=f"The live agreement of {status.task} is not below its target any more.",
             task=status.task,
+        )
+
+
+def _teacher(status: TaskStatus) -> Iterator[Need]:
+    """What the teacher itself leaves to a person."""
+    if told := above_ceiling(status.target, status.figures.ceiling):
+        yield _need(
+            "ceiling",
+            f"The target of {status.task} is above what its teacher agrees with itself",
+            "/#teacher",
+            name=f"ceiling:{status.task}",
+            text=told,
+            over=f"The target of {status.task} is within what its teacher agrees with itself.",
+            task=status.task,
+        )
+    if parked := status.figures.parked:
+        yield _need(
+            "parked",
+            f"The teacher of {status.task} contradicts itself about {counted(parked, 'prompt')}",
+            f"/tasks/{status.task}/parked",
+            text="They train no student until somebody says what is right.",
+            task=status.task,
+            told=False,
         )
 
 

@@ -18,7 +18,9 @@ from service.keys import Keys
 from service.metrics.learner import LearnerMetrics
 from service.operator.board import Board
 from service.operator.held_calls import HeldCalls
+from service.operator.letters import Letters
 from service.operator.overview import Overview
+from service.operator.parking import Parking
 from service.operator.publish import publish, show_published, verify_servable
 from service.operator.status import (
     Activity,
@@ -29,22 +31,21 @@ from service.operator.status import (
     Version,
     VersionDetail,
 )
-from service.operator.versions import History, load_history
+from service.operator.versions import History, load_history, refuse_too_much
 from service.settings import Settings
 from service.topics import TopicWriter
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
-from storage.dead_letters import dead_letter, dead_letters, mark_replayed
 from storage.decisions import decisions, read_file, reconcile, record_decision
 from storage.dump import Frozen, freeze
 from storage.ledger import Ledger
 from storage.live import Live, read_live
+from storage.reports import read_report
 from storage.ticks import ALL_JOBS, Tick, is_paused, pause, recent_ticks, resume
 from storage.traffic import all_offsets
+from storage.votes import Parked
 
 log = structlog.get_logger()
-
-REPLAY_TIMEOUT_SECONDS = 10.0
 
 
 class Operations:
@@ -74,15 +75,14 @@ class Operations:
         self._board = board
         self._metrics = metrics
         self._now = now
-        self._open_writer = open_writer
-        self._writer: TopicWriter | None = None  # opened for the first replay
+        self._letters = Letters(database, now, open_writer)
+        self._parking = Parking(database, settings.tasks, now)
         self._file = settings.folder.decisions
         self._held = HeldCalls(database, ledger, now)
         self._overview = Overview(database, artifacts, settings, now, board, ledger)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._letters.close()
 
     def recover(self) -> None:
         """At start: both copies of the decisions agree, and `live.json` says the same."""
@@ -159,9 +159,17 @@ class Operations:
     # What an operator decides.
 
     def approve(
-        self, task: str, number: int, *, report: str, operator: str, serves_nothing: bool = False
+        self,
+        task: str,
+        number: int,
+        *,
+        report: str,
+        operator: str,
+        serves_nothing: bool = False,
+        above_ceiling: bool = False,
     ) -> Decision:
-        """Make a version the champion; `serves_nothing`: knowing that it has no threshold.
+        """Make a version the champion; `serves_nothing`: knowing that it has no threshold;
+        `above_ceiling`: that its target is above what the teacher agrees with itself.
 
         Only where `pipelines.decide.refuse_approval` allows it, and only what verifies byte by
         byte: else raises `Refused` or `ArtifactDamaged`."""
@@ -170,6 +178,8 @@ class Operations:
             chain, judged = history.chain, history.evaluations.get(version.student)
             refuse_approval(chain, version, history.versions, judged, report, serves_nothing)
             verify_servable(self._artifacts, version, report)
+            if not above_ceiling:
+                refuse_too_much(version, read_report(self._artifacts, report))
             decision = self._record(tx, "approve", version, report, operator, "")
         return self._decided(decision, version)
 
@@ -236,13 +246,9 @@ class Operations:
                     f"the whole learner is paused; `flywheel resume` lifts that ({job} too)"
                 )
         if not lifted:
-            raise Refused(
-                f"{'nothing' if job == ALL_JOBS else job} is paused"
-                if job == ALL_JOBS
-                else f"{job} is not paused"
-            )
+            raise Refused("nothing is paused" if job == ALL_JOBS else f"{job} is not paused")
         log.info("job_resumed", jobs=lifted, operator=operator)
-        self._overview.forget()
+        self.note_change()
 
     def request_train(self, task: str, *, operator: str) -> None:
         """Ask for a training run without waiting for its schedule."""
@@ -258,20 +264,24 @@ class Operations:
     # What could not be processed by itself.
 
     def dead_letters(self, limit: int = 100, *, pending_only: bool = False) -> list[DeadLetter]:
-        with self._database.snapshot() as tx:
-            return dead_letters(tx, limit=limit, pending_only=pending_only)
+        return self._letters.list(limit, pending_only=pending_only)
 
     def replay(self, topic: str, partition: int, offset: int, *, operator: str) -> None:
-        """Put a dead letter back on the topic, as it came. Marked only once it is durable."""
-        letter = self._find_letter(topic, partition, offset)
-        if letter.payload is None:
-            raise Refused("the record was empty; there is nothing to replay")
-        writer = self._writer = self._writer or self._open_writer()
-        writer.send(letter.payload, headers=letter.headers)
-        writer.flush(REPLAY_TIMEOUT_SECONDS)
-        with self._database.transaction() as tx:
-            mark_replayed(tx, letter, self._now())
+        """Put a dead letter back on the topic, as it came."""
+        self._letters.replay(topic, partition, offset)
         log.info("dead_letter_replayed", partition=partition, offset=offset, operator=operator)
+        self._overview.forget()
+
+    def parked(self, task: str) -> list[Parked]:
+        """Prompts on which the teacher contradicts itself."""
+        self._check_task(task)
+        return self._parking.list(task)
+
+    def settle_label(self, task: str, event_id: str, label: str, *, operator: str) -> None:
+        """Say what is right where the teacher contradicts itself."""
+        self._check_task(task)
+        self._parking.settle(task, event_id, label)
+        log.info("label_settled", task=task, event_id=event_id, operator=operator)
         self._overview.forget()
 
     def unknown_outcomes(self) -> list[UnknownOutcome]:
@@ -380,21 +390,11 @@ class Operations:
             ) from error
         return decision
 
-    def _find_letter(self, topic: str, partition: int, offset: int) -> DeadLetter:
-        with self._database.snapshot() as tx:
-            found = dead_letter(tx, topic, partition, offset)
-        if found is None:
-            raise Refused(f"there is no dead letter at {topic}/{partition}/{offset}")
-        if found.replayed_at is not None:
-            raise Refused(f"the dead letter at {topic}/{partition}/{offset} was replayed already")
-        return found
-
     def _check_task(self, task: str) -> None:
         if task not in self._settings.tasks:
             known = ", ".join(self._settings.tasks) or "none"
             raise Refused(f"there is no task {task}; the settings have: {known}")
 
     def _check_job(self, job: str) -> None:
-        jobs = self._board.next_ticks
-        if job != ALL_JOBS and job not in jobs:
+        if job not in (ALL_JOBS, *(jobs := self._board.next_ticks)):
             raise Refused(f"there is no job {job}; there are: {', '.join(sorted(jobs))}, all")

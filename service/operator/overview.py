@@ -9,6 +9,7 @@ from threading import Lock
 
 import structlog
 
+from pipelines.decide import ceiling_in_words
 from pipelines.errors import ArtifactDamaged, Refused
 from pipelines.statistics.certify import items_needed
 from service.operator.activity import recent_activity
@@ -134,13 +135,15 @@ class Overview:
             dataset = dataset_by_digest(tx, found[0].dataset)
             evaluations = evaluations_of(tx, task, found[0].student)
         version = found[0]
+        report = self._read(version.report) if version.report else None
         figures = self._board.figures(task)
         return VersionDetail(
             version=version,
-            report=self._read(version.report) if version.report else None,
+            report=report,
             dataset=dataset,
             teacher_share=None if version.coverage is None else 1 - version.coverage,
             saved_per_day=_saved_per_day(version, figures),
+            ceiling=ceiling_in_words(report.ceiling) if report else "",
             training=training,
             events=became(history, version, evaluations),
         )
@@ -252,6 +255,7 @@ class Overview:
             versions=len(described),
             serving=_serving(champion, figures),
             quality=_quality(champion, figures, settings.target),
+            ceiling=ceiling_in_words(figures.ceiling),
             figures=figures,
             last_run=last_run[0] if last_run else None,
             loop=self._loop(tx, task, present, history, described, figures, last_run),

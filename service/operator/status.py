@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from pipelines.guard import Guard
+from pipelines.statistics.ceiling import TeacherError
 from pipelines.types import Estimate, Verdict
 from storage.datasets import StoredDataset
 from storage.reports import Report
@@ -43,14 +44,27 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissingAudits:
+    """Audits of served answers without a label, and what the agreement could be at most."""
+
+    count: int
+    worst: float  # the interval's lower end, were all of them wrong
+    best: float  # its upper end, were all of them right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """How one task does. Money in the currency of the settings' prices."""
 
     agreement: Estimate | None = None  # over all assessed traffic
     served_agreement: Estimate | None = None  # over what the student served as promised
+    served_missing: MissingAudits | None = None
     forced_agreement: Estimate | None = None  # over what it answered unsure, with nobody to ask
     forced_share: float | None = None  # of the last day's events
     novel_share: float | None = None  # of the last day's assessed events: beyond its reach
+    ceiling: Estimate | None = None  # how often the teacher says the same when asked again
+    teacher_errors: tuple[TeacherError, ...] = ()
+    parked: int = 0  # prompts on which it contradicts itself: they train nobody
     serves_nothing: bool = False  # the champion has no threshold
     guards: tuple[Guard, ...] = ()  # why less is trusted than was approved
     shifted: bool = False  # one of them says that the traffic is another, or the student worse
@@ -145,6 +159,7 @@ class Version:
     decision_reason: str | None = None
     can_approve: bool = False
     serves_nothing: str = ""  # what its approval would mean, where no threshold was certified
+    above_ceiling: str = ""  # or where more is promised than the teacher agrees with itself
     can_reject: bool = False
     can_roll_back: bool = False
 
@@ -181,6 +196,7 @@ class VersionDetail:
     dataset: StoredDataset | None
     teacher_share: float | None  # of all prompts, still asked of the teacher
     saved_per_day: float | None
+    ceiling: str  # a sentence: how far the teacher agrees with itself; empty where unknown
     training: Mapping[str, object]
     events: tuple[VersionEvent, ...] = ()  # oldest first
 
@@ -289,6 +305,7 @@ class TaskStatus:
     versions: int
     serving: str  # a sentence
     quality: str  # a sentence
+    ceiling: str  # a sentence; empty before the teacher was asked again
     figures: Figures
     last_run: TrainingRun | None
     loop: tuple[Step, ...] = ()

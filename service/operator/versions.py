@@ -7,10 +7,12 @@ from pipelines.decide import (
     DECIDED,
     VERDICTS,
     Chain,
+    above_ceiling,
     newest_approved,
     verdict_in_words,
     would_serve_nothing,
 )
+from pipelines.errors import Refused
 from pipelines.types import StudentVersion
 from service.operator.status import Reign, Version, VersionEvent, VersionState
 from service.operator.words import sentence
@@ -131,6 +133,17 @@ def short_name(history: History, student: str) -> str:
     return student[:8]
 
 
+def promises_too_much(report: Report) -> str:
+    """What an approval has to know where the target is above the teacher's own agreement."""
+    return above_ceiling(report.evaluation.threshold.target, report.ceiling)
+
+
+def refuse_too_much(version: StudentVersion, report: Report) -> None:
+    """Raise `Refused` where an operator has to say first that it promises too much."""
+    if told := promises_too_much(report):
+        raise Refused(f"{version.name}: {told} Say that you know it (`above_ceiling`)")
+
+
 def _state(
     history: History, version: StudentVersion, *, newer_waits: bool, newest: bool
 ) -> VersionState:
@@ -186,6 +199,7 @@ def _describe(
         decision_reason=decision.reason if decision else None,
         can_approve=state == "waiting" and report is not None,
         serves_nothing=would_serve_nothing(report.evaluation) if report else "",
+        above_ceiling=promises_too_much(report) if report else "",
         can_reject=state in ("trained", "waiting", "insufficient_evidence", "gate_failed"),
         can_roll_back=state == "approved",
     )
@@ -231,5 +245,7 @@ def _waiting_sentence(report: Report | None) -> str:
     if report is None:
         return "Its report cannot be read, so it cannot be approved. Evaluate it again."
     found = verdict_in_words(report.gate.verdict, champion=report.champion)
-    nothing = would_serve_nothing(report.evaluation)
-    return f"The gate says it is {found}. It waits for your approval. {nothing}".rstrip()
+    told = " ".join(
+        filter(None, (would_serve_nothing(report.evaluation), promises_too_much(report)))
+    )
+    return f"The gate says it is {found}. It waits for your approval. {told}".rstrip()

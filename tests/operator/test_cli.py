@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from console_server import TOKEN, seed, serve
-from operating import TASK, Desk, open_desk
+from operating import BELOW, LABELS, TASK, Desk, open_desk
 
 from pipelines.errors import ExitCode
 from service import cli
@@ -275,6 +275,33 @@ def test_what_would_serve_nothing_needs_to_be_asked_for(flywheel: Flywheel, desk
     served = desk.live().tasks[TASK].champion
     assert served is not None
     assert (served.number, served.threshold) == (6, None)
+
+
+def test_a_target_above_the_ceiling_needs_to_be_asked_for(flywheel: Flywheel, desk: Desk) -> None:
+    desk.evaluate(desk.train(), ceiling=BELOW)
+    there = ("--data-dir", str(desk.folder), "approve", "--yes")
+    refused = flywheel(*there)
+    assert refused.code == ExitCode.REFUSED
+    assert "needs --above-ceiling" in refused.err
+    assert "Asked the same again, the teacher gave the same answer to 88 % of 100 prompts" in (
+        " ".join(refused.err.split())
+    )
+    assert flywheel(*there, "--above-ceiling").code == 0
+
+
+def test_a_parked_prompt_is_listed_and_settled(flywheel: Flywheel, desk: Desk) -> None:
+    desk.park("app-17", "the card was swallowed", LABELS[0], LABELS[1])
+    there = ("--data-dir", str(desk.folder), "parked")
+    listed = flywheel(*there, "list")
+    assert listed.code == 0
+    assert "the card was swallowed" in listed.out
+    wrong = flywheel(*there, "settle", "app-17", "no label of ours")
+    assert wrong.code == ExitCode.REFUSED
+    assert flywheel(*there, "settle", "app-17", LABELS[1]).code == 0
+    assert "contradicts itself about no prompt" in flywheel(*there, "list").out
+    again = flywheel(*there, "settle", "app-17", LABELS[0])
+    assert again.code == ExitCode.REFUSED
+    assert "does not wait" in again.err
 
 
 def test_a_failed_gate_cannot_be_approved(flywheel: Flywheel, desk: Desk) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from console_server import TOKEN, seed, show_guarded
-from operating import TASK, Desk, open_desk
+from operating import BELOW, LABELS, TASK, Desk, open_desk
 from prometheus_client import CollectorRegistry, Counter
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -318,6 +318,39 @@ def test_what_would_serve_nothing_has_a_box_to_tick(
     served = desk.live().tasks[TASK].champion
     assert served is not None
     assert served.number == 6
+
+
+def test_a_target_above_the_ceiling_has_a_box_to_tick(browser: TestClient, desk: Desk) -> None:
+    report = desk.evaluate(desk.train(), ceiling=BELOW)
+    page = f"/tasks/{TASK}/versions/6"
+    shown = browser.get(page).text
+    assert 'name="above_ceiling" required' in shown
+    assert 'name="above_ceiling"' not in browser.get(f"/tasks/{TASK}/versions/5").text
+
+    form = {"report": report}
+    unticked = browser.post(f"{page}/approve", data=form, headers={"Origin": ORIGIN})
+    assert unticked.status_code == 409
+    assert "more than the teacher agrees with itself" in unticked.text
+    browser.post(
+        f"{page}/approve", data={**form, "above_ceiling": "on"}, headers={"Origin": ORIGIN}
+    )
+    served = desk.live().tasks[TASK].champion
+    assert served is not None
+    assert served.number == 6
+
+
+def test_a_parked_prompt_waits_for_a_persons_word(browser: TestClient, desk: Desk) -> None:
+    desk.park("app-17", "the <b>card</b> was swallowed", LABELS[0], LABELS[1])
+    page = f"/tasks/{TASK}/parked"
+    shown = browser.get(page).text
+    assert "the &lt;b&gt;card&lt;/b&gt; was swallowed" in shown
+    form = {"event_id": "app-17", "label": "none of ours"}
+    refused = browser.post(page, data=form, headers={"Origin": ORIGIN})
+    assert refused.status_code == 409
+    assert "is not one of the" in refused.text
+    done = browser.post(page, data={**form, "label": LABELS[1]}, headers={"Origin": ORIGIN})
+    assert done.status_code == 303
+    assert "contradicts itself about no prompt" in browser.get(page).text
 
 
 def test_verbs_reach_operations(client: TestClient, desk: Desk) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+from core_samples import make_event
 from prometheus_client import CollectorRegistry
 
 from pipelines.reach import Shown
@@ -15,11 +16,17 @@ from pipelines.recipes import RecipeName
 from pipelines.types import (
     Check,
     DeadLetter,
+    Draws,
     Estimate,
     Evaluation,
     Flip,
     GateReport,
     Headers,
+    Label,
+    Message,
+    Sample,
+    SampleReason,
+    Side,
     Slice,
     StudentVersion,
     Threshold,
@@ -41,12 +48,15 @@ from storage.datasets import add_dataset
 from storage.dead_letters import add_dead_letters
 from storage.decisions import champion
 from storage.evaluations import StoredEvaluation, add_evaluation, gate_turn
+from storage.labels import add_labels
 from storage.ledger import Amounts, Ledger
 from storage.live import Live, read_live
 from storage.migrate import migrate
 from storage.reports import Golden, Report, write_card, write_report
 from storage.runs import end_run, start_run
+from storage.samples import add_samples
 from storage.versions import add_version, next_number, version_by_digest
+from storage.votes import SECOND, Vote, add_votes
 
 TASK = "support"
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -78,6 +88,10 @@ TUNED = {
     "int8": True,
     "int8_parity": 0.9981,
 }
+
+
+# A teacher that agrees with itself less than any target here.
+BELOW = Estimate(value=0.88, low=0.80, high=0.937, n=100)
 
 
 @dataclass
@@ -230,6 +244,7 @@ class Desk:
         passed: bool = True,
         threshold: float | None = 0.62,
         shown: Shown | None = None,
+        ceiling: Estimate | None = None,
     ) -> str:
         """Evaluate against the present champion; returns the report's digest."""
         now = self.clock()
@@ -247,6 +262,7 @@ class Desk:
             at=now,
             shown=shown,
         )
+        report = replace(report, ceiling=ceiling)
         scratch = self._scratch(f"report-{version.number}-{now:%H%M%S}")
         write_report(scratch, report, self.golden)
         write_card(
@@ -302,6 +318,42 @@ class Desk:
         )
         with self.database.transaction() as tx:
             add_dead_letters(tx, [letter], self.clock())
+
+    def park(self, event_id: str, text: str, first: str, second: str) -> None:
+        """Training data on which the teacher contradicted itself."""
+        now = self.clock()
+        sample = Sample(
+            event=make_event(event_id, occurred_at=now, messages=(Message("user", text),)),
+            text=text,
+            reason=SampleReason.UNCERTAIN,
+            draws=Draws(),
+            group_id=event_id,
+            side=Side.TRAINING,
+            assessment=None,
+            policy_version="p",
+        )
+        label = Label(
+            event_id=event_id,
+            label=first,
+            source="bought",
+            teacher_model="scripted-teacher",
+            prompt_version="1",
+            terms="scripted",
+        )
+        vote = Vote(
+            event_id=event_id,
+            repeat=SECOND,
+            first=first,
+            label=second,
+            prompt_version="1",
+            tokens=1,
+            cost=0.0,
+            ledger_key="k",
+        )
+        with self.database.transaction() as tx:
+            add_samples(tx, [sample], now)
+            add_labels(tx, TASK, [label], now)
+            add_votes(tx, TASK, [vote], now)
 
     def _scratch(self, name: str) -> Path:
         folder = self.folder / "scratch" / name

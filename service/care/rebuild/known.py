@@ -75,7 +75,7 @@ def founders(items: Mapping[str, KnownItem], task: str) -> list[KnownItem]:
 
 def calls_by_event(ledger: Ledger) -> dict[str, Call]:
     """The call that was made for each event: the latest, where a task was described anew."""
-    return {call.event_id: call for call in ledger.calls()}
+    return {call.event_id: call for call in ledger.calls() if not call.repeat}
 
 
 def asked_messages(
@@ -87,7 +87,7 @@ def asked_messages(
         return None
     parameters = json.loads(body)
     for task in tasks:
-        if question_key(task, parameters) == call.key:
+        if question_key(task, parameters, call.repeat) == call.key:
             messages = msgspec.convert(parameters, Asked).messages
             first = messages[0] if messages else None
             ours = first == Message("system", task.instructions) and len(messages) > 1

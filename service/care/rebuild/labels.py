@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipelines.ask import ask
@@ -26,6 +26,7 @@ from storage.database import Database
 from storage.labels import add_labels, labels_of
 from storage.ledger import Call, Ledger
 from storage.samples import PendingSample, add_samples, pending_samples, set_status, tasks_of
+from storage.votes import Vote, add_votes, first_answers
 
 ALL = 2**31 - 1
 NOWHERE = SourceOffset("", -1, -1)  # the topic has it no more
@@ -48,6 +49,7 @@ class Answers:
         self._samples_of_calls()
         self._labels_of_calls()
         self._labels_of_datasets()
+        self._votes_of_calls()
         return counts
 
     def _samples_of_datasets(self) -> None:
@@ -153,6 +155,31 @@ class Answers:
             for (task, at), labels in found.items():
                 self.replay.counts["labels_from_datasets"] += add_labels(tx, task, labels, at)
 
+    def _votes_of_calls(self) -> None:
+        """What was asked again, beside the label that the teacher gave first."""
+        again = [call for call in self.ledger.calls() if call.repeat and call.step == "received"]
+        with self.database.snapshot() as tx:
+            first = first_answers(tx, [call.event_id for call in again])
+        found: defaultdict[tuple[str, datetime], list[Vote]] = defaultdict(list)
+        for call in again:
+            asked = asked_messages(self.ledger, call, list(self.replay.rules.tasks.values()))
+            if asked is None or call.event_id not in first:
+                continue
+            task, messages = asked
+            question = ask(call.event_id, messages, task, self.teacher.policy, call.repeat)
+            try:
+                reply = self.teacher.read(question, self.ledger.reply(call.key))
+            except DataDamaged:
+                self.replay.counts["replies_missing"] += 1
+                continue
+            label = read_label(reply.text, task)
+            vote = reply.as_vote(first[call.event_id], label, prompt_version(task))
+            at = call.at.replace(microsecond=0)
+            found[task.name, at].append(replace(vote, ledger_key=call.key))
+        with self.database.transaction() as tx:
+            for (name, at), votes in sorted(found.items()):
+                add_votes(tx, name, votes, at)
+
     def _sample(
         self, known: Known, task: str, text: str, reason: SampleReason, draws: Draws
     ) -> Sample:
@@ -192,6 +219,8 @@ class Answers:
 
 def _source(item: KnownItem, present: Mapping[str, str]) -> LabelSource | None:
     """None where the label is there already; another one than there is a person's."""
+    if not item.label:  # the teacher's answer was none
+        return None
     if item.event_id not in present:
         return "given"
     return None if present[item.event_id] == item.label else "correction"

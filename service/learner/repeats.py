@@ -1,0 +1,167 @@
+"""Asking again: the teacher about the same question, to see how far it agrees with itself."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import blake2b
+from threading import Event
+
+from pipelines.ask import Question, ask
+from pipelines.errors import TeacherRefused
+from pipelines.identities import prompt_version
+from pipelines.label import read_label
+from pipelines.rates import DAY
+from pipelines.types import Task
+from service.learner.sampling import left_in_purses
+from service.learner.teacher import Reply, Teacher
+from service.sections import BudgetSettings
+from storage.database import Database
+from storage.ledger import Ledger
+from storage.ticks import JobResult
+from storage.votes import (
+    BLIND,
+    SECOND,
+    Repeatable,
+    add_votes,
+    asked_blindly,
+    doubted,
+    to_ask_blindly,
+)
+
+FIRST = 100  # held-out items that are asked about twice before a first student is judged
+OF_AUDITS = 0.02  # of the audits after that
+BATCH = 32
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Repeats:
+    """The one exception to "an answer is never bought again", with a purse of its own.
+
+    Held-out items and audits are asked about again whatever anybody answered: that measures the
+    teacher. What is left in the purse asks about training labels that a student doubts.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        ledger: Ledger,
+        teacher: Teacher,
+        tasks: Mapping[str, Task],
+        budget: BudgetSettings,
+        now: Callable[[], datetime],
+        stop: Event,
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._teacher = teacher
+        self._tasks = tasks
+        self._budget = budget
+        self._now = now
+        self._stop = stop
+        self._in_vain: set[str] = set()  # tasks whose last questions brought no answer
+
+    def run(self) -> JobResult:
+        """One tick, after that of the relabel job: calls of the teacher come one job at a time."""
+        if self._teacher.why_not() or self._stop.is_set():
+            return JobResult("nothing", "nothing was asked again")
+        outcomes: Counter[str] = Counter()
+        for task in self._tasks.values():
+            outcomes.update(self._blindly(task))
+            outcomes.update(self._doubted(task))
+        if not outcomes["same"] and not outcomes["other"]:
+            return JobResult("nothing", "nothing is to be asked again")
+        return JobResult(
+            "done",
+            f"asked again {outcomes.total()} times, and {outcomes['other']} times the teacher gave "
+            "another answer",
+        )
+
+    def waiting(self, name: str) -> int:
+        """How many questions are asked again, as soon as may be, before a first student is judged.
+
+        None that cannot be asked now: no student waits for a teacher that is gone.
+        """
+        if name in self._in_vain or self._teacher.why_not():
+            return 0
+        task = self._tasks[name]
+        known, found = self._known(task, BEGINNING)
+        if known >= FIRST:
+            return 0
+        chosen = [one for one in found if one.held_out][: FIRST - known]
+        replies = [self._teacher.known(self._question(task, one, BLIND)) for one in chosen]
+        askable = sum(reply is None or reply.outcome == "received" for reply in replies)
+        return min(askable, self._left())
+
+    def _blindly(self, task: Task) -> Counter[str]:
+        known, found = self._known(task, BEGINNING)
+        if known < FIRST:
+            chosen = [one for one in found if one.held_out][: FIRST - known]
+        else:
+            _, found = self._known(task, self._now() - DAY)
+            chosen = [one for one in found if _drawn(one.event_id)]
+        return self._ask(task, chosen, BLIND)
+
+    def _known(self, task: Task, since: datetime) -> tuple[int, list[Repeatable]]:
+        """How many were asked again, and what could be, of what was labelled since."""
+        version = prompt_version(task)
+        with self._database.snapshot() as tx:
+            known = asked_blindly(tx, task.name, version)
+            return known, to_ask_blindly(tx, task.name, version, since)
+
+    def _question(self, task: Task, one: Repeatable, repeat: int) -> Question:
+        return ask(one.event_id, one.messages, task, self._teacher.policy, repeat)
+
+    def _doubted(self, task: Task) -> Counter[str]:
+        left = self._left()
+        if not left:
+            return Counter()
+        with self._database.snapshot() as tx:
+            found = doubted(tx, task.name, min(left, BATCH))
+        return self._ask(task, found, SECOND)
+
+    def _left(self) -> int:
+        with self._database.snapshot() as tx:
+            return left_in_purses(tx, self._ledger, self._budget, self._now())["repeat"]
+
+    def _ask(self, task: Task, chosen: Sequence[Repeatable], repeat: int) -> Counter[str]:
+        """Asked and stored in batches. Counts the answers: the same, another, or none."""
+        outcomes: Counter[str] = Counter()
+        for batch in _batches(chosen[: self._left()]):
+            if self._stop.is_set():
+                break
+            replies = self._teacher.answer([self._question(task, one, repeat) for one in batch])
+            found = self._apply(task, batch, replies)
+            outcomes.update(found)
+            if not found["same"] + found["other"]:  # of no use now: the same would come again
+                self._in_vain.add(task.name)
+                break
+            self._in_vain.discard(task.name)
+        return outcomes
+
+    def _apply(
+        self, task: Task, batch: Sequence[Repeatable], replies: Sequence[Reply]
+    ) -> Counter[str]:
+        votes = [
+            reply.as_vote(one.first, read_label(reply.text, task), prompt_version(task))
+            for one, reply in zip(batch, replies, strict=True)
+            if reply.outcome == "received"
+        ]
+        with self._database.transaction() as tx:
+            add_votes(tx, task.name, votes, self._now())
+        for reply in replies:
+            if reply.outcome == "refused":
+                raise TeacherRefused(reply.detail)
+        same = sum(vote.label == vote.first for vote in votes)
+        return Counter(same=same, other=len(votes) - same, none=len(batch) - len(votes))
+
+
+def _drawn(event_id: str) -> bool:
+    """Whether an audit is one of those that are asked about again: the same one at every look."""
+    digest = blake2b(event_id.encode(), person=b"again", digest_size=8).digest()
+    return int.from_bytes(digest, "big") < OF_AUDITS * 2**64
+
+
+def _batches(items: Sequence[Repeatable]) -> Iterator[Sequence[Repeatable]]:
+    for begin in range(0, len(items), BATCH):
+        yield items[begin : begin + BATCH]

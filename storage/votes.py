@@ -1,0 +1,216 @@
+"""Votes: what the teacher said when it was asked the same question again. All SQL about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from pipelines.types import Message
+from storage.database import Cursor, first_row, to_db_time
+
+BLIND = 1  # drawn whatever anybody answered: how far the teacher agrees with itself
+SECOND = 2  # asked because a student doubted the first answer
+
+INSERT_VOTES = """
+INSERT INTO votes
+SELECT
+    unnest($event_id), unnest($repeat), $task, unnest($first), unnest($label),
+    unnest($prompt_version), unnest($tokens), unnest($cost), unnest($ledger_key), $now
+ON CONFLICT DO NOTHING
+"""
+
+# The teacher's own word, bought before given; a person's is none of its answers.
+TEACHERS_LABELS = """
+    SELECT event_id, label, prompt_version, labelled_at FROM labels
+    WHERE task = $task AND source <> 'correction'
+    QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY source <> 'bought') = 1
+"""
+
+# What the held-out and the audit draw chose, whoever answered. Both answers are to the present
+# wording of the task.
+SELECT_BLIND = f"""
+SELECT s.event_id, s.messages, l.label, s.held_out_pi IS NOT NULL
+FROM samples s JOIN ({TEACHERS_LABELS}) l USING (event_id)
+WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at >= $since
+    AND (s.held_out_pi IS NOT NULL OR s.audit_pi IS NOT NULL)
+    AND l.prompt_version = $prompt_version
+    AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id AND v.repeat = {BLIND})
+ORDER BY l.labelled_at, s.event_id
+"""
+
+# Training data whose label a student did not give, the surest student first.
+SELECT_DOUBTED = f"""
+SELECT s.event_id, s.messages, l.label
+FROM samples s JOIN ({TEACHERS_LABELS}) l USING (event_id)
+WHERE s.task = $task AND s.status = 'labelled' AND s.side = 'training'
+    AND s.student_label <> l.label
+    AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id)
+    AND NOT EXISTS (FROM labels c WHERE c.event_id = s.event_id AND c.source = 'correction')
+ORDER BY s.confidence DESC, s.event_id
+LIMIT $limit
+"""
+
+SELECT_FIRST = """
+SELECT event_id, label FROM labels
+WHERE event_id IN (SELECT unnest($event_ids)) AND source <> 'correction'
+QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY source <> 'bought') = 1
+"""
+
+COUNT_BLIND = f"""
+SELECT s.segment, count(*) FILTER (WHERE v.label IS NOT DISTINCT FROM v.first), count(*)
+FROM votes v JOIN samples s USING (event_id)
+WHERE v.task = $task AND v.repeat = {BLIND} AND v.prompt_version = $prompt_version
+GROUP BY s.segment
+"""
+
+COUNT_ASKED = f"""
+SELECT count(*) FROM votes
+WHERE task = $task AND repeat = {BLIND} AND prompt_version = $prompt_version
+"""
+
+COUNT_VOTES_SINCE = """
+SELECT count(*) FROM votes WHERE ($task IS NULL OR task = $task) AND voted_at >= $since
+"""
+
+# A person's word against the teacher's first, wherever there are both.
+COUNT_CORRECTED = f"""
+SELECT s.segment, count(*) FILTER (WHERE c.label <> l.label), count(*)
+FROM labels c JOIN ({TEACHERS_LABELS}) l USING (event_id) JOIN samples s USING (event_id)
+WHERE c.task = $task AND c.source = 'correction'
+GROUP BY s.segment
+"""
+
+# Two answers of the teacher that are not the same, and no word of a person yet.
+PARKED = """
+    v.label IS DISTINCT FROM v.first
+    AND NOT EXISTS (FROM labels c WHERE c.event_id = v.event_id AND c.source = 'correction')
+"""
+SELECT_PARKED = f"""
+SELECT s.event_id, s.text, v.first, v.label, s.student_label
+FROM votes v JOIN samples s USING (event_id)
+WHERE v.task = $task AND s.side = 'training' AND s.status = 'labelled' AND {PARKED}
+ORDER BY v.voted_at DESC, s.event_id LIMIT $limit
+"""
+COUNT_PARKED = f"""
+SELECT count(DISTINCT v.event_id) FROM votes v JOIN samples s USING (event_id)
+WHERE v.task = $task AND s.side = 'training' AND s.status = 'labelled' AND {PARKED}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One more answer of the teacher; `label` None: it was none of the task's labels."""
+
+    event_id: str
+    repeat: int
+    first: str
+    label: str | None
+    prompt_version: str
+    tokens: int
+    cost: float
+    ledger_key: str
+
+
+class Repeatable(NamedTuple):
+    """A labelled sample that the teacher may be asked about again."""
+
+    event_id: str
+    messages: tuple[Message, ...]
+    first: str
+    held_out: bool = False
+
+
+class Parked(NamedTuple):
+    """A prompt on which the teacher contradicts itself: it trains nobody until a person decides."""
+
+    event_id: str
+    text: str
+    first: str
+    second: str | None
+    student: str | None
+
+
+class Compared(NamedTuple):
+    """How often two words about one prompt were the same, in one segment."""
+
+    segment: str
+    hits: int
+    of: int
+
+
+def first_answers(tx: Cursor, event_ids: Sequence[str]) -> dict[str, str]:
+    """The teacher's own label of each of these events that has one."""
+    if not event_ids:
+        return {}
+    return dict(tx.execute(SELECT_FIRST, {"event_ids": list(event_ids)}).fetchall())
+
+
+def add_votes(tx: Cursor, task: str, votes: Sequence[Vote], now: datetime) -> None:
+    if not votes:
+        return
+    names = ("event_id", "repeat", "first", "label", "prompt_version", "tokens", "cost")
+    columns: dict[str, object] = {
+        name: [getattr(vote, name) for vote in votes] for name in (*names, "ledger_key")
+    }
+    tx.execute(INSERT_VOTES, {**columns, "task": task, "now": to_db_time(now)})
+
+
+def to_ask_blindly(tx: Cursor, task: str, prompt_version: str, since: datetime) -> list[Repeatable]:
+    """Labelled held-out items and audits that were not asked about again, oldest label first."""
+    values = {"task": task, "prompt_version": prompt_version, "since": to_db_time(since)}
+    rows = tx.execute(SELECT_BLIND, values).fetchall()
+    return [_repeatable(row) for row in rows]
+
+
+def doubted(tx: Cursor, task: str, limit: int) -> list[Repeatable]:
+    """Training labels that a student did not give, which nobody asked about again."""
+    rows = tx.execute(SELECT_DOUBTED, {"task": task, "limit": limit}).fetchall()
+    return [_repeatable(row) for row in rows]
+
+
+def asked_blindly(tx: Cursor, task: str, prompt_version: str) -> int:
+    """How many questions of the present wording were asked again, drawn blindly."""
+    values = {"task": task, "prompt_version": prompt_version}
+    row = first_row(tx.execute(COUNT_ASKED, values))
+    return int(row[0]) if row else 0
+
+
+def same_again(tx: Cursor, task: str, prompt_version: str) -> list[Compared]:
+    """How often the teacher said the same again, by segment, of what was drawn blindly."""
+    values = {"task": task, "prompt_version": prompt_version}
+    return [Compared(*row) for row in tx.execute(COUNT_BLIND, values).fetchall()]
+
+
+def corrected(tx: Cursor, task: str) -> list[Compared]:
+    """How often a person's word was not the teacher's, by segment, where there are both."""
+    return [Compared(*row) for row in tx.execute(COUNT_CORRECTED, {"task": task}).fetchall()]
+
+
+def votes_since(tx: Cursor, task: str | None, since: datetime) -> int:
+    """Calls that asked again, of one task or of all."""
+    values = {"task": task, "since": to_db_time(since)}
+    row = first_row(tx.execute(COUNT_VOTES_SINCE, values))
+    return int(row[0]) if row else 0
+
+
+def parked(tx: Cursor, task: str, limit: int) -> list[Parked]:
+    """Training data on which the teacher contradicts itself, newest first."""
+    values = {"task": task, "limit": limit}
+    return [Parked(*row) for row in tx.execute(SELECT_PARKED, values).fetchall()]
+
+
+def count_parked(tx: Cursor, task: str) -> int:
+    row = first_row(tx.execute(COUNT_PARKED, {"task": task}))
+    return int(row[0]) if row else 0
+
+
+def _repeatable(row: Sequence[object]) -> Repeatable:
+    event_id, messages, first, *held_out = row
+    return Repeatable(
+        str(event_id),
+        msgspec.json.decode(str(messages), type=tuple[Message, ...]),
+        str(first),
+        *map(bool, held_out),
+    )
