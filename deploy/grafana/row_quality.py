@@ -63,8 +63,8 @@ def quality() -> list[Panel]:
         dashed(_self_agreement(), "target"),
         graph(
             "Parked prompts",
-            "The teacher gave two different answers: nobody is trained with them until a person "
-            "says what is right (`flywheel parked list`).",
+            "Prompts to which the teacher gave two answers: nobody is trained with them. Growing: see "
+            "`flywheel parked list`, and say what is right.",
             Query(f"flywheel_labels_parked{{{TASK}}}", "parked"),
             span=12,
         ),
