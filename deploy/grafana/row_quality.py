@@ -63,8 +63,8 @@ def quality() -> list[Panel]:
         dashed(_self_agreement(), "target"),
         graph(
             "Parked prompts",
-            "Prompts to which the teacher gave two answers: nobody is trained with them. Growing: see "
-            "`flywheel parked list`, and say what is right.",
+            "Prompts to which the teacher gave two answers: nobody is trained with them. "
+            "Growing: see `flywheel parked list`, and say what is right.",
             Query(f"flywheel_labels_parked{{{TASK}}}", "parked"),
             span=12,
         ),

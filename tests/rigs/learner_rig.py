@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -218,6 +220,20 @@ class Scripted:
 
     def bills(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.billing.read_text().splitlines()]
+
+
+def asked_again(ledger: Path) -> Counter[str]:
+    """Which bills are for questions that were asked again on purpose; the ledger is at rest."""
+    found: Counter[str] = Counter()
+    with closing(Ledger(ledger)) as opened:
+        for call in opened.calls():
+            if call.repeat and (request := opened.request(call.key)):
+                messages = [
+                    [one["role"], one["content"]] for one in json.loads(request)["messages"]
+                ]
+                text = json.dumps(messages, ensure_ascii=False)
+                found[sha256(text.encode()).hexdigest()] += 1
+    return found
 
 
 @contextmanager
