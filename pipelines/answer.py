@@ -21,14 +21,14 @@ from pipelines.students.families import FAMILIES, Student
 from pipelines.types import LabelledAnswer
 from pipelines.work import ANSWERS_FILE, GOLDEN_FILE, AnswerFacts, AnswerWork, Host, result
 
-CANDIDATE = "candidate"
+CANDIDATE, CHAMPION = "candidate", "champion"
 CHUNK = 32  # texts between two words of progress
 GOLDEN = 16
 LATENCY_SAMPLES = 32
 
 
 def answer(work: AnswerWork, host: Host, channel: Channel) -> dict[str, Any]:
-    """Answer the held-out items with every student and rival."""
+    """Answer the held-out items with every student and rival, then what is kept with two."""
     scratch = Path(host.scratch)
     texts = [item.text for item in work.items]
     training = read_training(host.path(work.dataset))
@@ -36,16 +36,18 @@ def answer(work: AnswerWork, host: Host, channel: Channel) -> dict[str, Any]:
     encoder = loaded.encoder(host.path(work.encoder), work.max_tokens)
     cache = VectorCache(Path(host.vectors), encoder.dimension)
     answers: dict[str, Sequence[LabelledAnswer]] = {}
-    readings = len(work.students) + 1
+    kept = {name: [row.text for row in work.kept] for name in (CANDIDATE, CHAMPION)}
+    asked = {name: texts + kept.get(name, []) for name in work.students}
+    progress = Progress(channel, sum(map(len, asked.values())) + len(texts))
     latency = 0.0
-    for number, (name, one) in enumerate(work.students.items()):
+    for name, one in work.students.items():
         family, folder = FAMILIES[one.family], host.path(one.student)
         student = family.open(folder, host.path(one.base), one.max_tokens, loaded)
-        answers[name] = _read(student, texts, channel, number, readings)
+        answers[name] = _read(student, asked[name], progress)
         if name == CANDIDATE:
             latency = _latency_ms(student, texts)
             base = student.untuned(work.labels)
-            answers["base"] = _read(base, texts, channel, readings - 1, readings)
+            answers["base"] = _read(base, texts, progress)
     answers["majority"] = _majority(training, len(texts))
     known = cache.encode(encoder, [row.text for row in training])
     answers["nearest"] = _nearest(known, training, cache.encode(encoder, texts))
@@ -68,16 +70,27 @@ class LoadedBases:
         return self._encoders[key]
 
 
-def _read(
-    student: Student, texts: Sequence[str], channel: Channel, number: int, readings: int
-) -> list[LabelledAnswer]:
-    """All answers of one student. Progress counts the texts of all `readings`."""
+class Progress:
+    """Says how many of all the texts of all the readings are answered."""
+
+    def __init__(self, channel: Channel, total: int) -> None:
+        self._channel = channel
+        self._total = total
+        self._done = 0
+
+    def add(self, texts: int) -> None:
+        self._done += texts
+        self._channel.progress("answer", self._done, self._total)
+
+
+def _read(student: Student, texts: Sequence[str], progress: Progress) -> list[LabelledAnswer]:
+    """All answers of one student."""
     answers: list[LabelledAnswer] = []
-    total = readings * len(texts)
+    progress.add(0)
     for start in range(0, len(texts), CHUNK):
-        channel.progress("answer", number * len(texts) + start, total)
-        answers += student.answer(texts[start : start + CHUNK])
-    channel.progress("answer", (number + 1) * len(texts), total)
+        chunk = texts[start : start + CHUNK]
+        answers += student.answer(chunk)
+        progress.add(len(chunk))
     return answers
 
 

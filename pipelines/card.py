@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.decide import ceiling_in_words, verdict_in_words
+from pipelines.pool import pairs_in_words
 from pipelines.recipes import Recipe
 from pipelines.students.families import family_of
 from pipelines.types import Estimate, Evaluation, GateReport, StudentVersion
@@ -41,6 +42,7 @@ class CardFacts:
     size_bytes: int
     latency_ms: float | None
     ceiling: Estimate | None = None
+    labels_asked: int = 0
 
 
 def model_card(facts: CardFacts) -> str:
@@ -214,6 +216,9 @@ def _evaluation(facts: CardFacts) -> Iterator[str]:
         yield ""
         yield ceiling_in_words(facts.ceiling)
     yield ""
+    if said := pairs_in_words(evaluation, facts.labels_asked):
+        yield said
+        yield ""
     found = verdict_in_words(gate.verdict, champion=facts.champion)
     yield f"Gate: {found}, candidate {gate.attempt} of the year."
     yield ""

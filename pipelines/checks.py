@@ -163,10 +163,13 @@ def _enough(case: Case) -> Check:
 
 
 def _aligned(case: Case) -> Check:
-    items = case.evaluation.items
-    counted = [case.evaluation.pairs.get(bar, PairCounts()) for bar in bars(case)]
+    evaluation = case.evaluation
+    counted = {bar: evaluation.pairs.get(bar, PairCounts()) for bar in bars(case)}
+    kept = evaluation.pooled.items if evaluation.pooled else 0
     aligned = all(
-        pairs.total == items and min(pairs.wins, pairs.losses, pairs.ties) >= 0 for pairs in counted
+        pairs.total == evaluation.items + (kept if bar == CHAMPION else 0)
+        and min(pairs.wins, pairs.losses, pairs.ties) >= 0
+        for bar, pairs in counted.items()
     )
     sentence = (
         "All were asked the same items." if aligned else "They were not asked the same items."

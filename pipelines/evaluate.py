@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.identities import snapshot_hash
+from pipelines.pairs import Flip
+from pipelines.pool import PoolPart, added
 from pipelines.reach import Shown, near_of, place, radius_of, within
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
@@ -23,7 +25,6 @@ from pipelines.types import (
     Answers,
     Estimate,
     Evaluation,
-    Flip,
     HeldOutItem,
     PairCounts,
     Slice,
@@ -93,14 +94,19 @@ def _thinning_rate(rates: NDArray[np.float64]) -> float:
     return high
 
 
-def departed_pairs(earlier: Iterable[Evaluation], items: Sequence[HeldOutItem]) -> PairCounts:
+def departed_pairs(
+    earlier: Iterable[Evaluation],
+    items: Sequence[HeldOutItem],
+    kept: Iterable[str] = (),
+) -> PairCounts:
     """Wins and losses of earlier comparisons on items that are not judged now, each once.
 
-    `earlier` are comparisons of the same two students. For the e-process, which bets on every
+    `earlier` are comparisons of the same two students; `kept` names what is counted of the pool
+    now. For the e-process, which bets on every
     item once and must not forget those that it lost on. Ties are left out: they bet nothing on
     "better", and without them "not worse" has less evidence, never more.
     """
-    present = {item.event_id for item in thin(items)}
+    present = {item.event_id for item in thin(items)}.union(kept)
     gone = {
         flip.event_id: flip.negative
         for evaluation in earlier
@@ -128,23 +134,21 @@ def evaluate(
     target: float,
     alpha: float = 0.05,
     seed: int = 0,
+    pool: PoolPart | None = None,
 ) -> Evaluation:
     """Compare all on the same items. Intervals are two-sided at `alpha`.
+
+    Against the champion the pairs of `pool` count too, and nowhere else: see `pipelines.pool`.
 
     `rivals` are keyed `champion`, `base`, `majority`, `nearest`; without `champion` the
     candidate is a first student, whose threshold is certified at `CONFIDENCE`, and not at
     `CHOSEN_CONFIDENCE`. Raises ValueError when the snapshot repeats a group or the answers do not
     belong to it.
     """
-    _refuse_repeated_groups(items)
+    _refuse_repeated_groups([*items, *(one.item for one in pool.items)] if pool else items)
     kept, marked = _marks(items, {CANDIDATE: candidate, **rivals})
     ours, champion = marked[CANDIDATE], marked.get(CHAMPION)
-    pairs = {
-        name: count_pairs(ours.correct, other.correct)
-        for name, other in marked.items()
-        if name != CANDIDATE
-    }
-
+    pairs = _pairs(marked, pool)
     level = CHOSEN_CONFIDENCE if champion else CONFIDENCE
     threshold = _certify(ours, target, level)
     return Evaluation(
@@ -155,8 +159,8 @@ def evaluate(
             for name, other in marked.items()
         },
         difference={name: paired_difference(counts, alpha) for name, counts in pairs.items()},
-        slices=_slices(kept, ours, champion, alpha),
-        flips=_flips(kept, ours, champion, threshold.value) if champion else (),
+        slices=_slices(kept, ours, champion, alpha, pool),
+        flips=_flips(kept, ours, champion, threshold.value, pool) if champion else (),
         shown=_shown(ours, threshold),
         period=_period(kept),
         negative_flip_rate=_flip_rate(pairs.get(CHAMPION), alpha),
@@ -177,7 +181,20 @@ def evaluate(
         else None,
         unusable_answers=_unusable(ours.answers),
         items_until_certified=_items_lacking(ours, threshold),
+        pooled=pool.facts() if pool else None,
     )
+
+
+def _pairs(marked: Mapping[str, _Marked], pool: PoolPart | None) -> dict[str, PairCounts]:
+    ours = marked[CANDIDATE].correct
+    pairs = {
+        name: count_pairs(ours, other.correct)
+        for name, other in marked.items()
+        if name != CANDIDATE
+    }
+    if pool:
+        pairs[CHAMPION] = added(pairs[CHAMPION], pool.outcomes())
+    return pairs
 
 
 def _certify(one: _Marked, target: float, confidence_level: float) -> Threshold:
@@ -251,9 +268,16 @@ def _shown(ours: _Marked, threshold: Threshold) -> Shown:
 
 
 def _slices(
-    items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked | None, alpha: float
+    items: Sequence[HeldOutItem],
+    ours: _Marked,
+    champion: _Marked | None,
+    alpha: float,
+    pool: PoolPart | None,
 ) -> tuple[Slice, ...]:
     """Every segment, however small; the worst first."""
+    kept: dict[str, list[int]] = {}
+    for one, outcome in zip(pool.items, pool.outcomes(), strict=True) if pool else ():
+        kept.setdefault(one.item.segment, []).append(outcome)
     members: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         members.setdefault(item.segment, []).append(index)
@@ -261,7 +285,12 @@ def _slices(
     for segment, indexes in members.items():
         right = [ours.correct[index] for index in indexes]
         pairs = (
-            count_pairs(right, [champion.correct[index] for index in indexes]) if champion else None
+            added(
+                count_pairs(right, [champion.correct[index] for index in indexes]),
+                kept.get(segment, ()),
+            )
+            if champion
+            else None
         )
         slices.append(
             Slice(
@@ -281,28 +310,54 @@ def _badness(part: Slice) -> tuple[float, float, str]:
 
 
 def _flips(
-    items: Sequence[HeldOutItem], ours: _Marked, champion: _Marked, threshold: float | None
+    items: Sequence[HeldOutItem],
+    ours: _Marked,
+    champion: _Marked,
+    threshold: float | None,
+    pool: PoolPart | None,
 ) -> tuple[Flip, ...]:
     """Negative first, and among them the surest first: those would be served."""
-    sure = ours.trusted
-    found = [
+    outcomes = [
+        int(one) - int(other) for one, other in zip(ours.correct, champion.correct, strict=True)
+    ]
+    found = _changes(items, outcomes, (ours.answers, champion.answers), (ours.trusted, threshold))
+    if pool:
+        said = pool.candidate
+        trusted = within(said.confidences, said.distances, ours.radius)
+        found += _changes(
+            [one.item for one in pool.items],
+            pool.outcomes(),
+            (said, pool.champion),
+            (trusted, threshold),
+        )
+    found.sort(key=lambda pair: (not pair[1].negative, pair[0], pair[1].event_id))
+    return tuple(flip for _, flip in found)
+
+
+def _changes(
+    items: Sequence[HeldOutItem],
+    outcomes: Sequence[int],
+    said: tuple[Answers, Answers],
+    trusted: tuple[Sequence[float], float | None],
+) -> list[tuple[float, Flip]]:
+    """The items that one of the two is right on, each behind what it is sorted by."""
+    (ours, champion), (sure, threshold) = said, trusted
+    return [
         (
             -sure[index],
             Flip(
                 event_id=item.event_id,
                 text=item.text,
                 label=item.label,
-                before=champion.answers.labels[index],
-                after=ours.answers.labels[index],
-                negative=champion.correct[index],
+                before=champion.labels[index],
+                after=ours.labels[index],
+                negative=outcome < 0,
                 served=threshold is not None and sure[index] >= threshold,
             ),
         )
-        for index, item in enumerate(items)
-        if ours.correct[index] != champion.correct[index]
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+        if outcome
     ]
-    found.sort(key=lambda pair: (not pair[1].negative, pair[0], pair[1].event_id))
-    return tuple(flip for _, flip in found)
 
 
 def _flip_rate(pairs: PairCounts | None, alpha: float) -> Estimate | None:

@@ -183,7 +183,8 @@ def _better_or_more_coverage(case: Case, shown_better: bool) -> Check:
         )
     else:
         sentence = (
-            f"Not shown to be better: with {case.evaluation.items} items a gain of about "
+            f"Not shown to be better: with {case.evaluation.pairs[CHAMPION].total} items a gain of "
+            f"about "
             f"{points(_visible_gain(case))} points would show. Nor is more trusted coverage "
             f"({change}; p = {chance:.2g}, has to be {case.alpha * COVERAGE_SHARE:.2g} or less)."
         )

@@ -22,7 +22,14 @@ PURSES: Final[Mapping[Purse, float]] = {
     "repeat": 0.05,
     "learning": 0.55,
 }
-EVIDENCE: Final[Mapping[str, Purse]] = {"audit": "audit", "held_out": "held_out"}
+EVIDENCE: Final[Mapping[str, Purse]] = {
+    "audit": "audit",
+    "held_out": "held_out",
+    "disagreement": "held_out",
+}
+# Of the held-out purse, which the labels where two students differ come out of too: what they may
+# take of it before the draw has to do with less.
+MOST_FOR_DISAGREEMENTS = 0.5
 LEAST_RATE = 2.0**-24
 # A rate rises only where this share of its purse would pay for it: traffic is never quite even.
 USED_OF_A_PURSE = 0.8
@@ -100,6 +107,8 @@ class Wishes:
     cold_start: bool
     shifted: bool  # the traffic is another one: the champion is guarded, its successor is wanted
     held_out_left: float  # labels that the purse still pays for today
+    disagreements: float  # of that purse, today: labels where two students differ, had or awaited
+    pool_lasts: timedelta  # how long an event is kept without a label
     learning_spent: float  # labels, today
     day_gone: float  # share of today that is over
 
@@ -129,7 +138,9 @@ def next_policy(
     purses = budget.purses()
     on_held_out_side = lately.events_per_day * HELD_OUT_SHARE_OF_GROUPS
     enough = wishes.held_out_groups >= wishes.held_out_window and not wishes.shifted
-    held_out, bought = purses["held_out"], lately.bought_per_day * HELD_OUT_SHARE_OF_GROUPS
+    bought = lately.bought_per_day * HELD_OUT_SHARE_OF_GROUPS
+    reserved = min(wishes.disagreements, MOST_FOR_DISAGREEMENTS * purses["held_out"])
+    held_out = purses["held_out"] - reserved
     if wishes.shifted:  # what a successor is judged on must not wait for the rest of the day
         held_out, bought = wishes.held_out_left, bought * (SHIFT_LASTS / DAY)
     scale = policy.learning_scale
@@ -152,6 +163,14 @@ def next_policy(
         )
         if enough
         else 1.0,
+        # Only against a champion are there answers to differ from.
+        pool_rate=affordable_rate(
+            wishes.held_out_window,
+            on_held_out_side * (wishes.pool_lasts / DAY),
+            policy.pool_rate,
+        )
+        if lately.has_champion
+        else 0.0,
         learning_scale=scale,
         # Its floor alone must not draw more than it may buy.
         learning_pi_min=min(

@@ -50,10 +50,14 @@ class SamplingPolicy:
     # of the held-out draw where no student serves and the teacher answers: its label costs nothing
     held_out_free_rate: float = 1.0
     full: bool = False  # enough samples wait already: only the uniform draws choose more
+    # Of the events that the held-out draw leaves: kept without asking for a label.
+    pool_rate: float = 0.0
 
     @property
     def version(self) -> str:
         values = [(name, getattr(self, name)) for name in OF_A_POLICY]
+        if self.pool_rate:  # what keeps none has the version that it had before there was a pool
+            values.append(("pool_rate", self.pool_rate))
         return blake2b(repr(values).encode(), digest_size=4).hexdigest()
 
 
@@ -88,6 +92,9 @@ def choose(
     free = has_teacher_label and nobody_serves
     held_out_rate = policy.held_out_free_rate if free else policy.held_out_rate
     held_out = for_held_out < held_out_rate
+    # The next stretch of the same number: whoever is kept was not held out, and both draws together
+    # are uniform.
+    in_pool = held_out_rate <= for_held_out < held_out_rate + policy.pool_rate
     given = has_teacher_label and unweighted < policy.given_rate
     pi, learning, cold_start, trigger = 0.0, False, False, None
     if not policy.full:
@@ -98,12 +105,13 @@ def choose(
             pi = policy.learning_scale * assessment.failure_probability
             pi = min(1.0, max(policy.learning_pi_min, pi))
             learning = for_learning < pi
-    if not (audit or held_out or learning or given or cold_start or trigger):
+    if not (audit or held_out or in_pool or learning or given or cold_start or trigger):
         return None
     draws = Draws(
         audit=policy.audit_rate if audit else None,
         held_out=held_out_rate if held_out else None,
         learning=pi if learning else None,
+        pool=min(policy.pool_rate, 1.0 - held_out_rate) if in_pool else None,
     )
     return Choice(draws=draws, trigger=trigger, cold_start=cold_start, given=given)
 
@@ -121,15 +129,17 @@ def choose_feedback(assessment: Assessment) -> Choice | None:
 def settle(choice: Choice, side: Side) -> tuple[SampleReason, Draws] | None:
     """The reason that counts on this side of the split, or None: not a sample after all.
 
-    Held-out groups feed the gate and the live estimates and never train, so only the two
-    uniform draws choose from them; training groups are closed to the held-out draw.
+    Held-out groups feed the gate and the live estimates and never train, so only the three
+    uniform draws choose from them; training groups are closed to the held-out draw and the pool.
     """
     if side is Side.HELD_OUT:
         draws = replace(choice.draws, learning=None)
         if draws.held_out is not None:
             return SampleReason.HELD_OUT, draws
-        return (SampleReason.AUDIT, draws) if draws.audit is not None else None
-    draws = replace(choice.draws, held_out=None)
+        if draws.audit is not None:
+            return SampleReason.AUDIT, draws
+        return (SampleReason.POOL, draws) if draws.pool is not None else None
+    draws = replace(choice.draws, held_out=None, pool=None)
     if draws.audit is not None:
         return SampleReason.AUDIT, draws
     if choice.trigger is not None:

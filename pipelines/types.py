@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from pipelines.pairs import Flip, Pooled
 from pipelines.reach import Reach, Shown
 from pipelines.recipes import FamilyName
 
@@ -107,6 +108,8 @@ class SampleReason(StrEnum):
     UNCERTAIN = "uncertain"  # the learning draw
     COLD_START = "cold_start"  # too few labels to be choosy
     GIVEN = "given"  # a teacher had answered already
+    POOL = "pool"  # of the held-out side, kept without asking for its label
+    DISAGREEMENT = "disagreement"  # of the pool: candidate and champion differ, so it was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,7 @@ class Draws(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     audit: float | None = None
     held_out: float | None = None
     learning: float | None = None
+    pool: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +223,7 @@ class HeldOutItem:
     event_id: str
     group_id: str
     text: str
-    label: str  # the teacher's
+    label: str  # the teacher's; empty: of an event of the pool that has none
     segment: str
     inclusion_probability: float = 1.0
     occurred_at: datetime | None = None
@@ -267,20 +271,6 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flip:
-    """An item that two students answer differently, one of them rightly."""
-
-    event_id: str
-    text: str
-    label: str
-    before: str
-    after: str
-    negative: bool  # was right, is wrong
-    # The new answer is at or above its student's certified threshold; unknown in old reports.
-    served: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
     """The cascade threshold and what is promised above it.
 
@@ -302,7 +292,11 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Candidate, champion and rivals on one held-out snapshot."""
+    """Candidate, champion and rivals on one held-out snapshot.
+
+    `pairs`, `difference`, `flips` and `negative_flip_rate` against the champion rest on the pairs
+    of `pooled` too; everything else on the items alone, of which every label is known.
+    """
 
     snapshot: str  # content hash of the items
     items: int
@@ -322,6 +316,7 @@ class Evaluation:
     unusable_answers: int = 0  # of the candidate: no label, or a confidence outside [0, 1]
     # Without a threshold: about how many items it would take; 0: more would not help.
     items_until_certified: int | None = None
+    pooled: Pooled | None = None
 
 
 Verdict = Literal["better", "non_inferior", "worse", "insufficient_evidence"]

@@ -80,7 +80,7 @@ class AnsweringStudent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerWork(msgspec.Struct, frozen=True, kw_only=True):
-    """Let students and the cheap rivals answer held-out items."""
+    """Let students and the cheap rivals answer held-out items, and two of them kept events."""
 
     program: ClassVar[str] = "pipelines.answer"
 
@@ -90,6 +90,7 @@ class AnswerWork(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     encoder: Input  # of the nearest rival, and of the base model used directly
     max_tokens: int
+    kept: tuple[HeldOutRow, ...] = ()  # of the pool: for candidate and champion, behind the items
 
     @property
     def inputs(self) -> tuple[Input, ...]:

@@ -71,7 +71,7 @@ SELECT
     count(DISTINCT s.group_id) FILTER (WHERE s.side = 'held_out' AND s.held_out_pi IS NOT NULL),
     max(l.labelled_at)
 FROM effective_labels l JOIN samples s USING (event_id)
-WHERE l.task = ?
+WHERE l.task = ? AND s.reason <> 'pool'
 """
 
 # Audited events that a student assessed, with its verdict where the label has come: what live

@@ -18,6 +18,7 @@ from storage.artifacts import Artifact, Artifacts
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
 ITEMS_FILE = "items.json"
+POOL_FILE = "pool.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,15 @@ class Report:
     latency_ms: float | None = None
     refused: int = 0  # held-out items to which the teacher's answer was no label: nobody is right
     ceiling: Estimate | None = None  # how often the teacher says the same when asked again
+    labels_asked: int = 0  # for the next look, of kept events on which it and the champion differ
+
+
+class PoolMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the looks at a candidate have had of the pool, with one champion. Event ids, sorted."""
+
+    read: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()  # to compare these two
+    awaited: tuple[str, ...] = ()  # labels that were not there at the last look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,22 @@ def read_items(artifacts: Artifacts, digest: str) -> frozenset[str]:
     return frozenset(msgspec.json.decode(path.read_bytes())) if path.is_file() else frozenset()
 
 
+def write_pool(scratch: Path, memory: PoolMemory) -> None:
+    """What was had of the pool, beside the report; without a pool no file."""
+    if memory != PoolMemory():
+        (scratch / POOL_FILE).write_bytes(msgspec.json.encode(memory))
+
+
+def read_pool_memory(artifacts: Artifacts, digest: str) -> PoolMemory:
+    """Nothing where the report is gone, of an earlier version or without a pool."""
+    if not artifacts.exists("report", digest):
+        return PoolMemory()
+    path = artifacts.open("report", digest).file(POOL_FILE)
+    if not path.is_file():
+        return PoolMemory()
+    return msgspec.json.decode(path.read_bytes(), type=PoolMemory)
+
+
 def write_card(
     scratch: Path,
     report: Report,
@@ -99,6 +125,7 @@ def write_card(
             size_bytes=report.size_bytes,
             latency_ms=report.latency_ms,
             ceiling=report.ceiling,
+            labels_asked=report.labels_asked,
         )
     )
     (scratch / CARD_FILE).write_text(card, encoding="utf-8")

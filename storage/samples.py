@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipelines.rates import Purse
-from pipelines.types import Message, Sample
+from pipelines.types import Message, Sample, SampleReason
 from storage.database import Cursor, first_row, from_db_time_or_none, to_db_time
 
 # One statement per batch: unnest is tens of times faster than executemany.
@@ -21,7 +21,7 @@ SELECT
     unnest($segment), unnest($served_by), unnest($student_version), unnest($student_label),
     unnest($confidence), unnest($failure_probability), unnest($user_key), unnest($attributes),
     unnest($topic), unnest($partition), unnest($source_offset), unnest($status), NULL,
-    unnest($unsure), unnest($reach)
+    unnest($unsure), unnest($reach), unnest($pool_pi)
 ON CONFLICT DO NOTHING
 RETURNING event_id
 """
@@ -38,14 +38,20 @@ FROM (
     ) AS place
     FROM (
         SELECT *,
-            CASE WHEN reason IN ('audit', 'held_out') THEN reason ELSE 'learning' END AS purse
+            CASE
+                WHEN reason IN ('audit', 'held_out') THEN reason
+                WHEN reason = 'disagreement' THEN 'held_out'
+                ELSE 'learning'
+            END AS purse
         FROM samples
         WHERE status = 'pending' AND task IN (SELECT unnest($tasks))
     )
 )
 WHERE place <= CASE purse WHEN 'audit' THEN $audit WHEN 'held_out' THEN $held_out ELSE $learning END
-ORDER BY CASE reason WHEN 'audit' THEN 0 WHEN 'held_out' THEN 1 WHEN 'novel' THEN 2 ELSE 3 END,
-    sampled_at, event_id
+ORDER BY CASE
+        WHEN reason = 'audit' THEN 0 WHEN purse = 'held_out' THEN 1 WHEN reason = 'novel' THEN 2
+        ELSE 3
+    END, sampled_at, event_id
 LIMIT $limit
 """
 
@@ -87,7 +93,7 @@ class PendingSample(NamedTuple):
 
 
 def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str]:
-    """Store new samples as pending and return the ids that were new."""
+    """Store new samples and return the ids that were new. All but the pool's are pending."""
     if not samples:
         return set()
     columns: dict[str, list[object]] = {
@@ -116,9 +122,10 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
         "topic": [s.event.source.topic for s in samples],
         "partition": [s.event.source.partition for s in samples],
         "source_offset": [s.event.source.offset for s in samples],
-        "status": ["pending"] * len(samples),
+        "status": ["kept" if s.reason is SampleReason.POOL else "pending" for s in samples],
         "unsure": [s.event.student.unsure if s.event.student else "" for s in samples],
         "reach": [s.event.student.reach if s.event.student else None for s in samples],
+        "pool_pi": [s.draws.pool for s in samples],
     }
     rows = tx.execute(INSERT_SAMPLES, {**columns, "now": to_db_time(now)}).fetchall()
     return {event_id for (event_id,) in rows}

@@ -8,7 +8,12 @@ import numpy as np
 from benchmarks.referee.figures import Figure, tries, waits
 from pipelines.rates import DAY, DayBudget, Lately, Wishes, next_policy
 from pipelines.sample import SamplingPolicy
-from service.sections import BudgetSettings, DatasetSettings, SamplingSettings
+from service.sections import (
+    BudgetSettings,
+    DatasetSettings,
+    RetentionSettings,
+    SamplingSettings,
+)
 
 EVENTS_A_SECOND = 40
 SERVED = 0.6
@@ -51,6 +56,8 @@ def wishes(held_out_groups: int = 0) -> Wishes:
         cold_start=False,
         shifted=False,
         held_out_left=day_budget().purses()["held_out"],
+        disagreements=0.0,
+        pool_lasts=RetentionSettings().unlabelled_samples,
         learning_spent=0.0,
         day_gone=0.0,
     )

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from pipelines.card import training_facts
 from pipelines.errors import FlywheelError
+from pipelines.pool import pairs_in_words
 from pipelines.recipes import RECIPES
 from service.console import charts
 from service.console.api import fingerprint, letter_content
@@ -66,6 +67,7 @@ _environment.globals.update(
     spend_chart=charts.spend_chart,
     loss_chart=charts.loss_chart,
     training_facts=training_facts,
+    pairs_in_words=pairs_in_words,
     recipes=RECIPES,
     place_interval=charts.interval,
 )

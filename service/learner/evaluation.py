@@ -1,6 +1,5 @@
 """The evaluate job: candidate, champion and rivals on the held-out items, then the gate."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -9,37 +8,29 @@ from pathlib import Path
 from threading import Lock
 from typing import cast
 
-import msgspec
 import structlog
 
 from pipelines.checks import groups_needed
 from pipelines.curate import normalise, of_now, uncontaminated
-from pipelines.errors import ArtifactDamaged
 from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
+from pipelines.pool import PoolPart
 from pipelines.recipes import RECIPES, Recipe, RecipeName
-from pipelines.rows import held_out_row, read_training
+from pipelines.rows import read_training
 from pipelines.types import (
     Answers,
     Evaluation,
     GateReport,
     HeldOutItem,
-    LabelledAnswer,
     PairCounts,
     StudentVersion,
 )
-from pipelines.work import (
-    ANSWERS_FILE,
-    GOLDEN_FILE,
-    AnswerFacts,
-    AnsweringStudent,
-    AnswerWork,
-    Input,
-)
+from pipelines.work import AnswerFacts
+from service.learner.answering import answer_items
 from service.learner.ceiling import ceiling_of
 from service.learner.looks import departed, new_items
+from service.learner.pooling import Comparison, compare, kept_for, labels_came, remembered
 from service.learner.workshop import Workshop
-from storage.artifacts import Artifact
 from storage.database import Cursor
 from storage.decisions import chain
 from storage.decisions import champion as champion_of
@@ -52,11 +43,13 @@ from storage.evaluations import (
 )
 from storage.failpoints import passing
 from storage.guards import last_shift
+from storage.pool import ask_for
 from storage.reports import (
     Golden,
     Report,
     write_card,
     write_items,
+    write_pool,
     write_report,
 )
 from storage.ticks import JobResult
@@ -68,6 +61,7 @@ log = structlog.get_logger()
 # that judged it last, are new: what is not shown to be better yet may be shown later.
 LOOK_AGAIN_SHARE = 0.2
 MORE_EVIDENCE = "there are new held-out items"
+LABELS_CAME = "the labels where it and the champion differ have come"
 
 
 class Evaluating:
@@ -124,7 +118,7 @@ class Evaluating:
             return "the champion has changed"
         if last.promotable or last.verdict == "worse":
             return None
-        return MORE_EVIDENCE
+        return LABELS_CAME if labels_came(self._shop, tx, last) else MORE_EVIDENCE
 
     def judge(self, version: StudentVersion, items: Sequence[HeldOutItem]) -> GateReport:
         """Evaluate one version, publish its report and record the verdict."""
@@ -135,22 +129,28 @@ class Evaluating:
             turn = gate_turn(tx, version.task, version.student, digest, shop.now())
             past = evaluations_of(tx, version.task, version.student)
             sibling = self._challenged(tx, version)
+        dataset = shop.artifacts.path("dataset", version.dataset)
+        pool = kept_for(shop, version.task, items, _training_texts(dataset)) if champion else ()
+        students = {"candidate": version, "champion": champion, "sibling": sibling}
         scratch = shop.scratch()
         try:
-            answers, golden, facts = self._answer(version, champion, sibling, items, scratch)
-            evaluation = self._evaluate(version, items, answers)
+            answers, golden, facts = answer_items(
+                shop, students, items, [one.item for one in pool], scratch
+            )
+            kept = compare(pool, answers, len(items), remembered(shop, past, digest))
+            evaluation = self._evaluate(version, items, answers, kept.part)
             gate = self._gate(
                 evaluation,
                 turn,
                 self._facts(version, champion, items, facts),
-                departed(shop.artifacts, past, digest, items),
+                departed(shop.artifacts, past, digest, items, kept.counted),
             )
             with shop.database.snapshot() as tx:
                 ceiling = ceiling_of(tx, shop.tasks[version.task])
-            report = self._report(version, champion, evaluation, gate, facts)
+            report = self._report(version, champion, evaluation, gate, facts, kept)
             refused = sum(not item.label for item in thin(items))
             report = replace(report, refused=refused, ceiling=ceiling)
-            self._publish(version, report, golden, items, scratch)
+            self._publish(version, report, golden, items, kept, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shop.metrics.gate_verdicts.labels(task=version.task, verdict=gate.verdict).inc()
@@ -175,45 +175,6 @@ class Evaluating:
         dataset = self._shop.artifacts.path("dataset", version.dataset)
         return uncontaminated(held_out, _training_texts(dataset))
 
-    def _answer(
-        self,
-        version: StudentVersion,
-        champion: StudentVersion | None,
-        sibling: StudentVersion | None,
-        items: Sequence[HeldOutItem],
-        scratch: Path,
-    ) -> tuple[dict[str, Answers], list[Golden], AnswerFacts]:
-        shop, encoder = self._shop, self._encoder_of(version)
-        compared = {"candidate": version, "champion": champion, "sibling": sibling}
-        work = AnswerWork(
-            students={
-                name: self._answering(one) for name, one in compared.items() if one is not None
-            },
-            dataset=Input("dataset", version.dataset),
-            items=tuple(map(held_out_row, items)),
-            labels=shop.tasks[version.task].labels,
-            # A head on the frozen encoder shares its cached vectors; so does the nearest rival.
-            encoder=Input("encoder", encoder.digest),
-            max_tokens=int(encoder.about["max_tokens"]),
-        )
-        facts = msgspec.convert(shop.executor.run(work, scratch), AnswerFacts)
-        return (*_read_answers(scratch), facts)
-
-    def _answering(self, version: StudentVersion) -> AnsweringStudent:
-        base = self._shop.artifacts.about(version.base_kind, version.base)
-        return AnsweringStudent(
-            family=version.family,
-            student=Input("student", version.student),
-            base=Input(version.base_kind, version.base),
-            max_tokens=base.get("max_tokens"),
-        )
-
-    def _encoder_of(self, version: StudentVersion) -> Artifact:
-        """The encoder that it reads with; where that is none the one of the settings."""
-        if version.base_kind != "encoder":
-            return self._shop.encoder
-        return self._shop.artifacts.look("encoder", version.base)
-
     def _size(self, version: StudentVersion) -> int:
         """Bytes that this version adds: its own files, and a base that was tuned for it."""
         artifacts = self._shop.artifacts
@@ -234,6 +195,7 @@ class Evaluating:
         version: StudentVersion,
         items: Sequence[HeldOutItem],
         answers: dict[str, Answers],
+        pool: PoolPart | None,
     ) -> Evaluation:
         return evaluate(
             items,
@@ -241,6 +203,7 @@ class Evaluating:
             answers,
             target=self._shop.settings.tasks[version.task].target,
             alpha=self._shop.settings.gate.alpha,
+            pool=pool,
         )
 
     def _facts(
@@ -296,6 +259,7 @@ class Evaluating:
         evaluation: Evaluation,
         gate: GateReport,
         facts: AnswerFacts,
+        kept: Comparison,
     ) -> Report:
         return Report(
             task=version.task,
@@ -313,6 +277,7 @@ class Evaluating:
             train_seconds=version.train_seconds,
             size_bytes=self._size(version),
             latency_ms=facts.latency_ms,
+            labels_asked=len(kept.wanted(gate)),
         )
 
     def _publish(
@@ -321,12 +286,15 @@ class Evaluating:
         report: Report,
         golden: Sequence[Golden],
         items: Sequence[HeldOutItem],
+        kept: Comparison,
         scratch: Path,
     ) -> None:
+        wanted = kept.wanted(report.gate)
         for leftover in scratch.iterdir():
             leftover.unlink()
         write_report(scratch, report, golden)
         write_items(scratch, (item.event_id for item in thin(items)))
+        write_pool(scratch, kept.after(wanted))
         artifacts = self._shop.artifacts
         made_by = artifacts.about("student", version.student).get("recipe")
         write_card(
@@ -345,6 +313,7 @@ class Evaluating:
         passing("evaluation.published")
         threshold = report.evaluation.threshold
         with self._shop.database.transaction() as tx:
+            ask_for(tx, wanted)
             add_evaluation(
                 tx,
                 StoredEvaluation(
@@ -367,24 +336,3 @@ class Evaluating:
 
 def _training_texts(dataset: Path) -> list[str]:
     return [row.text for row in read_training(dataset)]
-
-
-def _read_answers(scratch: Path) -> tuple[dict[str, Answers], list[Golden]]:
-    """What the child wrote, checked for its form."""
-    try:
-        rows = msgspec.json.decode(
-            (scratch / ANSWERS_FILE).read_bytes(), type=dict[str, list[LabelledAnswer]]
-        )
-        golden = msgspec.json.decode((scratch / GOLDEN_FILE).read_bytes(), type=list[Golden])
-    except (OSError, msgspec.MsgspecError, json.JSONDecodeError) as error:
-        raise ArtifactDamaged(f"the answers of the evaluation cannot be read: {error}") from error
-    answers = {
-        name: Answers(
-            name=name,
-            labels=tuple(one.label for one in given),
-            confidences=tuple(one.confidence for one in given),
-            distances=tuple(one.distance for one in given),
-        )
-        for name, given in rows.items()
-    }
-    return answers, golden

@@ -22,8 +22,12 @@ def departed(
     past: Iterable[StoredEvaluation],
     champion: str | None,
     items: Sequence[HeldOutItem],
+    kept: Iterable[str] = (),
 ) -> PairCounts:
-    """What past comparisons with this champion found on items that are not here now."""
+    """What past comparisons with this champion found on items that are not here now.
+
+    `kept`: what of the pool is here.
+    """
     reports = (
         read_report(artifacts, one.report).evaluation
         for one in past
@@ -31,4 +35,4 @@ def departed(
         and one.champion == champion
         and artifacts.exists("report", one.report)  # else pruned long ago
     )
-    return departed_pairs(reports, items)
+    return departed_pairs(reports, items, kept)

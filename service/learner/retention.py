@@ -14,6 +14,7 @@ from storage.decisions import chain
 from storage.estimates import delete_estimates_before
 from storage.evaluations import evaluations_of
 from storage.leases import delete_leases_before
+from storage.pool import leave_pool
 from storage.runs import runs
 from storage.samples import delete_labelled, expire_unlabelled
 from storage.swaps import delete_swaps_before
@@ -48,7 +49,9 @@ class Retention:
         """One tick. Rows first, so that a crash leaves an artifact too many, never too few."""
         now, kept = self._now(), self._settings.retention
         with self._database.transaction() as tx:
-            expire_unlabelled(tx, now - kept.unlabelled_samples)
+            unlabelled = now - kept.unlabelled_samples
+            leave_pool(tx, unlabelled, self._settings.dataset.held_out_window)
+            expire_unlabelled(tx, unlabelled)
             delete_labelled(tx, now - kept.labelled_samples)
             delete_traffic_before(tx, now - kept.traffic)
             delete_estimates_before(tx, now - kept.traffic)

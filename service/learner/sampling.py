@@ -14,6 +14,7 @@ from storage.database import Cursor, Database
 from storage.decisions import chain
 from storage.labels import LabelCounts, bought_by_purse, mean_bought
 from storage.ledger import Ledger
+from storage.pool import count_disagreements
 from storage.samples import count_by_status
 from storage.traffic import first_minute, window_sums
 from storage.votes import votes_since
@@ -81,9 +82,12 @@ class Rates:
         pending = count_by_status(tx).get((task, "pending"), 0)
         today = _midnight(now)
         bought = bought_by_purse(tx, task, today)
+        awaited, had = count_disagreements(tx, task, today)
         return Wishes(
             shifted=shifted,
-            held_out_left=budget.purses()["held_out"] - bought["held_out"],
+            held_out_left=budget.purses()["held_out"] - bought["held_out"] - awaited,
+            disagreements=awaited + had,
+            pool_lasts=self._settings.retention.unlabelled_samples,
             audit_rate=settings.audit_rate,
             learning_pi_min=settings.learning_pi_min,
             held_out_window=self._settings.dataset.held_out_window,

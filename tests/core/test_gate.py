@@ -22,6 +22,7 @@ from simulated_pairs import (
 
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, evaluate, majority_answers
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
+from pipelines.pairs import Flip
 from pipelines.statistics.intervals import exact_low
 from pipelines.statistics.spending import level, shares
 from pipelines.types import (
@@ -29,7 +30,6 @@ from pipelines.types import (
     Check,
     Estimate,
     Evaluation,
-    Flip,
     GateReport,
     PairCounts,
     Slice,

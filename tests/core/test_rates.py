@@ -29,6 +29,8 @@ WISHES = Wishes(
     cold_start=False,
     shifted=False,
     held_out_left=400,
+    disagreements=0,
+    pool_lasts=timedelta(days=14),
     learning_spent=0,
     day_gone=0.5,
 )

@@ -11,6 +11,7 @@ from typing import Any, cast
 from core_samples import make_event
 from prometheus_client import CollectorRegistry
 
+from pipelines.pairs import Flip
 from pipelines.reach import Shown
 from pipelines.recipes import RecipeName
 from pipelines.types import (
@@ -19,7 +20,6 @@ from pipelines.types import (
     Draws,
     Estimate,
     Evaluation,
-    Flip,
     GateReport,
     Headers,
     Label,
