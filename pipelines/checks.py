@@ -11,6 +11,7 @@ from pipelines.evaluate import BASE, CANDIDATE, CHAMPION, MAJORITY
 from pipelines.statistics.certify import items_needed
 from pipelines.types import Check, Evaluation, PairCounts
 
+LABELS_CAME = "labels_came"
 STEPS_WANTED = 3  # of the strictest threshold's items: room for a mistake or two among them
 MOST_FOR_STEPS = 300  # so that an ambitious target does not ask for a thousand items first
 
@@ -39,6 +40,8 @@ class GateFacts:
     leaked_items: int  # held-out items whose near-duplicates the candidate was trained on
     latency_ms: float | None = None
     size_mb: float | None = None
+    # Before the first look: labels of kept events on which the two differ, that it waits for.
+    labels_awaited: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,16 @@ def _usable(case: Case) -> Check:
         else "The candidate's agreement is not a number."
     )
     return conclusion("usable_answers", usable, broken, 0, sentence)
+
+
+def waits(case: Case) -> Check:
+    """Not passed while labels are on their way that the first look, the sharpest, should have."""
+    count = case.facts.labels_awaited
+    sentence = (
+        f"{count} labels of kept events are asked for where it and the champion differ; it is "
+        "judged when they have come."
+    )
+    return conclusion(LABELS_CAME, count == 0, count, 0, sentence)
 
 
 # --- For every candidate ---

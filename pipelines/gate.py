@@ -23,6 +23,7 @@ from pipelines.checks import (
     percent,
     points,
     policy_makes_sense,
+    waits,
 )
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, SIBLING
 from pipelines.statistics.intervals import (
@@ -101,6 +102,8 @@ def _judge(
     evidence = [policy_makes_sense(policy), *evidence_checks(case)]
     if not all(check.passed for check in evidence):
         return _report(evidence, turn, alpha)
+    if facts.labels_awaited:  # nothing is compared yet, so that nothing is used up
+        return _report([*evidence, waits(case)], turn, alpha)
     if facts.has_champion:
         comparison, verdict = _against_champion(case)
     else:

@@ -25,8 +25,6 @@ from pipelines.types import Answers, Evaluation, HeldOutItem, PairCounts
 
 # Of each candidate with each champion: with 5 % of differing answers, those of 3,000 items.
 MOST_BOUGHT = 150
-# More are asked for when they are so many of those before: each time means another look.
-ASK_AGAIN_SHARE = 0.2
 
 # What became of an item's label. `unasked` and `awaited` have none yet, `missing` never will.
 Standing = Literal["unasked", "awaited", "labelled", "missing"]
@@ -74,13 +72,36 @@ class PoolPart:
         )
 
 
+def part_of(
+    pool: Sequence[PoolItem], places: Sequence[int], candidate: Answers, champion: Answers
+) -> PoolPart:
+    """These places of the pool with the answers of both, who answered all of it."""
+    return PoolPart(
+        items=tuple(pool[at] for at in places),
+        candidate=answers_at(candidate, places),
+        champion=answers_at(champion, places),
+    )
+
+
+def answers_at(answers: Answers, places: Sequence[int]) -> Answers:
+    """The answers to some of the items."""
+    return Answers(
+        name=answers.name,
+        labels=tuple(answers.labels[at] for at in places),
+        confidences=tuple(answers.confidences[at] for at in places),
+        distances=tuple(answers.distances[at] for at in places) if answers.distances else (),
+    )
+
+
 def read_pool(
     pool: Sequence[PoolItem], differ: Sequence[bool], *, before: Set[str], asked: int
 ) -> Reading:
     """What of the pool may be counted, and which labels it takes to count more of it.
 
     `before`: what was read at earlier looks at this candidate with this champion; `asked`: how
-    many labels were asked for then.
+    many labels were asked for then. With `MOST_BOUGHT` it is read no further. Whether it is may
+    depend on anything but on how the two differ on the rest: who goes on only where few labels
+    are needed counts too many ties.
     """
     order = sorted(range(len(pool)), key=lambda at: _order(pool[at], before))
     known = [at for at in order if pool[at].item.event_id in before]
@@ -91,8 +112,6 @@ def read_pool(
         read.append(at)
         if differ[at] and pool[at].standing == "unasked":
             wanted.append(at)
-    if 0 < len(wanted) < ASK_AGAIN_SHARE * asked:
-        read, wanted = known, []
     awaited = [at for at in read if differ[at] and pool[at].standing == "awaited"]
     counted = list[int]()
     if not wanted and not awaited:

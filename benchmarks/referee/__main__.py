@@ -20,6 +20,7 @@ from benchmarks.referee.certificates import (
 from benchmarks.referee.figures import Figure
 from benchmarks.referee.gate import days_2_points_1000_a_day, false_promotions_year
 from benchmarks.referee.lateness import audit_minutes_late_40_a_second
+from benchmarks.referee.pool import power_2_points_150_labels
 from benchmarks.referee.promise import (
     days_to_notice,
     false_alarms_a_year,
@@ -36,6 +37,7 @@ Study = Callable[[int, int], Iterator[Figure]]  # so many worlds, from such a se
 # Each with the number of worlds that its figure needs.
 STUDIES: dict[str, tuple[Study, int]] = {
     "false_promotions_year": (false_promotions_year, 400),
+    "power_2_points_150_labels": (power_2_points_150_labels, 1_000),
     "days_2_points_1000_a_day": (days_2_points_1000_a_day, 200),
     "days_5_point_drop": (lambda count, seed: days_to_notice(0.05, count, seed), 400),
     "days_2_point_drop": (lambda count, seed: days_to_notice(0.02, count, seed), 400),

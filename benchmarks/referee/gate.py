@@ -41,19 +41,19 @@ def promoted(pair: Pair, turn: Turn, seed: int) -> bool:
     without them that verdict is the same.
     """
     policy = GatePolicy()
-    if judge(_counts_only(pair), policy, FACTS, turn=turn).verdict not in (
+    if judge(counts_only(pair), policy, FACTS, turn=turn).verdict not in (
         "better",
         "non_inferior",
     ):
         return False
-    items = _items(pair.champion_right.size)
-    rivals = {CHAMPION: _answers(pair.champion_confidences, pair.champion_right)}
-    ours = _answers(pair.confidences, pair.right)
+    items = simulated_items(pair.champion_right.size)
+    rivals = {CHAMPION: student_answers(pair.champion_confidences, pair.champion_right)}
+    ours = student_answers(pair.confidences, pair.right)
     found = evaluate(items, ours, rivals, target=TARGET, alpha=policy.alpha, seed=seed)
     return judge(found, policy, FACTS, turn=turn).promotable
 
 
-def _counts_only(pair: Pair) -> Evaluation:
+def counts_only(pair: Pair) -> Evaluation:
     """As far as the comparison with the champion reads it."""
     pairs = count_pairs(pair.right.tolist(), pair.champion_right.tolist())
     nothing = certify_threshold([], [], target=TARGET)
@@ -72,7 +72,7 @@ def _counts_only(pair: Pair) -> Evaluation:
     )
 
 
-def _items(count: int) -> list[HeldOutItem]:
+def simulated_items(count: int) -> list[HeldOutItem]:
     return [
         HeldOutItem(
             event_id=f"event-{i}",
@@ -85,7 +85,7 @@ def _items(count: int) -> list[HeldOutItem]:
     ]
 
 
-def _answers(confidences: NDArray[np.float64], right: NDArray[np.bool_]) -> Answers:
+def student_answers(confidences: NDArray[np.float64], right: NDArray[np.bool_]) -> Answers:
     return Answers(
         name="student",
         labels=tuple("right" if ok else "wrong" for ok in right),

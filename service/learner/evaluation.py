@@ -29,7 +29,14 @@ from pipelines.work import AnswerFacts
 from service.learner.answering import answer_items
 from service.learner.ceiling import ceiling_of
 from service.learner.looks import departed, new_items
-from service.learner.pooling import Comparison, compare, kept_for, labels_came, remembered
+from service.learner.pooling import (
+    Comparison,
+    after_asking,
+    compare,
+    kept_for,
+    may_ask,
+    remembered,
+)
 from service.learner.workshop import Workshop
 from storage.database import Cursor
 from storage.decisions import chain
@@ -60,8 +67,10 @@ log = structlog.get_logger()
 # A candidate that is not promotable and not worse is judged again when so many items, of those
 # that judged it last, are new: what is not shown to be better yet may be shown later.
 LOOK_AGAIN_SHARE = 0.2
+CHAMPION_CHANGED = "the champion has changed"
 MORE_EVIDENCE = "there are new held-out items"
 LABELS_CAME = "the labels where it and the champion differ have come"
+LABELS_LATE = "the labels where it and the champion differ are late"
 
 
 class Evaluating:
@@ -103,7 +112,11 @@ class Evaluating:
                 "nothing",
                 f"{newest.name}: {new} new held-out items to judge it on; {enough} are needed",
             )
-        report = self.judge(newest, items)
+        # Once, and only before the first look: later ones may be taken at any time.
+        wait = last is None or reason == CHAMPION_CHANGED
+        # Not each time that labels have come: the pool grows, and there would be no end of looks.
+        go_on = reason not in (LABELS_CAME, LABELS_LATE)
+        report = self.judge(newest, items, wait=wait, go_on=go_on)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
 
     def _why_judge(
@@ -115,13 +128,27 @@ class Evaluating:
         if last is None:
             return "not judged yet"
         if last.champion != decided.champion:
-            return "the champion has changed"
+            return CHAMPION_CHANGED
         if last.promotable or last.verdict == "worse":
             return None
-        return LABELS_CAME if labels_came(self._shop, tx, last) else MORE_EVIDENCE
+        asked = after_asking(self._shop, tx, last)
+        if asked == "waits":
+            return None
+        return {"came": LABELS_CAME, "late": LABELS_LATE}.get(asked or "", MORE_EVIDENCE)
 
-    def judge(self, version: StudentVersion, items: Sequence[HeldOutItem]) -> GateReport:
-        """Evaluate one version, publish its report and record the verdict."""
+    def judge(
+        self,
+        version: StudentVersion,
+        items: Sequence[HeldOutItem],
+        *,
+        wait: bool = False,
+        go_on: bool = True,
+    ) -> GateReport:
+        """Evaluate one version, publish its report and record the verdict.
+
+        `wait`: where labels of kept events are lacking they are asked for before the first look.
+        `go_on`: more of the kept events may be read than at the last look.
+        """
         shop = self._shop
         with shop.database.snapshot() as tx:
             digest = champion_of(tx, version.task)
@@ -137,12 +164,18 @@ class Evaluating:
             answers, golden, facts = answer_items(
                 shop, students, items, [one.item for one in pool], scratch
             )
-            kept = compare(pool, answers, len(items), remembered(shop, past, digest))
+            before = remembered(shop, past, digest)
+            go_on = go_on and may_ask(shop.settings)
+            kept = compare(pool, answers, len(items), before, go_on=go_on)
+            lacking = kept.lacking if wait and turn.look == 1 else 0
             evaluation = self._evaluate(version, items, answers, kept.part)
             gate = self._gate(
                 evaluation,
                 turn,
-                self._facts(version, champion, items, facts),
+                replace(
+                    self._facts(version, champion, items, facts),
+                    labels_awaited=lacking,
+                ),
                 departed(shop.artifacts, past, digest, items, kept.counted),
             )
             with shop.database.snapshot() as tx:

@@ -6,19 +6,25 @@ Events that were kept without a label, of which only those where the two differ 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
 
+from pipelines.checks import LABELS_CAME
 from pipelines.curate import uncontaminated
 from pipelines.evaluate import CANDIDATE, CHAMPION, thin
 from pipelines.gate import compared
-from pipelines.pool import PoolItem, PoolPart, Reading, read_pool
+from pipelines.pool import MOST_BOUGHT, PoolItem, PoolPart, Reading, answers_at, part_of, read_pool
 from pipelines.types import Answers, GateReport, HeldOutItem
 from service.learner.workshop import Workshop
+from service.settings import Settings
 from storage.database import Cursor
 from storage.evaluations import StoredEvaluation
 from storage.guards import last_shift
 from storage.pool import count_awaited, pool_of
 from storage.reports import PoolMemory, read_pool_memory
 
+# The teacher is asked within seconds, unless it fails or the day's purse is empty.
+LONGEST_WAIT = timedelta(hours=1)
 NOTHING_READ = Reading(counted=(), read=(), wanted=(), awaited=())
 
 
@@ -32,13 +38,19 @@ class Comparison:
     part: PoolPart | None = None  # None: nothing is counted
 
     @property
+    def lacking(self) -> int:
+        """Labels without which less is counted than could be."""
+        return len(self.reading.wanted) + len(self.reading.awaited)
+
+    @property
     def counted(self) -> tuple[str, ...]:
         return self._ids(self.reading.counted)
 
     def wanted(self, gate: GateReport) -> tuple[str, ...]:
         """The events to be asked about: where more evidence may change what the gate says."""
+        waits = [check.name for check in gate.checks if not check.passed] == [LABELS_CAME]
         open_still = compared(gate) and not gate.promotable and gate.verdict != "worse"
-        return self._ids(self.reading.wanted) if open_still else ()
+        return self._ids(self.reading.wanted) if waits or open_still else ()
 
     def after(self, wanted: Sequence[str]) -> PoolMemory:
         """What the next look has to know."""
@@ -73,9 +85,17 @@ def kept_for(
 
 
 def compare(
-    pool: tuple[PoolItem, ...], answers: dict[str, Answers], items: int, before: PoolMemory
+    pool: tuple[PoolItem, ...],
+    answers: dict[str, Answers],
+    items: int,
+    before: PoolMemory,
+    *,
+    go_on: bool,
 ) -> Comparison:
-    """Take the answers to the pool off `answers`, which keep those to the items."""
+    """Take the answers to the pool off `answers`, which keep those to the items.
+
+    `go_on`: read further in the pool than earlier looks did.
+    """
     if not pool:
         return Comparison(before=before)
     said = {}
@@ -83,12 +103,9 @@ def compare(
         answers[name], said[name] = _parted(answers[name], items)
     ours, theirs = said[CANDIDATE], said[CHAMPION]
     differ = [one != other for one, other in zip(ours.labels, theirs.labels, strict=True)]
-    reading = read_pool(pool, differ, before=frozenset(before.read), asked=len(before.asked))
-    part = PoolPart(
-        items=tuple(pool[at] for at in reading.counted),
-        candidate=_some(ours, reading.counted),
-        champion=_some(theirs, reading.counted),
-    )
+    asked = len(before.asked) if go_on else MOST_BOUGHT
+    reading = read_pool(pool, differ, before=frozenset(before.read), asked=asked)
+    part = part_of(pool, reading.counted, ours, theirs)
     return Comparison(
         pool=pool, before=before, reading=reading, part=part if reading.counted else None
     )
@@ -102,21 +119,31 @@ def remembered(
     return read_pool_memory(shop.artifacts, last.report) if last else PoolMemory()
 
 
-def labels_came(shop: Workshop, tx: Cursor, last: StoredEvaluation) -> bool:
-    """Whether all the labels that the last look had to do without have come, or never will."""
+def may_ask(settings: Settings) -> bool:
+    """Whether labels can be bought at all."""
+    teacher = settings.teacher
+    able = bool(teacher.base_url and teacher.model and settings.budget.label_calls)
+    return able and bool(teacher.terms and teacher.terms_allow_training)
+
+
+def after_asking(
+    shop: Workshop, tx: Cursor, last: StoredEvaluation
+) -> Literal["came", "waits", "late"] | None:
+    """What became of the labels that the last look did without; None: there were none.
+
+    A candidate that was not compared yet waits for them, but not for ever: where they are late it
+    is judged on what there is, and again when they come.
+    """
     awaited = read_pool_memory(shop.artifacts, last.report).awaited
-    return bool(awaited) and not count_awaited(tx, awaited)
+    if not awaited:
+        return None
+    if not count_awaited(tx, awaited):
+        return "came"
+    if last.compared:
+        return None
+    return "waits" if shop.now() - last.evaluated_at < LONGEST_WAIT else "late"
 
 
 def _parted(answers: Answers, at: int) -> tuple[Answers, Answers]:
     places = range(len(answers.labels))
-    return _some(answers, places[:at]), _some(answers, places[at:])
-
-
-def _some(answers: Answers, places: Sequence[int]) -> Answers:
-    return Answers(
-        name=answers.name,
-        labels=tuple(answers.labels[at] for at in places),
-        confidences=tuple(answers.confidences[at] for at in places),
-        distances=tuple(answers.distances[at] for at in places) if answers.distances else (),
-    )
+    return answers_at(answers, places[:at]), answers_at(answers, places[at:])
