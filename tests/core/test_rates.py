@@ -6,7 +6,7 @@ from math import log2
 
 import pytest
 
-from pipelines.rates import DAY, DayBudget, Lately, Wishes, affordable_rate, next_policy
+from pipelines.rates import DAY, DayBudget, Lately, Wishes, affordable_rate, next_policy, purse_of
 from pipelines.sample import SamplingPolicy
 
 DEFAULTS = DayBudget(calls=2_000, tokens=5e6, money=20.0)
@@ -107,3 +107,27 @@ def test_the_ceiling_that_is_met_first_counts() -> None:
     assert dear.labels == 400
     found = dear.purses()
     assert found == pytest.approx({"audit": 80, "held_out": 80, "repeat": 20, "learning": 220})
+
+
+@pytest.mark.parametrize("events_per_day", [1_000, 10_000, 3_456_000])
+def test_the_pool_holds_about_a_window_at_most_and_there_is_none_without_a_champion(
+    events_per_day: int,
+) -> None:
+    policy = next_policy(POLICY, DEFAULTS, lately(events_per_day), WISHES)
+    assert log2(policy.pool_rate).is_integer()
+    kept = policy.pool_rate * events_per_day / 5 * 14
+    assert kept <= 3_000
+    assert policy.pool_rate == 1.0 or kept > 0.4 * 3_000
+    assert next_policy(policy, DEFAULTS, Lately(events=1_000, window=DAY), WISHES).pool_rate == 0.0
+
+
+def test_labels_where_two_students_differ_come_out_of_the_held_out_purse() -> None:
+    calm = next_policy(POLICY, DEFAULTS, lately(86_400), WISHES)
+    busy = next_policy(POLICY, DEFAULTS, lately(86_400), replace(WISHES, disagreements=150))
+    served = 0.6 * 86_400 / 5
+    assert busy.held_out_rate * served + 150 <= 400
+    assert busy.audit_rate == calm.audit_rate
+    # However many they are, half of the purse is the draw's.
+    flood = next_policy(POLICY, DEFAULTS, lately(86_400), replace(WISHES, disagreements=4_000))
+    assert flood.held_out_rate * served > 0.4 * 200
+    assert purse_of("disagreement") == "held_out"

@@ -227,3 +227,41 @@ def test_controller_brings_the_learning_draw_to_its_share_of_the_budget(start: f
 
 def test_controller_without_a_budget_draws_nothing() -> None:
     assert next_learning_scale(1.0, spent=0, due=0, budget=0) == 0.0
+
+
+def test_the_pool_is_the_stretch_behind_the_held_out_draw_and_of_its_side_alone() -> None:
+    policy = replace(POLICY, audit_rate=0.0, pool_rate=0.25)
+    held_out = pool = 0
+    for number in range(MANY):
+        event = make_event(f"e-{number}")
+        choice = choose(event, UNSURE, policy, has_teacher_label=False)
+        if choice is None:
+            continue
+        draws = choice.draws
+        assert (draws.held_out is None) != (draws.pool is None), "one of the two"
+        held_out += draws.held_out is not None
+        pool += draws.pool is not None
+        assert settle(choice, Side.TRAINING) is None
+        settled = settle(choice, Side.HELD_OUT)
+        assert settled is not None
+        if draws.pool is not None:
+            assert settled == (SampleReason.POOL, Draws(pool=0.25))
+    assert within(held_out, 0.1)
+    assert within(pool, 0.25)
+
+
+def test_an_audit_of_the_pool_is_an_audit_and_in_the_pool() -> None:
+    policy = replace(POLICY, audit_rate=1.0, held_out_rate=0.25, pool_rate=1.0)
+    found = [
+        choose(make_event(f"e-{number}"), UNSURE, policy, has_teacher_label=False)
+        for number in range(200)
+    ]
+    settled = {settle(choice, Side.HELD_OUT) for choice in found if choice is not None}
+    assert settled == {
+        (SampleReason.HELD_OUT, Draws(audit=1.0, held_out=0.25)),
+        (SampleReason.AUDIT, Draws(audit=1.0, pool=0.75)),
+    }
+
+
+def test_a_policy_that_keeps_events_is_another_version() -> None:
+    assert replace(POLICY, pool_rate=0.5).version != POLICY.version

@@ -343,6 +343,20 @@ def test_training_data_never_spends_what_evidence_needs(bench: Bench, teacher: S
     assert len(teacher.bills()) == 10
 
 
+@pytest.mark.parametrize("rig", [{"budget": {"label_calls": 10}}], indirect=True)
+def test_labels_where_two_students_differ_are_paid_from_the_held_out_purse(
+    bench: Bench, teacher: Scripted
+) -> None:
+    for number in range(3):
+        bench.rig.sample(f"differ-{number}", TEXTS[number], reason=SampleReason.DISAGREEMENT)
+        bench.rig.sample(f"kept-{number}", TEXTS[10 + number], reason=SampleReason.POOL)
+    assert bench.relabel.run().detail == "2 labels", "a fifth of ten"
+    assert set(bench.rig.labels()) == {"differ-0", "differ-1"}
+    assert {status for name, status in bench.rig.statuses().items() if "kept" in name} == {"kept"}
+    bench.rig.sample("e", TEXTS[20])
+    assert bench.relabel.run().detail == "1 labels", "training data has its own"
+
+
 class Odd(BaseHTTPRequestHandler):
     """Answers as it is told: (status, headers, body), one after the other, the last for ever."""
 
