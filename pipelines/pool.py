@@ -26,7 +26,8 @@ from pipelines.types import Answers, Evaluation, HeldOutItem, PairCounts
 # Of each candidate with each champion: with 5 % of differing answers, those of 3,000 items.
 MOST_BOUGHT = 150
 
-# What became of an item's label. `unasked` and `awaited` have none yet, `missing` never will.
+# What became of an item's label. `unasked` and `awaited` have none yet, `missing` never will. What
+# is `labelled` with none is one to which the teacher's answer was no label.
 Standing = Literal["unasked", "awaited", "labelled", "missing"]
 
 
@@ -159,6 +160,8 @@ def _outcome(one: PoolItem, ours: str, theirs: str) -> int:
         return 0
     if one.standing != "labelled":
         return -1
+    if not one.item.label:  # the teacher's answer was no label: nobody is right
+        return 0
     return int(one.item.label == ours) - int(one.item.label == theirs)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Final
 
+from pipelines.label import OUTSIDE
 from pipelines.pool import PoolItem, Standing
 from pipelines.types import HeldOutItem
 from storage.database import Cursor, from_db_time, to_db_time
@@ -15,7 +16,7 @@ from storage.database import Cursor, from_db_time, to_db_time
 # One of each near-duplicate group, its newest.
 SELECT_POOL = """
 SELECT s.event_id, s.group_id, s.text, l.label, s.segment, s.pool_pi, s.occurred_at, s.status,
-    s.reason
+    s.reason, s.failure IS NOT DISTINCT FROM $outside
 FROM samples s LEFT JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.pool_pi IS NOT NULL AND s.status <> 'expired'
     AND s.occurred_at >= $since
@@ -57,7 +58,8 @@ STANDINGS: Final[dict[str, Standing]] = {"kept": "unasked", "pending": "awaited"
 
 def pool_of(tx: Cursor, task: str, since: datetime | None) -> list[PoolItem]:
     """The pool of one task, oldest first; of events from a moment on."""
-    values = {"task": task, "since": BEGINNING if since is None else to_db_time(since)}
+    from_when = BEGINNING if since is None else to_db_time(since)
+    values = {"task": task, "since": from_when, "outside": OUTSIDE}
     return [
         PoolItem(
             item=HeldOutItem(
@@ -69,12 +71,22 @@ def pool_of(tx: Cursor, task: str, since: datetime | None) -> list[PoolItem]:
                 inclusion_probability=pi,
                 occurred_at=from_db_time(occurred_at),
             ),
-            standing="labelled" if label else STANDINGS.get(status, "missing"),
+            # An answer that is no label is known as well: then nobody is right.
+            standing="labelled" if label or outside else STANDINGS.get(status, "missing"),
             bought=reason == "disagreement",
         )
-        for event_id, group_id, text, label, segment, pi, occurred_at, status, reason in tx.execute(
-            SELECT_POOL, values
-        ).fetchall()
+        for (
+            event_id,
+            group_id,
+            text,
+            label,
+            segment,
+            pi,
+            occurred_at,
+            status,
+            reason,
+            outside,
+        ) in tx.execute(SELECT_POOL, values).fetchall()
     ]
 
 

@@ -61,6 +61,8 @@ def test_equal_answers_are_a_tie_without_a_label_and_a_missing_label_is_a_loss()
         ["wrong", "right", "wrong too", "a", "wrong", "b"],
     )
     assert found.outcomes() == (1, -1, 0, 0, -1, 0)
+    no_label = part(kept(2, "labelled", label=""), ["a", ""], ["b", "b"])
+    assert no_label.outcomes() == (0, 0), "the teacher's answer was none: nobody is right"
     facts = found.facts()
     assert (facts.items, facts.agreed, facts.bought, facts.missing) == (6, 2, 3, 1)
 
