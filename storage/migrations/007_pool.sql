@@ -1,5 +1,5 @@
--- Held-out events that are kept without asking for a label: with which probability, and no longer
--- any when they have left the pool. Rows from before are in none.
+-- With which probability a held-out event is kept without asking for a label. None when it has left
+-- the pool, and in rows from before.
 DROP INDEX samples_by_status;
 ALTER TABLE samples ADD COLUMN pool_pi DOUBLE;
 CREATE INDEX samples_by_status ON samples (status);
