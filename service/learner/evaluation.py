@@ -71,6 +71,8 @@ CHAMPION_CHANGED = "the champion has changed"
 MORE_EVIDENCE = "there are new held-out items"
 LABELS_CAME = "the labels where it and the champion differ have come"
 LABELS_LATE = "the labels where it and the champion differ are late"
+LABELS_AWAITED = "it waits for the labels where it and the champion differ"
+FOR_LABELS = {"came": LABELS_CAME, "late": LABELS_LATE, "waits": LABELS_AWAITED}
 
 
 class Evaluating:
@@ -101,6 +103,8 @@ class Evaluating:
             reason = self._why_judge(tx, newest, last)
         if reason is None:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
+        if reason == LABELS_AWAITED:
+            return JobResult("nothing", f"{newest.name}: {reason}")
         items = self._items(newest)
         # As the evaluation will thin them: what it leaves out is no more evidence.
         usable = thin(items)
@@ -132,9 +136,7 @@ class Evaluating:
         if last.promotable or last.verdict == "worse":
             return None
         asked = after_asking(self._shop, tx, last)
-        if asked == "waits":
-            return None
-        return {"came": LABELS_CAME, "late": LABELS_LATE}.get(asked or "", MORE_EVIDENCE)
+        return FOR_LABELS[asked] if asked else MORE_EVIDENCE
 
     def judge(
         self,

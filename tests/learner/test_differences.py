@@ -161,7 +161,8 @@ def test_a_candidate_that_few_items_cannot_tell_is_shown_better_by_those_labels(
     (failed,) = [check for check in story.first_report.gate.checks if not check.passed]
     assert failed.name == "labels_came"
     assert f"{len(story.asked)} labels of kept events are asked for" in failed.sentence
-    assert story.early.outcome == "nothing", "it waits for the labels"
+    assert story.early.outcome == "nothing"
+    assert "waits for the labels" in story.early.detail
     assert story.relabelled.detail == f"{len(story.asked)} labels"
     assert "the labels where it and the champion differ have come" in story.second.detail
     assert story.report.gate.verdict == "better"

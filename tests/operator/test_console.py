@@ -297,6 +297,13 @@ def test_the_page_posts_the_report_that_it_shows(browser: TestClient, desk: Desk
     assert desk.operations.status().tasks[0].champion.number == 3  # type: ignore[union-attr]
 
 
+def test_the_page_says_which_pairs_needed_no_label(browser: TestClient) -> None:
+    page = browser.get(f"/tasks/{TASK}/versions/5").text
+    assert "2,470 were decided by both giving the same answer" in page
+    assert "128 labels were bought where they differ" in page
+    assert "No label could be had for 2" in page
+
+
 def test_what_would_serve_nothing_has_a_box_to_tick(
     browser: TestClient, client: TestClient, desk: Desk
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from core_samples import make_event
 from prometheus_client import CollectorRegistry
 
-from pipelines.pairs import Flip
+from pipelines.pairs import Flip, Pooled
 from pipelines.reach import Shown
 from pipelines.recipes import RecipeName
 from pipelines.types import (
@@ -464,6 +464,7 @@ def make_report(
         champion_threshold=None,
         shown=shown,
         items_until_certified=1_512 if threshold is None else None,
+        pooled=Pooled(items=2_600, agreed=2_470, bought=128, missing=2) if champion else None,
     )
     checks = (
         Check(
