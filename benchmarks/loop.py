@@ -35,7 +35,7 @@ from service.topics.opening import open_writer
 BANKING77 = Path(os.environ.get("BANKING77", ROOT.parent / "shared" / "data" / "banking77"))
 TASK = "banking"
 CHUNK = 100
-WAIT_SECONDS = 600.0
+WAIT_SECONDS = 1_800.0  # a limit for what hangs: a busy machine may take several times as long
 ASSESS_BATCH = 128
 
 

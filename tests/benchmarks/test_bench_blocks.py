@@ -29,7 +29,7 @@ def desk(count: int, chosen: Callable[[DemoMessage], bool] = lambda message: Tru
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_first_student_waits_within_2500_prompts_of_the_desk(tmp_path: Path) -> None:
     """Default settings, also the target of 97 %."""
     labels = sorted(load_corpus().labels)
@@ -46,7 +46,7 @@ def test_a_first_student_waits_within_2500_prompts_of_the_desk(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_topics_that_came_later_are_asked_about_without_a_label(tmp_path: Path) -> None:
     """Half of the intents, until a student serves; then the other half, and nobody learns."""
     intents = sorted(load_corpus().labels)

@@ -48,7 +48,7 @@ def wait_for_events(loop: Loop, count: int) -> int:
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
 def test_queries_on_kafka_become_approved_students_that_answer_well(
     kafka_broker: Any, tmp_path: Path

@@ -85,7 +85,7 @@ def training_stack() -> None:
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
 @pytest.mark.usefixtures("training_stack")
 def test_a_tuned_encoder_goes_the_whole_way(kafka_broker: Any, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_tuned_encoder_goes_the_whole_way(kafka_broker: Any, tmp_path: Path) -
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs the banking77 folder")
 @pytest.mark.usefixtures("training_stack")
 def test_a_chat_model_goes_the_whole_way_though_its_trainer_is_killed(
