@@ -239,7 +239,7 @@ def _threshold(facts: CardFacts) -> Iterator[str]:
         yield (
             f"Above a confidence of {threshold.value:.2f} it agrees with the teacher at least "
             f"{_percent(threshold.target)} of the time, with {_percent(threshold.confidence_level)}"
-            f" confidence. {_percent(threshold.coverage)} of the held-out prompts lie above it."
+            f" confidence. {_percent(threshold.coverage)} of the traffic lies above it."
         )
     yield ""
     yield f"Expected calibration error: {_estimate(error)}."

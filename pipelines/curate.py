@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rensa import RMinHash, RMinHashLSH
 
 from pipelines.sample import side_of
+from pipelines.traffic import Draw
 from pipelines.types import Example, HeldOutItem, Side
 
 # Near-duplicates are found in the letters, not in an encoder's space: a group keeps its side
@@ -100,15 +101,22 @@ class CurationPolicy:
     max_per_user: int
     max_per_group: int
     held_out_window: int
+    # Held-out items from before judge only where there are fewer than `fewest` others.
+    held_out_since: datetime | None = None
+    fewest: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curated:
-    """What a dataset is made of. `dropped` counts examples by the reason they were left out."""
+    """What a dataset is made of. `dropped` counts examples by the reason they were left out.
+
+    `draws` say what the traffic is (`pipelines.traffic`), oldest first; they are no part of it.
+    """
 
     training: tuple[Example, ...]
     held_out: tuple[HeldOutItem, ...]
     dropped: Mapping[str, int]
+    draws: tuple[Draw, ...] = ()
 
 
 class LabelledSample(NamedTuple):
@@ -118,17 +126,23 @@ class LabelledSample(NamedTuple):
     segment: str
     held_out_pi: float | None
     occurred_at: datetime | None = None
+    audit_pi: float | None = None
 
 
 def curate(samples: Sequence[LabelledSample], policy: CurationPolicy) -> Curated:
     """Split, decontaminate, deduplicate and cap. Deterministic in the order of `samples`."""
-    held_out = _held_out(samples, policy.held_out_window)
+    held_out = held_out_of(samples, policy)
     dropped: Counter[str] = Counter()
     training = [item.example for item in samples if item.example.side is Side.TRAINING]
     training = _without_contamination(training, [item.text for item in held_out], dropped)
     training = _without_repeats(training, dropped)
     training = _capped(training, policy, dropped)
-    return Curated(training=tuple(training), held_out=tuple(held_out), dropped=dict(dropped))
+    return Curated(
+        training=tuple(training),
+        held_out=tuple(held_out),
+        dropped=dict(dropped),
+        draws=draws_of(samples),
+    )
 
 
 def uncontaminated(
@@ -145,25 +159,54 @@ def uncontaminated(
     return [item for item in items if not index.resembles(item.text)]
 
 
-def _held_out(samples: Sequence[LabelledSample], window: int) -> list[HeldOutItem]:
+def draws_of(samples: Sequence[LabelledSample]) -> tuple[Draw, ...]:
+    """Those that were drawn evenly from what came: held-out draws, and audits of the other side."""
+    texts = [normalise(sample.example.text) for sample in samples]
+    first: dict[str, LabelledSample] = {}
+    for sample, text in zip(samples, texts, strict=True):
+        first.setdefault(text, sample)
+    found = []
+    for sample, text in zip(samples, texts, strict=True):
+        side = sample.example.side
+        pi = sample.held_out_pi if side is Side.HELD_OUT else sample.audit_pi
+        if pi is not None:
+            earlier = first[text] if first[text] is not sample else None
+            found.append(Draw(_item(sample, pi), side, text, earlier and earlier.occurred_at))
+    return tuple(found)
+
+
+def held_out_of(samples: Sequence[LabelledSample], policy: CurationPolicy) -> list[HeldOutItem]:
     """The groups that the held-out draw chose last: one item each, its newest.
 
     A group that the traffic goes on bringing stays, one that it does not bring any more leaves.
     """
     newest: dict[str, HeldOutItem] = {}
-    for example, segment, pi, occurred_at in samples:
-        if example.side is Side.HELD_OUT and pi is not None:
-            newest.pop(example.group_id, None)  # so that it comes behind those before it
-            newest[example.group_id] = HeldOutItem(
-                event_id=example.event_id,
-                group_id=example.group_id,
-                text=example.text,
-                label=example.label,
-                segment=segment,
-                inclusion_probability=pi,
-                occurred_at=occurred_at,
-            )
-    return list(newest.values())[-window:]
+    for sample in samples:
+        group, pi = sample.example.group_id, sample.held_out_pi
+        if sample.example.side is Side.HELD_OUT and pi is not None:
+            newest.pop(group, None)  # so that it comes behind those before it
+            newest[group] = _item(sample, pi)
+    items = list(newest.values())[-policy.held_out_window :]
+    return items[-max(_since(items, policy.held_out_since), policy.fewest, 1) :]
+
+
+def _item(sample: LabelledSample, pi: float) -> HeldOutItem:
+    return HeldOutItem(
+        event_id=sample.example.event_id,
+        group_id=sample.example.group_id,
+        text=sample.example.text,
+        label=sample.example.label,
+        segment=sample.segment,
+        inclusion_probability=pi,
+        occurred_at=sample.occurred_at,
+    )
+
+
+def _since(items: Sequence[HeldOutItem], moment: datetime | None) -> int:
+    """How many are not from before."""
+    return sum(
+        moment is None or item.occurred_at is None or item.occurred_at >= moment for item in items
+    )
 
 
 def of_now(
@@ -177,7 +220,7 @@ def of_now(
     """
     if shift is None:
         return items
-    since = sum(1 for item in items if item.occurred_at is None or item.occurred_at >= shift)
+    since = _since(items, shift)
     chosen = items[-max(since, fewest) :]
     if since >= fewest:
         return chosen

@@ -6,16 +6,17 @@ Nothing here decides. `pipelines.gate` judges what this module counts.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.identities import snapshot_hash
+from pipelines.marks import Marked, asked_of, mark
 from pipelines.pairs import Flip
 from pipelines.pool import PoolPart, added
-from pipelines.reach import Shown, near_of, place, radius_of, within
+from pipelines.reach import Shown, near_of, place, within
 from pipelines.statistics.calibration import calibration_error
 from pipelines.statistics.certify import certify_threshold, coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
@@ -46,20 +47,6 @@ CHOSEN_CONFIDENCE = 0.975
 LEAST_KEPT, FEWEST_KEPT = 0.5, 300
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Marked:
-    """One student's answers with their marks."""
-
-    answers: Answers
-    correct: tuple[bool, ...]
-    radius: float | None
-
-    @property
-    def trusted(self) -> tuple[float, ...]:
-        """The confidences, and 0 beyond the radius."""
-        return within(self.answers.confidences, self.answers.distances, self.radius)
-
-
 def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
     """Keep items so that all were drawn with equal probability: the snapshot's lowest.
 
@@ -74,13 +61,14 @@ def thin(items: Sequence[HeldOutItem]) -> tuple[HeldOutItem, ...]:
     rates = np.array([item.inclusion_probability for item in items])
     if not bool(np.all((rates > 0.0) & (rates <= 1.0))):
         raise ValueError("an item was drawn with a probability outside (0, 1]")
-    rate = _thinning_rate(rates)
+    rate = thinning_rate(rates)
     return tuple(
         item for item in items if _unit_hash(item.event_id) * item.inclusion_probability < rate
     )
 
 
-def _thinning_rate(rates: NDArray[np.float64]) -> float:
+def thinning_rate(rates: NDArray[np.float64]) -> float:
+    """The lowest of these rates that leaves enough; half the items, or 300, or all."""
     low, high = float(rates.min()), float(rates.max())
     enough = max(rates.size * LEAST_KEPT, min(rates.size, FEWEST_KEPT))
     if np.minimum(1.0, low / rates).sum() >= enough:
@@ -135,8 +123,14 @@ def evaluate(
     alpha: float = 0.05,
     seed: int = 0,
     pool: PoolPart | None = None,
+    traffic: Sequence[HeldOutItem] = (),
 ) -> Evaluation:
     """Compare all on the same items. Intervals are two-sided at `alpha`.
+
+    Comparisons, agreement and slices are on `items`, where each group counts once. Thresholds and
+    their coverage are promises about traffic, and are certified on `traffic` by its weights
+    (`pipelines.traffic`); where there is none, on the items. The answers are to
+    `asked_of(items, traffic)`.
 
     Against the champion the pairs of `pool` count too, and nowhere else: see `pipelines.pool`.
 
@@ -146,13 +140,15 @@ def evaluate(
     belong to it.
     """
     _refuse_repeated_groups([*items, *(one.item for one in pool.items)] if pool else items)
-    kept, marked = _marks(items, {CANDIDATE: candidate, **rivals})
+    asked, kept = asked_of(items, traffic), list(thin(items))
+    given = {CANDIDATE: candidate, **rivals}
+    marked = {name: mark(asked, kept, traffic, one) for name, one in given.items()}
     ours, champion = marked[CANDIDATE], marked.get(CHAMPION)
     pairs = _pairs(marked, pool)
     level = CHOSEN_CONFIDENCE if champion else CONFIDENCE
     threshold = _certify(ours, target, level)
     return Evaluation(
-        snapshot=snapshot_hash(items),
+        snapshot=snapshot_hash([*items, *traffic]),
         items=len(kept),
         agreement={
             name: wilson_share(sum(other.correct), len(kept), alpha)
@@ -170,22 +166,14 @@ def evaluate(
         threshold=threshold,
         champion_threshold=_certify(champion, target, level) if champion else None,
         pairs=pairs,
-        coverage_gain_p=coverage_gain_p(
-            (ours.trusted, ours.correct),
-            (champion.trusted, champion.correct),
-            target=target,
-            confidence_level=level,
-            seed=seed,
-        )
-        if champion
-        else None,
+        coverage_gain_p=_coverage_gain(ours, champion, threshold, seed) if champion else None,
         unusable_answers=_unusable(ours.answers),
         items_until_certified=_items_lacking(ours, threshold),
         pooled=pool.facts() if pool else None,
     )
 
 
-def _pairs(marked: Mapping[str, _Marked], pool: PoolPart | None) -> dict[str, PairCounts]:
+def _pairs(marked: Mapping[str, Marked], pool: PoolPart | None) -> dict[str, PairCounts]:
     ours = marked[CANDIDATE].correct
     pairs = {
         name: count_pairs(ours, other.correct)
@@ -197,15 +185,30 @@ def _pairs(marked: Mapping[str, _Marked], pool: PoolPart | None) -> dict[str, Pa
     return pairs
 
 
-def _certify(one: _Marked, target: float, confidence_level: float) -> Threshold:
+def _certify(one: Marked, target: float, confidence_level: float) -> Threshold:
     found = certify_threshold(
-        one.trusted, one.correct, target=target, confidence_level=confidence_level
+        one.promised.trusted,
+        one.promised.correct,
+        target=target,
+        confidence_level=confidence_level,
+        weights=one.promised.weights,
     )
     near = near_of(one.trusted, one.answers.distances, found.value)
     return replace(found, near=near, radius=one.radius)
 
 
-def _items_lacking(ours: _Marked, threshold: Threshold) -> int | None:
+def _coverage_gain(ours: Marked, champion: Marked, promise: Threshold, seed: int) -> float:
+    """A comparison: on the items, each counted once, whatever the promise was certified on."""
+    return coverage_gain_p(
+        (ours.trusted, ours.correct),
+        (champion.trusted, champion.correct),
+        target=promise.target,
+        confidence_level=promise.confidence_level,
+        seed=seed,
+    )
+
+
+def _items_lacking(ours: Marked, threshold: Threshold) -> int | None:
     if threshold.value is not None:
         return None
     return items_until_certified(
@@ -226,42 +229,12 @@ def _refuse_repeated_groups(items: Sequence[HeldOutItem]) -> None:
         raise ValueError("an event is in the snapshot twice")
 
 
-def _marks(
-    items: Sequence[HeldOutItem], answers: Mapping[str, Answers]
-) -> tuple[list[HeldOutItem], dict[str, _Marked]]:
-    """The items that count, thinned to equal probability, and everybody's marks on them."""
-    kept_ids = {item.event_id for item in thin(items)}
-    keep = [index for index, item in enumerate(items) if item.event_id in kept_ids]
-    marked = {name: _mark(items, keep, given) for name, given in answers.items()}
-    return [items[index] for index in keep], marked
-
-
-def _mark(items: Sequence[HeldOutItem], keep: Sequence[int], answers: Answers) -> _Marked:
-    if not len(answers.labels) == len(answers.confidences) == len(items):
-        raise ValueError(
-            f"{answers.name} gave {len(answers.labels)} labels and {len(answers.confidences)} "
-            f"confidences for {len(items)} items"
-        )
-    correct = tuple(answers.labels[index] == items[index].label for index in keep)
-    distances = tuple(answers.distances[index] for index in keep) if answers.distances else ()
-    return _Marked(
-        answers=Answers(
-            name=answers.name,
-            labels=tuple(answers.labels[index] for index in keep),
-            confidences=tuple(answers.confidences[index] for index in keep),
-            distances=distances,
-        ),
-        correct=correct,
-        radius=radius_of(distances, correct),
-    )
-
-
 def _period(items: Sequence[HeldOutItem]) -> tuple[datetime, datetime] | None:
     known = [item.occurred_at for item in items if item.occurred_at is not None]
     return (min(known), max(known)) if known else None
 
 
-def _shown(ours: _Marked, threshold: Threshold) -> Shown:
+def _shown(ours: Marked, threshold: Threshold) -> Shown:
     distances = ours.answers.distances or (None,) * len(ours.correct)
     places = [place(distance, threshold.near, threshold.radius) for distance in distances]
     return shown_by(ours.answers.confidences, places, ours.correct)
@@ -269,8 +242,8 @@ def _shown(ours: _Marked, threshold: Threshold) -> Shown:
 
 def _slices(
     items: Sequence[HeldOutItem],
-    ours: _Marked,
-    champion: _Marked | None,
+    ours: Marked,
+    champion: Marked | None,
     alpha: float,
     pool: PoolPart | None,
 ) -> tuple[Slice, ...]:
@@ -311,8 +284,8 @@ def _badness(part: Slice) -> tuple[float, float, str]:
 
 def _flips(
     items: Sequence[HeldOutItem],
-    ours: _Marked,
-    champion: _Marked,
+    ours: Marked,
+    champion: Marked,
     threshold: float | None,
     pool: PoolPart | None,
 ) -> tuple[Flip, ...]:

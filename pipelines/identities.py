@@ -78,7 +78,10 @@ def training_fingerprint(
 
 
 def snapshot_hash(items: Sequence[HeldOutItem]) -> str:
-    """Content hash of a held-out snapshot, whatever the order of its items."""
+    """Content hash of a held-out snapshot, whatever the order of its items.
+
+    A weight counts where it is not 1: snapshots from before there were any keep their hash.
+    """
     rows = sorted(
         (
             item.event_id,
@@ -87,6 +90,7 @@ def snapshot_hash(items: Sequence[HeldOutItem]) -> str:
             item.label,
             item.segment,
             item.inclusion_probability.hex(),
+            *((item.weight.hex(),) if item.weight != 1.0 else ()),
         )
         for item in items
     )

@@ -84,7 +84,6 @@ def choose(
 ) -> Choice | None:
     """Whether the event is looked at any closer; None for the many that are only counted."""
     for_audit, for_held_out, for_learning, unweighted = uniforms(event.event_id, policy.salt)
-    audit = for_audit < policy.audit_rate
     # Whether a student serves at all says nothing about how hard a prompt is, only when it came: so
     # this is a draw of known probability still. An event that one of its answers was escalated for
     # is paid for like any other: the hard ones would come in by themselves.
@@ -95,6 +94,9 @@ def choose(
     # The next stretch of the same number: whoever is kept was not held out, and both draws together
     # are uniform.
     in_pool = held_out_rate <= for_held_out < held_out_rate + policy.pool_rate
+    # Before there is a student, audits only say what the traffic is (`pipelines.traffic`).
+    audit_rate = held_out_rate if free and event.student is None else policy.audit_rate
+    audit = for_audit < audit_rate
     given = has_teacher_label and unweighted < policy.given_rate
     pi, learning, cold_start, trigger = 0.0, False, False, None
     if not policy.full:
@@ -108,7 +110,7 @@ def choose(
     if not (audit or held_out or in_pool or learning or given or cold_start or trigger):
         return None
     draws = Draws(
-        audit=policy.audit_rate if audit else None,
+        audit=audit_rate if audit else None,
         held_out=held_out_rate if held_out else None,
         learning=pi if learning else None,
         pool=min(policy.pool_rate, 1.0 - held_out_rate) if in_pool else None,

@@ -14,7 +14,6 @@ from pipelines.recipes import FamilyName
 
 # Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
 # so the garbage collector need not look at them.
-
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -218,7 +217,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOutItem:
-    """One item of the held-out snapshot. One per near-duplicate group."""
+    """One item that judges. Of those that compare students, one per near-duplicate group."""
 
     event_id: str
     group_id: str
@@ -227,6 +226,7 @@ class HeldOutItem:
     segment: str
     inclusion_probability: float = 1.0
     occurred_at: datetime | None = None
+    weight: float = 1.0  # so many draws of the traffic it counts for (`pipelines.traffic`)
 
 
 class LabelledAnswer(NamedTuple):

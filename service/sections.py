@@ -121,6 +121,7 @@ class DatasetSettings(Section):
     max_per_user: int = Field(default=250, gt=0)  # examples, so that no user steers the student
     max_per_group: int = Field(default=20, gt=0)  # examples of one near-duplicate group
     held_out_window: int = Field(default=3_000, gt=0)  # newest held-out groups that judge
+    held_out_days: int = Field(default=60, gt=0)  # older ones judge only where others are too few
 
 
 class GateSettings(Section):

@@ -41,7 +41,7 @@ WHERE event_id IN (SELECT unnest($event_ids)) AND status <> 'expired'
 SELECT_LABELLED = """
 SELECT
     s.event_id, s.text, l.label, s.group_id, s.side, l.weight, s.user_key, s.reason, s.messages,
-    s.segment, s.held_out_pi, s.occurred_at, s.sampled_at
+    s.segment, s.held_out_pi, s.occurred_at, s.audit_pi, s.sampled_at
 FROM samples s JOIN effective_labels l USING (event_id)
 WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
     AND l.label IN (SELECT unnest($labels))
@@ -51,7 +51,7 @@ WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at <= $cut_off
 UNION ALL
 SELECT
     event_id, text, '', group_id, side, 1.0, user_key, reason, messages, segment, held_out_pi,
-    occurred_at, sampled_at
+    occurred_at, audit_pi, sampled_at
 FROM samples
 WHERE task = $task AND status = 'failed' AND failure = $outside AND sampled_at <= $cut_off
     AND side = 'held_out' AND held_out_pi IS NOT NULL
@@ -260,6 +260,7 @@ def labelled_samples(
             row[9],
             row[10],
             from_db_time(row[11]),
+            row[12],
         )
         for row in rows
     ]

@@ -17,6 +17,7 @@ from benchmarks.referee.certificates import (
     certificates_broken_iid,
     certificates_broken_issued_at_minimum,
 )
+from benchmarks.referee.drift import certificates_drop, certificates_slide
 from benchmarks.referee.figures import Figure
 from benchmarks.referee.gate import days_2_points_1000_a_day, false_promotions_year
 from benchmarks.referee.lateness import audit_minutes_late_40_a_second
@@ -28,6 +29,7 @@ from benchmarks.referee.promise import (
     served_ever_outside_few_audits,
 )
 from benchmarks.referee.rollback import false_rollbacks_year
+from benchmarks.referee.zipf import certificates_broken_zipf
 from benchmarks.results import RESULTS, commit, write_results
 
 SEED = 1
@@ -46,6 +48,9 @@ STUDIES: dict[str, tuple[Study, int]] = {
     "served_ever_outside_few_audits": (served_ever_outside_few_audits, 2_000),
     "certificates_broken_iid": (certificates_broken_iid, 9_000),
     "certificates_broken_issued_at_minimum": (certificates_broken_issued_at_minimum, 30_000),
+    "certificates_broken_zipf": (certificates_broken_zipf, 60),
+    "certificates_slide": (certificates_slide, 60),
+    "certificates_drop": (certificates_drop, 60),
     "false_rollbacks_year": (false_rollbacks_year, 1_000),
     "audit_minutes_late_40_a_second": (audit_minutes_late_40_a_second, 200),
 }

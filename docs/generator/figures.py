@@ -178,6 +178,13 @@ REFEREE: Sequence[Aim] = (
     Aim(
         "certificates_broken_zipf", "the same, where few prompts are most of the traffic", "<= 5 %"
     ),
+    Aim("certificates_broken_zipf_distinct", "the same, if each group counted once"),
+    Aim("certificates_slide", "the same, issued while agreement slid by 3 points in 30 days"),
+    Aim("certificates_slide_distinct", "the same, if each group counted once"),
+    Aim("certificates_slide_days", "until audits raise the alarm then", unit="days"),
+    Aim("certificates_drop", "the same, issued 5 days after agreement fell by 5 points"),
+    Aim("certificates_drop_distinct", "the same, if each group counted once"),
+    Aim("certificates_drop_days", "until audits raise the alarm then", unit="days"),
     Aim("false_rollbacks_year", "a year in which an equal student is rolled back", "<= 1 %"),
     Aim(
         "audit_minutes_late_40_a_second",

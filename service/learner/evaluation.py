@@ -14,9 +14,11 @@ from pipelines.checks import groups_needed
 from pipelines.curate import normalise, of_now, uncontaminated
 from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
+from pipelines.marks import asked_of
 from pipelines.pool import PoolPart
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import read_training
+from pipelines.traffic import weighted
 from pipelines.types import (
     Answers,
     Evaluation,
@@ -105,7 +107,7 @@ class Evaluating:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
         if reason == LABELS_AWAITED:
             return JobResult("nothing", f"{newest.name}: {reason}")
-        items = self._items(newest)
+        items, traffic = self._items(newest)
         # As the evaluation will thin them: what it leaves out is no more evidence.
         usable = thin(items)
         again = last if reason == MORE_EVIDENCE else None
@@ -120,7 +122,7 @@ class Evaluating:
         wait = last is None or reason == CHAMPION_CHANGED
         # Not each time that labels have come: the pool grows, and there would be no end of looks.
         go_on = reason not in (LABELS_CAME, LABELS_LATE)
-        report = self.judge(newest, items, wait=wait, go_on=go_on)
+        report = self.judge(newest, items, traffic, wait=wait, go_on=go_on)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
 
     def _why_judge(
@@ -142,6 +144,7 @@ class Evaluating:
         self,
         version: StudentVersion,
         items: Sequence[HeldOutItem],
+        traffic: Sequence[HeldOutItem] = (),
         *,
         wait: bool = False,
         go_on: bool = True,
@@ -163,14 +166,15 @@ class Evaluating:
         students = {"candidate": version, "champion": champion, "sibling": sibling}
         scratch = shop.scratch()
         try:
+            asked = asked_of(items, traffic)
             answers, golden, facts = answer_items(
-                shop, students, items, [one.item for one in pool], scratch
+                shop, students, asked, [one.item for one in pool], scratch
             )
             before = remembered(shop, past, digest)
             go_on = go_on and may_ask(shop.settings)
-            kept = compare(pool, answers, len(items), before, go_on=go_on)
+            kept = compare(pool, answers, len(asked), before, go_on=go_on)
             lacking = kept.lacking if wait and turn.look == 1 else 0
-            evaluation = self._evaluate(version, items, answers, kept.part)
+            evaluation = self._evaluate(version, (items, traffic), answers, kept.part)
             gate = self._gate(
                 evaluation,
                 turn,
@@ -199,16 +203,22 @@ class Evaluating:
         )
         return gate
 
-    def _items(self, version: StudentVersion) -> list[HeldOutItem]:
-        """The present held-out window without what the version's training set resembles."""
+    def _items(
+        self, version: StudentVersion
+    ) -> tuple[Sequence[HeldOutItem], Sequence[HeldOutItem]]:
+        """The present held-out window without what the version's training set resembles, and the
+        traffic of that time.
+        """
         task = self._shop.tasks[version.task]
         with self._shop.database.snapshot() as tx:
             shift = last_shift(tx, task.name, self._shop.now())
         settings = self._shop.settings
         fewest = groups_needed(settings.gate.min_groups, settings.tasks[task.name].target)
-        held_out = of_now(self._shop.curated(task, self._shop.now()).held_out, shift, fewest)
+        curated = self._shop.curated(task, self._shop.now())
+        held_out = of_now(curated.held_out, shift, fewest)
         dataset = self._shop.artifacts.path("dataset", version.dataset)
-        return uncontaminated(held_out, _training_texts(dataset))
+        items = uncontaminated(held_out, _training_texts(dataset))
+        return items, weighted(curated.draws, items, settings.dataset.held_out_window)
 
     def _size(self, version: StudentVersion) -> int:
         """Bytes that this version adds: its own files, and a base that was tuned for it."""
@@ -228,10 +238,11 @@ class Evaluating:
     def _evaluate(
         self,
         version: StudentVersion,
-        items: Sequence[HeldOutItem],
+        evidence: tuple[Sequence[HeldOutItem], Sequence[HeldOutItem]],
         answers: dict[str, Answers],
         pool: PoolPart | None,
     ) -> Evaluation:
+        items, traffic = evidence
         return evaluate(
             items,
             answers.pop("candidate"),
@@ -239,6 +250,7 @@ class Evaluating:
             target=self._shop.settings.tasks[version.task].target,
             alpha=self._shop.settings.gate.alpha,
             pool=pool,
+            traffic=traffic,
         )
 
     def _facts(

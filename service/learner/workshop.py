@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+from pipelines.checks import groups_needed
 from pipelines.curate import Curated, CurationPolicy, curate
 from pipelines.identities import settings_digest
 from pipelines.recipes import Recipe
@@ -51,7 +52,7 @@ class Workshop:
 
     def curated(self, task: Task, cut_off: datetime) -> Curated:
         """Training examples and held-out items from everything labelled until the cut-off."""
-        dataset = self.settings.dataset
+        dataset, target = self.settings.dataset, self.settings.tasks[task.name].target
         with self.database.snapshot() as tx:
             samples = labelled_samples(tx, task.name, task.labels, cut_off)
         return curate(
@@ -60,5 +61,7 @@ class Workshop:
                 max_per_user=dataset.max_per_user,
                 max_per_group=dataset.max_per_group,
                 held_out_window=dataset.held_out_window,
+                held_out_since=cut_off - timedelta(days=dataset.held_out_days),
+                fewest=groups_needed(self.settings.gate.min_groups, target),
             ),
         )

@@ -188,7 +188,7 @@ class LearnerMetrics:
         )
         self.certified_coverage = Gauge(
             "flywheel_certified_coverage",
-            "Trusted coverage on the held-out items when the champion was certified.",
+            "Trusted coverage of the traffic that the champion was certified on.",
             ["task"],
             registry=registry,
         )

@@ -18,6 +18,7 @@ PROMISED = {
     "served_ever_outside": 0.05,
     "served_ever_outside_few_audits": 0.05,
     "certificates_broken_iid": 0.05,
+    "certificates_broken_zipf": 0.05,
     "false_rollbacks_year": 0.01,
 }
 FOUND = {"power_2_points_150_labels": 0.8}

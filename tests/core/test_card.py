@@ -111,7 +111,7 @@ def test_the_card_tells_data_training_evaluation_and_limits() -> None:
         "| majority class | 11.8 %",
         "| nearest neighbour | 87.1 %",
         "Above a confidence of 0.62 it agrees with the teacher at least 97 % of the time",
-        "82.8 % of the held-out prompts lie above it",
+        "82.8 % of the traffic lies above it",
         "Expected calibration error: 3.1 % (1.9 to 5.2).",
         "| gift_card | 41 | 78 % (62.0 to 89.0) | +2.0 points",
         "A text is cut after 128 tokens.",

@@ -1,5 +1,7 @@
 """The cascade threshold keeps its promise, and says in words why it cannot be given."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -277,3 +279,23 @@ def test_a_miscalibrated_student_is_seen_through_the_noise() -> None:
 def test_calibration_of_unusable_confidences_is_unknown() -> None:
     assert np.isnan(calibration_error([0.5, float("nan")], [True, False]).low)
     assert np.isnan(calibration_error([], []).value)
+
+
+def test_weights_of_one_change_nothing_but_the_words() -> None:
+    confidences, correct = [0.99] * 300 + [0.3] * 50, [True] * 296 + [False] * 54
+    plain = certify_threshold(confidences, correct, target=0.95)
+    same = certify_threshold(confidences, correct, target=0.95, weights=[1.0] * 350)
+    assert plain.value is not None
+    assert replace(same, reason="") == replace(plain, reason="")
+
+
+def test_an_item_counts_for_its_weight_rounded_against_the_student() -> None:
+    confidences, correct = [0.99] * 101 + [0.3] * 50, [True] * 100 + [False] * 51
+    weights = [3.005] * 100 + [0.2] + [1.0] * 50
+    found = certify_threshold(confidences, correct, target=0.9, weights=weights)
+    assert found.agreement_above is not None
+    assert found.agreement_above.n == 300
+    assert found.agreement_above.value == pytest.approx(299 / 300)
+    assert found.coverage == pytest.approx(300 / 350)
+    heavy = [*weights[:100], 60.0, *weights[101:]]
+    assert certify_threshold(confidences, correct, target=0.9, weights=heavy).value is None

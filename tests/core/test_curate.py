@@ -132,6 +132,39 @@ def test_held_out_window_keeps_the_newest_groups() -> None:
     assert [item.event_id for item in made.held_out] == [f"e-{n}" for n in range(15, 20)]
 
 
+def test_held_out_items_that_are_too_old_judge_only_where_others_are_too_few() -> None:
+    dice, noon = Random(7), datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    samples = [
+        labelled(n, sentence(dice), side=Side.HELD_OUT, pi=0.5)._replace(
+            occurred_at=noon + timedelta(days=n)
+        )
+        for n in range(20)
+    ]
+    aged = replace(POLICY, held_out_since=noon + timedelta(days=15))
+    for fewest, first in ((0, 15), (5, 15), (8, 12), (100, 0)):
+        held_out = curate(samples, replace(aged, fewest=fewest)).held_out
+        assert [item.event_id for item in held_out] == [f"e-{n}" for n in range(first, 20)]
+
+
+def test_draws_are_held_out_events_and_audits_of_the_other_side() -> None:
+    samples = [
+        labelled(1, "cancel my order please", side=Side.HELD_OUT, pi=0.5),
+        labelled(2, "i want my money back", side=Side.HELD_OUT)._replace(audit_pi=0.1),
+        labelled(3, "the lamp is broken again")._replace(audit_pi=0.1),
+        labelled(4, "The lamp is  broken again"),
+        labelled(5, "the lamp is broken again")._replace(audit_pi=0.1),
+    ]
+    noon = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    samples = [one._replace(occurred_at=noon + timedelta(n)) for n, one in enumerate(samples)]
+    found = curate(samples, POLICY).draws
+    assert [(draw.item.event_id, draw.side, draw.met) for draw in found] == [
+        ("e-1", Side.HELD_OUT, None),
+        ("e-3", Side.TRAINING, None),
+        ("e-5", Side.TRAINING, noon + timedelta(days=2)),
+    ]
+    assert [draw.item.inclusion_probability for draw in found] == [0.5, 0.1, 0.1]
+
+
 def test_one_user_contributes_at_most_the_cap() -> None:
     dice = Random(4)
     samples = [labelled(n, sentence(dice), user="mallory") for n in range(30)]

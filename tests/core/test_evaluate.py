@@ -10,6 +10,7 @@ from simulated_pairs import held_out_items
 
 from pipelines.evaluate import departed_pairs, evaluate, majority_answers, thin
 from pipelines.identities import snapshot_hash
+from pipelines.marks import asked_of
 from pipelines.types import Answers, Evaluation, HeldOutItem, PairCounts
 
 
@@ -110,6 +111,37 @@ def test_who_has_to_win_is_certified_with_more_confidence() -> None:
     chosen = evaluate(items, new, {"champion": say("old", "-" * 200)}, target=0.95)
     assert (first.threshold.confidence_level, first.threshold.value is None) == (0.95, False)
     assert (chosen.threshold.confidence_level, chosen.threshold.value is None) == (0.975, True)
+
+
+def test_a_threshold_is_promised_for_traffic_and_students_compared_on_distinct_items() -> None:
+    items = held_out_items(300)
+    often = dataclasses.replace(items[0], event_id="often", group_id="t", weight=300.0)
+    traffic = [*items[:200], often]
+    alike = evaluate(items, say("new", "+" * 300), {}, target=0.9)
+    for mark, share, kept in (("+", 0.99, True), ("-", 0.99, False), ("-", 0.2, True)):
+        answers = say("new", "+" * 300 + mark)
+        sure = (*answers.confidences[:299], 0.1, share)
+        found = evaluate(
+            items, dataclasses.replace(answers, confidences=sure), {}, target=0.9, traffic=traffic
+        )
+        assert found.agreement == alike.agreement
+        assert found.snapshot != alike.snapshot
+        assert (found.threshold.value is not None) is kept
+        if kept:
+            covered = 1.0 if share > 0.9 else 200 / 500
+            assert found.threshold.coverage == pytest.approx(covered)
+            assert "share of the traffic" in found.threshold.reason
+
+
+def test_what_the_traffic_adds_has_to_be_answered() -> None:
+    items = held_out_items(4)
+    more = dataclasses.replace(items[0], event_id="more")
+    assert [item.event_id for item in asked_of(items, [items[2], more])] == [
+        *(item.event_id for item in items),
+        "more",
+    ]
+    with pytest.raises(ValueError, match="new gave 4 labels"):
+        evaluate(items, say("new", "++++"), {}, target=0.9, traffic=[more])
 
 
 def test_a_first_student_has_no_flips() -> None:

@@ -68,6 +68,21 @@ def test_rates_are_what_the_policy_says() -> None:
     assert within(given, 0.2)
 
 
+def test_before_there_is_a_student_audits_of_free_answers_say_what_the_traffic_is() -> None:
+    free = replace(POLICY, held_out_free_rate=0.5)
+    for student, answer, rate in ((None, True, 0.5), (None, False, 0.05), (0.7, True, 0.05)):
+        audits = 0
+        for number in range(MANY):
+            event = make_event(
+                f"e-{number}", student=None if student is None else answered(student)
+            )
+            choice = choose(event, UNSURE, free, has_teacher_label=answer)
+            if choice is not None and choice.draws.audit is not None:
+                assert choice.draws.audit == rate
+                audits += 1
+        assert within(audits, rate)
+
+
 def test_draws_are_independent_of_each_other() -> None:
     drawn = [[value < 0.3 for value in uniforms(f"e-{n}", SALT)] for n in range(MANY)]
     for one, other in combinations(range(4), 2):

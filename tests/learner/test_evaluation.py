@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from operating import make_report
 from simulated_pairs import held_out_items
-from training_rig import THINGS, Shop, open_shop
+from training_rig import PHRASES, THINGS, Shop, open_shop
 
-from pipelines.types import PairCounts, StudentVersion, Verdict
+from pipelines.identities import snapshot_hash
+from pipelines.types import Draws, PairCounts, SampleReason, Side, StudentVersion, Verdict
 from service.learner.looks import departed
 from storage.evaluations import StoredEvaluation, add_evaluation, evaluations_of
 from storage.reports import read_items, write_report
@@ -77,6 +78,34 @@ def test_in_a_full_window_new_items_are_evidence_although_there_are_no_more_of_t
             found = evaluations_of(tx, "support", version.student)
     assert "there are new held-out items" in again.detail
     assert [one.items for one in found] == [36, 36]
+
+
+def test_a_threshold_is_certified_on_what_the_traffic_repeats_as_well(tmp_path: Path) -> None:
+    with open_shop(tmp_path) as shop:
+        shop.fill(11)
+        _, version = shop.training.run("support", "a test")
+        assert version is not None
+        often = PHRASES["refund"][0].format(THINGS[1])  # it trains
+        for number in range(40):
+            shop.rig.sample(
+                f"again-{number}",
+                often,
+                side=Side.TRAINING,
+                reason=SampleReason.AUDIT,
+                draws=Draws(audit=0.5),
+            )
+            shop.rig.label(f"again-{number}", "refund")
+        items, traffic = shop.evaluating._items(version)
+        assert shop.evaluating.run("support").outcome == "done"
+        with shop.rig.database.snapshot() as tx:
+            (found,) = evaluations_of(tx, "support", version.student)
+        judged = read_items(shop.artifacts, found.report)
+    assert often not in {item.text for item in items}
+    share = sum(item.weight for item in traffic if item.text == often)
+    assert share / sum(item.weight for item in traffic) == pytest.approx(40 / (40 + len(items)))
+    assert found.snapshot == snapshot_hash([*items, *traffic])
+    assert found.items == len(items)  # that students are compared on
+    assert judged == {item.event_id for item in items}
 
 
 def test_a_report_of_an_earlier_version_names_no_items(
