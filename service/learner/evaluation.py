@@ -151,8 +151,7 @@ class Evaluating:
     ) -> GateReport:
         """Evaluate one version, publish its report and record the verdict.
 
-        `wait`: where labels of kept events are lacking they are asked for before the first look.
-        `go_on`: more of the kept events may be read than at the last look.
+        `wait`: ask for labels that kept events lack before a first look. `go_on`: read more of them.
         """
         shop = self._shop
         with shop.database.snapshot() as tx:
@@ -170,8 +169,7 @@ class Evaluating:
             answers, golden, facts = answer_items(
                 shop, students, asked, [one.item for one in pool], scratch
             )
-            before = remembered(shop, past, digest)
-            go_on = go_on and may_ask(shop.settings)
+            go_on, before = go_on and may_ask(shop.settings), remembered(shop, past, digest)
             kept = compare(pool, answers, len(asked), before, go_on=go_on)
             lacking = kept.lacking if wait and turn.look == 1 else 0
             evaluation = self._evaluate(version, (items, traffic), answers, kept.part)
