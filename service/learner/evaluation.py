@@ -151,7 +151,7 @@ class Evaluating:
     ) -> GateReport:
         """Evaluate one version, publish its report and record the verdict.
 
-        `wait`: ask for labels that kept events lack before a first look. `go_on`: read more of them.
+        `wait`: ask for what kept events lack before a first look. `go_on`: read more of them.
         """
         shop = self._shop
         with shop.database.snapshot() as tx:
