@@ -248,7 +248,7 @@ def test_a_challenger_has_to_beat_the_tasks_own_recipe_on_the_same_items(
 
     report = challenged.evaluating.run("support").detail
     assert challenger.name in report
-    judged = challenged.evaluating.judge(challenger, challenged.evaluating._items(challenger))
+    judged = challenged.evaluating.judge(challenger, *challenged.evaluating._items(challenger))
     checks = {check.name: check for check in judged.checks}
     assert "beats_sibling" in checks
     assert not checks["beats_sibling"].passed, "both are right everywhere: no better"
