@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.errors import ExitCode
+from pipelines.errors import ExitCode, SettingsError
 from service.cli.help import examples
 from service.cli.root import AsJson, TaskName, app, chosen, print_json, tell
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 
 @app.command(epilog=examples("flywheel run", "flywheel --config support.toml run"))
@@ -172,6 +175,14 @@ def import_log(
         str | None, typer.Option(help="For lines that name no model.", show_default=False)
     ] = None,
     task: TaskName = None,
+    producer: Annotated[
+        str | None,
+        typer.Option(
+            help="Vouch for the column `label` as this one of ingest.trusted_producers: it is "
+            "what the teacher answered.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a recorded log (JSONL, CSV or Parquet) onto the topic."""
@@ -182,7 +193,14 @@ def import_log(
     from service.topics.opening import open_writer
 
     settings = chosen.settings()
-    policy = ImportPolicy(model=model, task=task, max_bytes=settings.ingest.max_record_bytes)
+    policy = ImportPolicy(
+        model=model,
+        task=task,
+        teacher_model=settings.teacher.model or None,
+        producer=producer,
+        key=_key_of(settings, producer) if producer else None,
+        max_bytes=settings.ingest.max_record_bytes,
+    )
     with closing(open_writer(settings)) as writer:
         found = import_file(file, writer, policy=policy, progress=_count_lines)
     if as_json:
@@ -193,6 +211,14 @@ def import_log(
         print(f"line {reject.line}: {reject.reason}", file=sys.stderr)
     if found.rejected > len(found.rejects):
         print(f"... and {found.rejected - len(found.rejects):,} more", file=sys.stderr)
+
+
+def _key_of(settings: "Settings", producer: str) -> bytes:
+    known = settings.ingest.trusted_producers
+    if producer not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise SettingsError(f"ingest.trusted_producers has no {producer}; it has: {names}")
+    return known[producer].get_secret_value().encode()
 
 
 def _count_lines(lines: int) -> None:

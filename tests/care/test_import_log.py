@@ -1,6 +1,8 @@
 """An imported log arrives on the topic as ingest expects it, or is counted with its reason."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ import duckdb
 import pytest
 
 from pipelines.decode import decode
-from pipelines.errors import SettingsError
+from pipelines.errors import ExitCode, SettingsError
 from pipelines.records.common import DecodePolicy
 from pipelines.records.native import SCHEMA
 from pipelines.types import Message, PromptEvent, SourceOffset
@@ -252,3 +254,35 @@ def test_a_producer_without_key_is_refused(tmp_path: Path) -> None:
         pytest.raises(SettingsError, match="both"),
     ):
         import_file(path, writer, policy=ImportPolicy(producer="importer"))
+
+
+def test_the_command_line_vouches_for_labels_as_a_trusted_producer(tmp_path: Path) -> None:
+    log, config = tmp_path / "log.jsonl", tmp_path / "flywheel.toml"
+    log.write_text(
+        json.dumps({"text": "where is it", "model": "support-large", "label": "delivery"})
+    )
+    config.write_text(
+        f"""data_dir = {json.dumps(str(tmp_path))}
+[ingest]
+trusted_producers = {{ importer = {json.dumps(KEY.decode())} }}
+[teacher]
+model = "large-1"
+"""
+    )
+
+    def run(producer: str) -> "subprocess.CompletedProcess[str]":
+        there = ["--config", str(config), "import", str(log), "--producer", producer]
+        command = [sys.executable, "-m", "service", *there]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    unknown = run("stranger")
+    assert unknown.returncode == ExitCode.SETTINGS
+    assert "ingest.trusted_producers has no stranger; it has: importer" in unknown.stderr
+    assert run("importer").returncode == 0
+    with closing(EmbeddedTopicReader(tmp_path / "topic.sqlite")) as reader:
+        reader.seek({})
+        (record,) = reader.poll(max_records=10, timeout_seconds=0.05).records
+    event = decode(
+        record.value, record.headers, SourceOffset("t", 0, 0), record.timestamp_ms, RULES
+    )
+    assert (event.teacher_answer, event.teacher_model) == ("delivery", "large-1")
