@@ -139,7 +139,7 @@ class VirtualLearner(Learner):
         self._ingest.settle()
         self._clock.forward(span)
         if self._labels and self._due("relabel", timedelta(seconds=5)):
-            self._parts.relabel.run()
+            self._jobs.label()
         if self._due("watch", timedelta(seconds=10)):
             self._jobs.look()
             for task in list(self._wanted):

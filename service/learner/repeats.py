@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from threading import Event
 
@@ -31,6 +31,7 @@ from storage.votes import (
 FIRST = 100  # held-out items that are asked about twice before a first student is judged
 OF_AUDITS = 0.02  # of the audits after that
 BATCH = 32
+RESTS = timedelta(minutes=10)  # a job that has not run for so long is not waited for
 BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -60,9 +61,11 @@ class Repeats:
         self._now = now
         self._stop = stop
         self._in_vain: set[str] = set()  # tasks whose last questions brought no answer
+        self._ran_at: datetime | None = None
 
     def run(self) -> JobResult:
         """One tick, after that of the relabel job: calls of the teacher come one job at a time."""
+        self._ran_at = self._now()
         if self._teacher.why_not() or self._stop.is_set():
             return JobResult("nothing", "nothing was asked again")
         outcomes: Counter[str] = Counter()
@@ -80,9 +83,11 @@ class Repeats:
     def waiting(self, name: str) -> int:
         """How many questions are asked again, as soon as may be, before a first student is judged.
 
-        None that cannot be asked now: no student waits for a teacher that is gone.
+        None that cannot be asked now: no student waits for a teacher that is gone, or for a job
+        that is paused.
         """
-        if name in self._in_vain or self._teacher.why_not():
+        rests = self._ran_at is None or self._now() - self._ran_at > RESTS
+        if rests or name in self._in_vain or self._teacher.why_not():
             return 0
         task = self._tasks[name]
         known, found = self._known(task, BEGINNING)
