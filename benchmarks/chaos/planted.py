@@ -27,6 +27,7 @@ INTEND = """\
             question.key,
             event_id=question.event_id,
             request=question.body,
+            repeat=question.repeat,
             reserve=Amounts(tokens=question.tokens, money=money),
             now=self._now(),
         )

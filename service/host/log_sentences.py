@@ -93,6 +93,7 @@ SENTENCES: Mapping[str, str] = {
     "champion_damaged": "The champion's files are not what was approved. It must not restart so.",
     "report_unreadable": "A version's report cannot be read.",
     # People
+    "label_settled": "An operator said what is right where the teacher contradicts itself.",
     "dead_letter_replayed": "An operator put a dead letter back on the topic.",
     "operator_notified": "An operator was told.",
     "notification_failed": "An operator could not be told; it is tried again.",
