@@ -21,41 +21,46 @@ SELECT
 ON CONFLICT DO NOTHING
 """
 
-# The teacher's own word, bought before given; a person's is none of its answers.
-TEACHERS_LABELS = """
-    SELECT event_id, label, prompt_version, labelled_at FROM labels
-    WHERE task = $task AND source <> 'correction'
-    QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY source <> 'bought') = 1
+# The teacher's own word `l`, bought before given; a person's is none of its answers.
+TEACHERS = """
+    l.source <> 'correction' AND NOT (l.source = 'given' AND EXISTS (
+        FROM labels b WHERE b.event_id = l.event_id AND b.source = 'bought'))
 """
 
-# What the held-out and the audit draw chose, whoever answered. Both answers are to the present
-# wording of the task.
-SELECT_BLIND = f"""
-SELECT s.event_id, s.messages, l.label, s.held_out_pi IS NOT NULL
-FROM samples s JOIN ({TEACHERS_LABELS}) l USING (event_id)
-WHERE s.task = $task AND s.status = 'labelled' AND l.labelled_at >= $since
-    AND (s.held_out_pi IS NOT NULL OR s.audit_pi IS NOT NULL)
-    AND l.prompt_version = $prompt_version
+# Whoever answered, and whatever. Both answers are to the present wording of the task.
+_BLIND = f"""
+SELECT s.event_id, s.messages, l.label
+FROM samples s JOIN labels l USING (event_id)
+WHERE s.task = $task AND s.status = 'labelled' AND l.prompt_version = $prompt_version AND {TEACHERS}
     AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id AND v.repeat = {BLIND})
-ORDER BY l.labelled_at, s.event_id
 """
+SELECT_HELD_OUT = (
+    _BLIND + "AND s.held_out_pi IS NOT NULL ORDER BY l.labelled_at, s.event_id LIMIT $limit"
+)
+# The same ones at every look. While nobody but the teacher answers, all that comes is audited.
+SELECT_AUDITS = (
+    _BLIND
+    + """AND s.audit_pi IS NOT NULL AND l.labelled_at >= $since
+    AND hash(s.event_id) % 10000 < 10000 * $share
+ORDER BY l.labelled_at, s.event_id LIMIT $limit
+"""
+)
 
 # Training data whose label a student did not give, the surest student first.
 SELECT_DOUBTED = f"""
 SELECT s.event_id, s.messages, l.label
-FROM samples s JOIN ({TEACHERS_LABELS}) l USING (event_id)
+FROM samples s JOIN labels l USING (event_id)
 WHERE s.task = $task AND s.status = 'labelled' AND s.side = 'training'
-    AND s.student_label <> l.label
+    AND s.student_label <> l.label AND {TEACHERS}
     AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id)
     AND NOT EXISTS (FROM labels c WHERE c.event_id = s.event_id AND c.source = 'correction')
 ORDER BY s.confidence DESC, s.event_id
 LIMIT $limit
 """
 
-SELECT_FIRST = """
-SELECT event_id, label FROM labels
-WHERE event_id IN (SELECT unnest($event_ids)) AND source <> 'correction'
-QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY source <> 'bought') = 1
+SELECT_FIRST = f"""
+SELECT l.event_id, l.label FROM labels l
+WHERE l.event_id IN (SELECT unnest($event_ids)) AND {TEACHERS}
 """
 
 COUNT_BLIND = f"""
@@ -77,8 +82,8 @@ SELECT count(*) FROM votes WHERE ($task IS NULL OR task = $task) AND voted_at >=
 # A person's word against the teacher's first, wherever there are both.
 COUNT_CORRECTED = f"""
 SELECT s.segment, count(*) FILTER (WHERE c.label <> l.label), count(*)
-FROM labels c JOIN ({TEACHERS_LABELS}) l USING (event_id) JOIN samples s USING (event_id)
-WHERE c.task = $task AND c.source = 'correction'
+FROM labels c JOIN labels l USING (event_id) JOIN samples s USING (event_id)
+WHERE c.task = $task AND c.source = 'correction' AND {TEACHERS}
 GROUP BY s.segment
 """
 
@@ -119,7 +124,6 @@ class Repeatable(NamedTuple):
     event_id: str
     messages: tuple[Message, ...]
     first: str
-    held_out: bool = False
 
 
 class Parked(NamedTuple):
@@ -157,10 +161,18 @@ def add_votes(tx: Cursor, task: str, votes: Sequence[Vote], now: datetime) -> No
     tx.execute(INSERT_VOTES, {**columns, "task": task, "now": to_db_time(now)})
 
 
-def to_ask_blindly(tx: Cursor, task: str, prompt_version: str, since: datetime) -> list[Repeatable]:
-    """Labelled held-out items and audits that were not asked about again, oldest label first."""
-    values = {"task": task, "prompt_version": prompt_version, "since": to_db_time(since)}
-    rows = tx.execute(SELECT_BLIND, values).fetchall()
+def held_out_to_ask(tx: Cursor, task: str, prompt_version: str, limit: int) -> list[Repeatable]:
+    """Labelled held-out items that were not asked about again, the oldest label first."""
+    values = {"task": task, "prompt_version": prompt_version, "limit": limit}
+    return [_repeatable(row) for row in tx.execute(SELECT_HELD_OUT, values).fetchall()]
+
+
+def audits_to_ask(
+    tx: Cursor, task: str, prompt_version: str, *, since: datetime, share: float, limit: int
+) -> list[Repeatable]:
+    """A share of the audits that were labelled since a moment and not asked about again."""
+    values = {"task": task, "prompt_version": prompt_version, "share": share, "limit": limit}
+    rows = tx.execute(SELECT_AUDITS, {**values, "since": to_db_time(since)}).fetchall()
     return [_repeatable(row) for row in rows]
 
 
@@ -207,10 +219,5 @@ def count_parked(tx: Cursor, task: str) -> int:
 
 
 def _repeatable(row: Sequence[object]) -> Repeatable:
-    event_id, messages, first, *held_out = row
-    return Repeatable(
-        str(event_id),
-        msgspec.json.decode(str(messages), type=tuple[Message, ...]),
-        str(first),
-        *map(bool, held_out),
-    )
+    event_id, messages, first = map(str, row)
+    return Repeatable(event_id, msgspec.json.decode(messages, type=tuple[Message, ...]), first)

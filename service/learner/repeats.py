@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
+from datetime import datetime, timedelta
 from threading import Event
 
 from pipelines.ask import Question, ask
@@ -24,15 +23,15 @@ from storage.votes import (
     Repeatable,
     add_votes,
     asked_blindly,
+    audits_to_ask,
     doubted,
-    to_ask_blindly,
+    held_out_to_ask,
 )
 
 FIRST = 100  # held-out items that are asked about twice before a first student is judged
 OF_AUDITS = 0.02  # of the audits after that
 BATCH = 32
 RESTS = timedelta(minutes=10)  # a job that has not run for so long is not waited for
-BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Repeats:
@@ -89,30 +88,40 @@ class Repeats:
         rests = self._ran_at is None or self._now() - self._ran_at > RESTS
         if rests or name in self._in_vain or self._teacher.why_not():
             return 0
-        task = self._tasks[name]
-        known, found = self._known(task, BEGINNING)
-        if known >= FIRST:
-            return 0
-        chosen = [one for one in found if one.held_out][: FIRST - known]
-        replies = [self._teacher.known(self._question(task, one, BLIND)) for one in chosen]
-        askable = sum(reply is None or reply.outcome == "received" for reply in replies)
-        return min(askable, self._left())
+        left = self._left()
+        return min(left, len(self._first(self._tasks[name]))) if left else 0
 
     def _blindly(self, task: Task) -> Counter[str]:
-        known, found = self._known(task, BEGINNING)
-        if known < FIRST:
-            chosen = [one for one in found if one.held_out][: FIRST - known]
-        else:
-            _, found = self._known(task, self._now() - DAY)
-            chosen = [one for one in found if _drawn(one.event_id)]
+        left = self._left()
+        if not left:
+            return Counter()
+        chosen = self._first(task)
+        if not chosen:
+            with self._database.snapshot() as tx:
+                chosen = audits_to_ask(
+                    tx,
+                    task.name,
+                    prompt_version(task),
+                    since=self._now() - DAY,
+                    share=OF_AUDITS,
+                    limit=left,
+                )
         return self._ask(task, chosen, BLIND)
 
-    def _known(self, task: Task, since: datetime) -> tuple[int, list[Repeatable]]:
-        """How many were asked again, and what could be, of what was labelled since."""
+    def _first(self, task: Task) -> list[Repeatable]:
+        """Held-out items to be asked about again until there are a hundred.
+
+        A call whose outcome nobody knows waits for an operator, and holds up no other.
+        """
         version = prompt_version(task)
         with self._database.snapshot() as tx:
-            known = asked_blindly(tx, task.name, version)
-            return known, to_ask_blindly(tx, task.name, version, since)
+            lacking = FIRST - asked_blindly(tx, task.name, version)
+            if lacking <= 0:
+                return []
+            found = held_out_to_ask(tx, task.name, version, FIRST + lacking)
+        replies = [self._teacher.known(self._question(task, one, BLIND)) for one in found]
+        known = zip(found, replies, strict=True)
+        return [one for one, said in known if said is None or said.outcome != "unknown"][:lacking]
 
     def _question(self, task: Task, one: Repeatable, repeat: int) -> Question:
         return ask(one.event_id, one.messages, task, self._teacher.policy, repeat)
@@ -150,7 +159,7 @@ class Repeats:
         votes = [
             reply.as_vote(one.first, read_label(reply.text, task), prompt_version(task))
             for one, reply in zip(batch, replies, strict=True)
-            if reply.outcome == "received"
+            if reply.outcome in ("received", "impossible")  # a refusal is no label either
         ]
         with self._database.transaction() as tx:
             add_votes(tx, task.name, votes, self._now())
@@ -159,12 +168,6 @@ class Repeats:
                 raise TeacherRefused(reply.detail)
         same = sum(vote.label == vote.first for vote in votes)
         return Counter(same=same, other=len(votes) - same, none=len(batch) - len(votes))
-
-
-def _drawn(event_id: str) -> bool:
-    """Whether an audit is one of those that are asked about again: the same one at every look."""
-    digest = blake2b(event_id.encode(), person=b"again", digest_size=8).digest()
-    return int.from_bytes(digest, "big") < OF_AUDITS * 2**64
 
 
 def _batches(items: Sequence[Repeatable]) -> Iterator[Sequence[Repeatable]]:

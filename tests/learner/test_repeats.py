@@ -1,8 +1,9 @@
 """The teacher is asked the same again on purpose: that measures it, and settles doubts."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.identities import prompt_version
 from pipelines.types import Draws, Label, Message, SampleReason, Side, StudentAnswer
 from service.learner.ceiling import ceiling_of, with_teacher
 from service.learner.repeats import FIRST, Repeats
+from service.learner.teacher_failures import BREAKER_MAX_SECONDS
 from service.operator.status import Figures
 from storage.labels import add_labels, labelled_samples, spend_since
 from storage.votes import parked
@@ -67,13 +69,17 @@ class Asking:
 
 
 @contextmanager
-def open_asking(folder: Path, **sections: Any) -> Iterator[Asking]:
+def open_asking(
+    folder: Path, now: Callable[[], datetime] | None = None, **sections: Any
+) -> Iterator[Asking]:
     (folder / "teacher").mkdir()
     with (
         scripted_teacher(folder / "teacher", ANSWERS) as teacher,
         open_rig(folder / "data", **sections) as rig,
-        open_bench(rig, base_url=teacher.url) as bench,
+        ExitStack() as stack,
     ):
+        rig.now = now or rig.now
+        bench = stack.enter_context(open_bench(rig, base_url=teacher.url))
         repeats = Repeats(
             database=rig.database,
             ledger=bench.ledger,
@@ -244,6 +250,20 @@ def test_no_student_waits_for_a_teacher_that_fails(asking: Asking) -> None:
     asking.repeats.run()
     assert asking.repeats.waiting("support") == 0
     assert asking.bench.rig.rows("SELECT * FROM votes") == []
+
+
+def test_a_call_that_nobody_knows_of_holds_up_no_other(tmp_path: Path) -> None:
+    at = [datetime(2026, 1, 5, 12, tzinfo=UTC)]
+    with open_asking(tmp_path, lambda: at[0]) as asking:
+        for number in range(FIRST + 20):
+            asking.held_out(number)
+        asking.teacher.behave(rate_500=1.0)
+        asking.repeats.run()
+        assert 0 < len(asking.bench.ledger.unknown()) < 20
+        asking.teacher.behave(rate_500=0.0)
+        at[0] += timedelta(seconds=BREAKER_MAX_SECONDS)
+        asking.repeats.run()
+        assert asking.bench.rig.scalar("SELECT count(*) FROM votes") == FIRST
 
 
 def test_errors_are_told_by_segment_from_votes_and_from_people(asking: Asking) -> None:
