@@ -143,7 +143,7 @@ FROM (
     SELECT cost, prompt_tokens + completion_tokens AS tokens FROM labels
     WHERE source = 'bought' AND task = $task AND labelled_at >= $since
     UNION ALL
-    SELECT cost, tokens FROM votes WHERE task = $task AND voted_at >= $since
+    SELECT cost, tokens FROM votes WHERE task = $task AND voted_at >= $since AND tokens > 0
 )
 """
 

@@ -63,20 +63,25 @@ SELECT l.event_id, l.label FROM labels l
 WHERE l.event_id IN (SELECT unnest($event_ids)) AND {TEACHERS}
 """
 
+# Of equal questions one was asked, and the others know its answer: to count each would be to count
+# one pair of answers many times.
 COUNT_BLIND = f"""
 SELECT s.segment, count(*) FILTER (WHERE v.label IS NOT DISTINCT FROM v.first), count(*)
-FROM votes v JOIN samples s USING (event_id)
-WHERE v.task = $task AND v.repeat = {BLIND} AND v.prompt_version = $prompt_version
+FROM (
+    FROM votes WHERE task = $task AND repeat = {BLIND} AND prompt_version = $prompt_version
+    QUALIFY row_number() OVER (PARTITION BY ledger_key ORDER BY tokens DESC, event_id) = 1
+) v JOIN samples s USING (event_id)
 GROUP BY s.segment
 """
 
 COUNT_ASKED = f"""
-SELECT count(*) FROM votes
+SELECT count(DISTINCT ledger_key) FROM votes
 WHERE task = $task AND repeat = {BLIND} AND prompt_version = $prompt_version
 """
 
-COUNT_VOTES_SINCE = """
-SELECT count(*) FROM votes WHERE ($task IS NULL OR task = $task) AND voted_at >= $since
+COUNT_PAID_SINCE = """
+SELECT count(*) FROM votes
+WHERE ($task IS NULL OR task = $task) AND voted_at >= $since AND tokens > 0
 """
 
 # A person's word against the teacher's first, wherever there are both.
@@ -201,9 +206,9 @@ def corrected(tx: Cursor, task: str) -> list[Compared]:
 
 
 def votes_since(tx: Cursor, task: str | None, since: datetime) -> int:
-    """Calls that asked again, of one task or of all."""
+    """Paid calls that asked again, of one task or of all."""
     values = {"task": task, "since": to_db_time(since)}
-    row = first_row(tx.execute(COUNT_VOTES_SINCE, values))
+    row = first_row(tx.execute(COUNT_PAID_SINCE, values))
     return int(row[0]) if row else 0
 
 

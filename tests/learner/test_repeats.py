@@ -19,7 +19,7 @@ from service.learner.repeats import FIRST, Repeats
 from service.learner.teacher_failures import BREAKER_MAX_SECONDS
 from service.operator.status import Figures
 from storage.labels import add_labels, labelled_samples, spend_since
-from storage.votes import parked
+from storage.votes import parked, votes_since
 
 LABELS = ("refund", "delivery", "cancel")
 COUNT = 400
@@ -136,6 +136,30 @@ def test_the_ceiling_is_how_often_the_teacher_says_the_same(asking: Asking) -> N
     assert (found.value, found.n) == (0.92, 100)
     assert found.low < 0.87
     assert found.high > 0.96
+
+
+def test_equal_prompts_are_one_pair_of_answers(asking: Asking) -> None:
+    for number in range(5):
+        asking.held_out(number)
+    rig = asking.bench.rig
+    for number in range(20):  # what everybody asks
+        event_id = f"again-{number}"
+        rig.sample(event_id, TEXTS[0], side=Side.HELD_OUT, draws=Draws(held_out=1.0))
+        with rig.database.transaction() as tx:
+            tx.execute(
+                "INSERT INTO labels SELECT ?, * EXCLUDE (event_id) FROM labels "
+                "WHERE event_id = 'e-0'",
+                [event_id],
+            )
+            tx.execute("UPDATE samples SET status = 'labelled' WHERE event_id = ?", [event_id])
+    asking.repeats.run()
+    midnight = rig.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    with rig.database.snapshot() as tx:
+        found = ceiling_of(tx, rig.task)
+        assert votes_since(tx, "support", midnight) == 5
+    assert len(asking.teacher.bills()) == 5
+    assert found is not None
+    assert found.n == 5
 
 
 def test_an_answer_outside_the_label_set_is_not_the_same(asking: Asking) -> None:
