@@ -143,6 +143,8 @@ def next_policy(
     held_out = purses["held_out"] - reserved
     if wishes.shifted:  # what a successor is judged on must not wait for the rest of the day
         held_out, bought = wishes.held_out_left, bought * (SHIFT_LASTS / DAY)
+    elif not lately.has_champion:  # nor must a first student: as much will come as has come
+        held_out, bought = wishes.held_out_left, lately.events * HELD_OUT_SHARE_OF_GROUPS
     scale = policy.learning_scale
     if not wishes.full:
         scale = next_learning_scale(

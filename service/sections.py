@@ -106,7 +106,7 @@ class SamplingSettings(Section):
     # measures live agreement; to begin with, then what a fifth of the label budget pays for
     audit_rate: Rate = 0.01
     # judges candidates, never trains; to begin with, then what a fifth of the budget pays for
-    held_out_rate: Rate = 0.05
+    held_out_rate: Rate = 1.0
     given_rate: Rate = 1.0  # share of answers that were there anyway which are kept
     learning_rate: Rate = 0.05  # share of events the learning draw aims at
     learning_pi_min: float = Field(default=0.02, gt=0, le=1)  # at least, where the budget pays

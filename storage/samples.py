@@ -1,6 +1,7 @@
 """Samples: the events that were chosen, and what became of them. All SQL about them."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -58,6 +59,9 @@ LIMIT $limit
 SELECT_TASKS = "SELECT event_id, task FROM samples WHERE event_id IN (SELECT unnest($event_ids))"
 
 COUNT_BY_STATUS = "SELECT task, status, count(*) FROM samples GROUP BY ALL"
+COUNT_PENDING = """
+SELECT reason, count(*) FROM samples WHERE task = $task AND status = 'pending' GROUP BY reason
+"""
 COUNT_BY_REASON = "SELECT task, reason, count(*) FROM samples GROUP BY ALL"
 
 # Rows, not events: the draws bound them.
@@ -171,6 +175,12 @@ def tasks_of(tx: Cursor, event_ids: Sequence[str]) -> dict[str, str]:
 def count_by_status(tx: Cursor) -> dict[tuple[str, str], int]:
     """Samples by (task, status)."""
     return {(row[0], row[1]): int(row[2]) for row in tx.execute(COUNT_BY_STATUS).fetchall()}
+
+
+def count_pending(tx: Cursor, task: str) -> Counter[str]:
+    """Samples of a task that wait for the teacher, by reason."""
+    rows = tx.execute(COUNT_PENDING, {"task": task}).fetchall()
+    return Counter({reason: int(count) for reason, count in rows})
 
 
 def count_by_reason(tx: Cursor) -> dict[tuple[str, str], int]:

@@ -32,7 +32,7 @@ from service.learner.regression import Regression
 from service.learner.relabel import Relabel
 from service.learner.repeats import Repeats
 from service.learner.retention import Retention
-from service.learner.sampling import Sampling
+from service.learner.sampling import Sampling, first_purse
 from service.learner.teacher import Teacher
 from service.learner.training import Training
 from service.learner.watch import Watch
@@ -118,7 +118,8 @@ class Learner:
         own(self._ledger.close)
         self._artifacts = Artifacts(settings.folder.artifacts)
         self._sampling = Sampling(
-            {name: first_policy(settings, self._keys.sampling) for name in self._tasks}
+            {name: first_policy(settings, self._keys.sampling) for name in self._tasks},
+            first_purse(settings),
         )
         self._operations = Operations(
             database=self._database,

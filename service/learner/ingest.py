@@ -18,7 +18,15 @@ from pipelines.errors import BrokerUnavailable, DiskFull, OffsetsLost
 from pipelines.intake import Assessed, Rules, sample_of
 from pipelines.sample import settle
 from pipelines.tally import Tally, TrafficKey
-from pipelines.types import BY_ITSELF, DeadLetter, Label, PromptEvent, Sample, StudentAnswer
+from pipelines.types import (
+    BY_ITSELF,
+    DeadLetter,
+    Label,
+    PromptEvent,
+    Sample,
+    SampleReason,
+    StudentAnswer,
+)
 from service.learner.sampling import Sampling
 from service.learner.schedule import INGEST_JOB
 from service.metrics.learner import LearnerMetrics
@@ -296,8 +304,13 @@ class Ingest:
             if place.founded:
                 self._unsaved.append(Group(place.group_id, task, place.side, text))
             settled = settle(choice, place.side)
-            if settled is not None:
-                yield sample_of(item, text, settled, place[:2], versions[task])
+            if settled is None:
+                continue
+            yield sample_of(item, text, settled, place[:2], versions[task])
+            if settled[0] is SampleReason.HELD_OUT and self._rules.free_label(item) is None:
+                policy = self._sampling.buys_held_out(task)
+                if policy is not policies[task]:
+                    policies[task], versions[task] = policy, policy.version
 
     def _labels(
         self, items: Iterable[Assessed], samples: Sequence[Sample]

@@ -97,6 +97,17 @@ def test_after_a_shift_the_rest_of_the_purse_is_spent_within_the_hour() -> None:
     assert next_policy(POLICY, DEFAULTS, lately(86_400), spent).held_out_rate < 1e-6
 
 
+def test_a_first_student_does_not_wait_for_the_rest_of_the_day() -> None:
+    """A log that was imported at once is no burst of half a million prompts a day."""
+    imported = Lately(events=3_000, window=timedelta(minutes=1))
+    policy = next_policy(replace(POLICY, held_out_rate=1.0), DEFAULTS, imported, WISHES)
+    assert policy.held_out_rate == 0.5
+    steady = Lately(events=432_000, window=DAY)
+    assert next_policy(POLICY, DEFAULTS, steady, WISHES).held_out_rate * 86_400 <= 400
+    spent = replace(WISHES, held_out_left=0)
+    assert next_policy(POLICY, DEFAULTS, imported, spent).held_out_rate < 1e-6
+
+
 def test_a_young_service_is_not_taken_for_a_quiet_one() -> None:
     young = Lately(events=36_000, window=timedelta(minutes=15))
     assert young.events_per_day == 3_456_000

@@ -407,12 +407,14 @@ def test_without_a_student_nobody_is_asked(rig: Rig, producer: Producer) -> None
     assert assessor.asked == 0
 
 
-def send_distinct(producer: Producer, records: int, **fields: Any) -> None:
-    """Prompts that no other is like, each with a teacher's answer."""
+def send_distinct(
+    producer: Producer, records: int, *, labelled: bool = True, **fields: Any
+) -> None:
+    """Prompts that no other is like, each with a teacher's answer, or none."""
     dice = Random(5)
     for number in range(records):
         words = " ".join("".join(dice.choices("abcdefghij", k=6)) for _ in range(8))
-        answered = by_teacher(TASK.labels[number % 3])
+        answered = by_teacher(TASK.labels[number % 3]) if labelled else {}
         producer.send(record(f"e-{number}", words, **answered, **fields))
 
 
@@ -427,6 +429,22 @@ def test_what_the_teacher_answered_before_there_was_a_student_all_judges(
     ((drawn, *probabilities),) = rows
     assert 40 < drawn < 80, "a fifth of the groups, all of them"
     assert probabilities == [1.0, 1.0]
+
+
+def test_a_log_that_is_imported_at_once_spends_a_part_of_the_held_out_purse(
+    rig: Rig, producer: Producer
+) -> None:
+    """All at first, then half as many, and half of that: no look at the rates comes between."""
+    send_distinct(producer, 3_000, labelled=False)
+    drain(make_ingest(rig, sampling={"audit_rate": 0.0}, held_out_left=100))
+    drawn = dict(
+        rig.rows(
+            "SELECT held_out_pi, count(*) FROM samples WHERE held_out_pi IS NOT NULL GROUP BY 1"
+        )
+    )
+    assert drawn[1.0] == 51
+    assert drawn[0.5] == 25
+    assert 85 < sum(drawn.values()) <= 110, "what is spent is a little more than the purse at most"
 
 
 def test_held_out_side_takes_only_what_was_drawn(rig: Rig, producer: Producer) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -70,6 +71,7 @@ def make_ingest(
     board: Board | None = None,
     terms: str | None = "scripted",
     sampling: dict[str, Any] | None = None,
+    held_out_left: float = inf,
     **settings: Any,
 ) -> Ingest:
     """An ingest that takes up where the rig's database says."""
@@ -97,7 +99,7 @@ def make_ingest(
             teacher=rig.settings.teacher.policy,
             terms=terms,
         ),
-        sampling=Sampling({TASK.name: policy}),
+        sampling=Sampling({TASK.name: policy}, held_out_left),
         assessor=assessor or Assessor(),
         group_salt=SALT,
         settings=IngestSettings().model_copy(update={**quick, **settings}),
