@@ -228,6 +228,7 @@ class Learner:
         self._serve_console()
         self._jobs.start()
         self._closing.callback(self._jobs.stop)
+        self._jobs.look_now()
         ingest = self._build_ingest(reset_offsets)
         ingest.start()
         self._thread("ingest", lambda: ingest.run(self._stop))

@@ -82,6 +82,10 @@ class Jobs:
         done = [result for result in found if result.outcome == "done"] or found[:1]
         return JobResult(done[0].outcome, "; ".join(result.detail for result in done))
 
+    def look_now(self) -> None:
+        """The watch sets the rates of the draws by the traffic of before: not seconds later."""
+        self._schedule.run_now("watch")
+
     def train_soon(self, task: str, reason: str) -> None:
         """Fire the training at once, for this task."""
         self._due[task] = reason
