@@ -66,9 +66,9 @@ class Screen:
         lines.append(f"The support desk of {self._corpus.company}\n\n", "bold")
         lines.append(
             "Customers write, and a scripted teacher, a stand-in for a large\n"
-            "model, answers. flywheel learns from it: in a minute or two a first\n"
-            "student waits for your approval. Once it serves, customers begin to\n"
-            "write about something that it has never seen.\n\n"
+            "model, answers. flywheel learns from it: in two or three minutes a\n"
+            "first student waits for your approval. Once it serves, customers\n"
+            "begin to write about something that it has never seen.\n\n"
         )
         for what, where in (
             ("Watch it, and approve what waits", self._login_link()),
