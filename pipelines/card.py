@@ -71,6 +71,9 @@ def _training_facts(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         aside = f", {kept:,} of them kept back to calibrate" if kept else ""
         yield "Examples", f"{examples:,}{aside}"
     yield "Labels without an example", _listed(training.get("labels_without_example", ()))
+    if looked_at := training.get("labels_looked_at"):
+        doubtful = training.get("labels_doubtful", 0)
+        yield "Doubtful labels", f"{doubtful:,} of {looked_at:,}; asked about again, as far as paid"
     if epochs := training.get("epochs"):
         steps = training.get("steps")
         yield "Passes over the examples", f"{epochs:g}" + (f", in {steps:,} steps" if steps else "")

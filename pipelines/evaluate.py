@@ -166,6 +166,7 @@ def evaluate(
         threshold=threshold,
         champion_threshold=_certify(champion, target, level) if champion else None,
         pairs=pairs,
+        by_label=_by_label(kept, ours, champion, pool) if champion else {},
         coverage_gain_p=_coverage_gain(ours, champion, threshold, seed) if champion else None,
         unusable_answers=_unusable(ours.answers),
         items_until_certified=_items_lacking(ours, threshold),
@@ -274,6 +275,27 @@ def _slices(
             )
         )
     return tuple(sorted(slices, key=_badness))
+
+
+def _by_label(
+    items: Sequence[HeldOutItem], ours: Marked, champion: Marked, pool: PoolPart | None
+) -> dict[str, PairCounts]:
+    """By the teacher's label; where nobody knows it, the pair is of none."""
+    pairs = {
+        label: count_pairs(
+            [right for right, item in zip(ours.correct, items, strict=True) if item.label == label],
+            [
+                right
+                for right, item in zip(champion.correct, items, strict=True)
+                if item.label == label
+            ],
+        )
+        for label in sorted({item.label for item in items if item.label})
+    }
+    for one, outcome in zip(pool.items, pool.outcomes(), strict=True) if pool else ():
+        if one.item.label and outcome:
+            pairs[one.item.label] = added(pairs.get(one.item.label, PairCounts()), [outcome])
+    return pairs
 
 
 def _badness(part: Slice) -> tuple[float, float, str]:

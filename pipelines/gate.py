@@ -9,7 +9,8 @@ among the ways to pass: the shares below.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from pipelines.checks import (
     Case,
@@ -26,6 +27,7 @@ from pipelines.checks import (
     waits,
 )
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, SIBLING
+from pipelines.statistics.groups import hidden_loss, worse_in_some_group
 from pipelines.statistics.intervals import (
     exact_low,
     holm,
@@ -218,28 +220,42 @@ def _wealth_check(case: Case, name: str, wealth: float, claim: str) -> Check:
 
 
 def _segments(case: Case) -> Check:
+    """Segments that are large enough each alone; smaller ones, and labels, together."""
     smallest = case.policy.min_segment_pairs
-    judged = [
-        (part.segment, part.pairs)
-        for part in case.evaluation.slices
-        if part.pairs is not None and part.pairs.total >= smallest
-    ]
+    slices = {part.segment: part.pairs for part in case.evaluation.slices if part.pairs is not None}
+    large = {name: pairs for name, pairs in slices.items() if pairs.total >= smallest}
+    together = {
+        f"the {len(small):,} {what} with fewer than {smallest} items, taken together": small
+        for what, groups in (("segments", slices), ("labels", case.evaluation.by_label))
+        if len(small := [pairs for pairs in groups.values() if pairs.total < smallest]) > 1
+    }
     p_values = [
-        sign_test(PairCounts(wins=pairs.losses, losses=pairs.wins, ties=pairs.ties))
-        for _, pairs in judged
+        sign_test(PairCounts(wins=pairs.losses, losses=pairs.wins)) for pairs in large.values()
     ]
-    worse = [
-        segment
-        for (segment, _), rejected in zip(judged, holm(p_values, case.policy.alpha), strict=True)
-        if rejected
-    ]
+    p_values += [worse_in_some_group(groups) for groups in together.values()]
+    rejected = holm(p_values, case.policy.alpha)
+    worse = [name for name, bad in zip([*large, *together], rejected, strict=True) if bad]
     if worse:
         sentence = f"Worse than the champion on: {', '.join(sorted(worse))}."
-    elif judged:
-        sentence = f"None of {len(judged)} segments with {smallest} items or more got worse."
     else:
-        sentence = f"No segment has the {smallest} items that it takes to judge it alone."
+        sentence = _no_segment_worse(case, len(large), together)
     return conclusion("segments", not worse, len(worse), 0, sentence)
+
+
+def _no_segment_worse(case: Case, large: int, together: Mapping[str, Sequence[PairCounts]]) -> str:
+    smallest = case.policy.min_segment_pairs
+    said = [
+        f"None of {large} segments with {smallest} items or more got worse."
+        if large
+        else f"No segment has the {smallest} items that it takes to judge it alone."
+    ]
+    for name, groups in together.items():
+        items = max(1, round(median(pairs.total for pairs in groups)))
+        hidden = percent(hidden_loss(items, case.policy.alpha))
+        said.append(
+            f"Nor did {name}; but a single one of {items} items could have lost {hidden} unseen."
+        )
+    return " ".join(said)
 
 
 def _negative_flips(case: Case) -> Check:

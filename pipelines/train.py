@@ -22,7 +22,12 @@ from pipelines.recipes import Recipe
 from pipelines.rows import TrainingRow, read_training
 from pipelines.students.bases import require_training_stack
 from pipelines.students.families import Batch, Tuning, family_of
-from pipelines.students.fit import describe, missing_labels, refuse_one_label
+from pipelines.students.fit import (
+    describe,
+    missing_labels,
+    noise_by_encoder,
+    refuse_one_label,
+)
 from pipelines.work import Host, TrainWork
 
 if TYPE_CHECKING:
@@ -107,6 +112,7 @@ def tune(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
         "loss_curve": loss_curve(losses),
         "reproducible": why_not_reproducible(work, precision.device) or "yes",
         **about,
+        **noise_by_encoder(rows, work, host, channel),
     }
 
 

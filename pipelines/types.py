@@ -309,6 +309,7 @@ class Evaluation:
     threshold: Threshold
     champion_threshold: Threshold | None
     pairs: Mapping[str, PairCounts] = field(default_factory=dict)  # by name, as difference
+    by_label: Mapping[str, PairCounts] = field(default_factory=dict)  # against the champion
     # How likely a gain in trusted coverage this big is between two equally good students.
     coverage_gain_p: float | None = None
     shown: Shown | None = None  # by the candidate, within its radius

@@ -130,7 +130,7 @@ class GateSettings(Section):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)  # a year's false promotions, chance or share
     delta: float = Field(default=0.01, ge=0, lt=0.5)  # how much worse still counts as not worse
     min_groups: int = Field(default=150, ge=30)  # held-out groups; more where the target needs more
-    min_segment_pairs: int = Field(default=200, gt=0)  # smaller segments are shown, not judged
+    min_segment_pairs: int = Field(default=200, gt=0)  # smaller segments are judged together only
     max_negative_flips: Rate = 0.03  # right before; now wrong, and so sure that it would be served
     max_calibration_error: Rate = 0.1  # by its lower bound
 

@@ -11,7 +11,7 @@ from pipelines.types import Message
 from storage.database import Cursor, first_row, to_db_time
 
 BLIND = 1  # drawn whatever anybody answered: how far the teacher agrees with itself
-SECOND = 2  # asked because a student doubted the first answer
+SECOND = 2  # asked because examples or a student spoke against the first answer
 
 INSERT_VOTES = """
 INSERT INTO votes
@@ -46,15 +46,17 @@ ORDER BY l.labelled_at, s.event_id LIMIT $limit
 """
 )
 
-# Training data whose label a student did not give, the surest student first.
+# Training data whose label the other examples speak against, then what a student did not give, the
+# surest student first.
 SELECT_DOUBTED = f"""
 SELECT s.event_id, s.messages, l.label
 FROM samples s JOIN labels l USING (event_id)
+    LEFT JOIN doubts d ON d.event_id = s.event_id AND d.task = s.task AND d.label = l.label
 WHERE s.task = $task AND s.status = 'labelled' AND s.side = 'training'
-    AND s.student_label <> l.label AND {TEACHERS}
+    AND (s.student_label <> l.label OR d.event_id IS NOT NULL) AND {TEACHERS}
     AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id)
     AND NOT EXISTS (FROM labels c WHERE c.event_id = s.event_id AND c.source = 'correction')
-ORDER BY s.confidence DESC, s.event_id
+ORDER BY d.margin DESC NULLS LAST, s.confidence DESC, s.event_id
 LIMIT $limit
 """
 
@@ -182,7 +184,7 @@ def audits_to_ask(
 
 
 def doubted(tx: Cursor, task: str, limit: int) -> list[Repeatable]:
-    """Training labels that a student did not give, which nobody asked about again."""
+    """Training labels that examples or a student speak against, not asked about again yet."""
     rows = tx.execute(SELECT_DOUBTED, {"task": task, "limit": limit}).fetchall()
     return [_repeatable(row) for row in rows]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipelines.child import Channel
 from pipelines.errors import TrainingFailed
 from pipelines.rows import TrainingRow, read_training
+from pipelines.students.doubts import Unseen, label_noise
 from pipelines.students.encoder import Encoder, VectorCache, Vectors
 from pipelines.students.head import Head, save_head
 from pipelines.work import Host, TrainWork
@@ -67,7 +68,6 @@ def train_head(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
     labels = work.labels
     rows = read_training(host.path(work.dataset))
     refuse_one_label(rows)
-    encoder = Encoder(host.path(work.encoder), threads=host.threads, max_tokens=work.max_tokens)
 
     # Announce.
     print(
@@ -77,22 +77,17 @@ def train_head(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
     )
 
     # Data.
-    cache = VectorCache(Path(host.vectors), encoder.dimension)
-    texts = [row.text for row in rows]
-    channel.progress("embed", 0, len(texts))
-    vectors = cache.encode(
-        encoder,
-        texts,
-        lambda done, new: channel.progress("embed", len(texts) - new + done, len(texts)),
-    )
-    data = Data.of(rows, vectors, labels)
+    data = embedded(rows, work, host, channel)
 
     # Fit, calibrate, save.
-    folds = _folds(data, work.seed)
+    folds = folds_of(data, work.seed)
     channel.progress("fit", 0, len(folds) + 1)
     weight, bias = fit(data, len(labels))
     channel.progress("fit", 1, len(folds) + 1)
-    temperature = _unseen_temperature(data, folds, len(labels), channel)
+    unseen = unseen_logits(data, folds, len(labels), channel)
+    temperature = best_temperature(
+        [one.logits for one in unseen], [data.targets[one.rows] for one in unseen]
+    )
     head = finished_head(labels, weight, bias, temperature, data)
     about = {"encoder": work.encoder.digest, "max_tokens": work.max_tokens, "task": work.task}
     save_head(Path(host.scratch), head, about)
@@ -102,21 +97,48 @@ def train_head(work: TrainWork, host: Host, channel: Channel) -> dict[str, Any]:
         "temperature": round(temperature, 4),
         "inverse_penalty": INVERSE_PENALTY,
         "seed": work.seed,
+        **label_noise(rows, data.targets, unseen, labels, temperature),
     }
 
 
-def _unseen_temperature(data: Data, folds: Sequence[Fold], labels: int, channel: Channel) -> float:
-    """Calibrated on examples that the fold's head has not seen."""
-    logits, targets = [], []
+def noise_by_encoder(
+    rows: Sequence[TrainingRow], work: TrainWork, host: Host, channel: Channel
+) -> dict[str, Any]:
+    """What `label_noise` says, by heads on the frozen encoder: for students that are tuned.
+
+    To tune one anew for each fold would take as many trainings.
+    """
+    data = embedded(rows, work, host, channel)
+    unseen = unseen_logits(data, folds_of(data, work.seed), len(work.labels), channel)
+    targets = [data.targets[one.rows] for one in unseen]
+    temperature = best_temperature([one.logits for one in unseen], targets)
+    return label_noise(rows, data.targets, unseen, work.labels, temperature)
+
+
+def embedded(rows: Sequence[TrainingRow], work: TrainWork, host: Host, channel: Channel) -> Data:
+    """The rows with the vectors of the encoder; what was embedded before is not again."""
+    encoder = Encoder(host.path(work.encoder), threads=host.threads, max_tokens=work.max_tokens)
+    cache = VectorCache(Path(host.vectors), encoder.dimension)
+    texts = [row.text for row in rows]
+    channel.progress("embed", 0, len(texts))
+    vectors = cache.encode(
+        encoder,
+        texts,
+        lambda done, new: channel.progress("embed", len(texts) - new + done, len(texts)),
+    )
+    return Data.of(rows, vectors, work.labels)
+
+
+def unseen_logits(data: Data, folds: Sequence[Fold], labels: int, channel: Channel) -> list[Unseen]:
+    """What the head of each fold says of the rows that it has not seen, of labels that it has."""
+    found = []
     for done, (seen, unseen) in enumerate(folds, start=2):
-        known = np.isin(data.targets[unseen], data.targets[seen])
-        unseen = unseen[known]
-        if len(np.unique(data.targets[seen])) > 1 and len(unseen):
-            fold_weight, fold_bias = fit(data.rows(seen), labels)
-            logits.append(data.vectors[unseen] @ fold_weight.T + fold_bias)
-            targets.append(data.targets[unseen])
+        known = unseen[np.isin(data.targets[unseen], data.targets[seen])]
+        if len(np.unique(data.targets[seen])) > 1 and len(known):
+            weight, bias = fit(data.rows(seen), labels)
+            found.append(Unseen(known, data.vectors[known] @ weight.T + bias))
         channel.progress("fit", done, len(folds) + 1)
-    return best_temperature(logits, targets)
+    return found
 
 
 def refuse_one_label(rows: Sequence[TrainingRow]) -> None:
@@ -196,7 +218,7 @@ def fit(data: Data, labels: int) -> tuple[NDArray[np.float64], NDArray[np.float6
     return weight, bias
 
 
-def _folds(data: Data, seed: int) -> list[Fold]:
+def folds_of(data: Data, seed: int) -> list[Fold]:
     """(seen, unseen) rows; a near-duplicate group is never on both sides."""
     count = 5 if len(data.targets) >= ONE_FOLD_FROM else CALIBRATION_FOLDS
     groups = int(data.groups.max()) + 1

@@ -25,6 +25,7 @@ from service.learner.datasets import Datasets
 from service.learner.workshop import Workshop
 from storage.artifacts import Artifact
 from storage.datasets import dataset_by_digest
+from storage.doubts import replace_doubts
 from storage.failpoints import passing
 from storage.runs import end_run, fail_running_runs, start_run
 from storage.ticks import JobResult
@@ -208,6 +209,8 @@ class Training:
         try:
             result = self._run(order.work(shop.encoder, checkpoint.name), scratch, checkpoint)
             passing("training.trained")
+            with shop.database.transaction() as tx:  # of the data, whatever becomes of the student
+                replace_doubts(tx, task.name, result.pop("doubts", ()), shop.now())
             result["settings"] = shop.settings_digest(recipe)
             base = shop.bases.take_in(recipe, order.base, scratch)
             family.check(scratch)

@@ -104,6 +104,19 @@ def test_slices_start_with_the_worst_and_leave_none_out() -> None:
     assert found.slices[1].difference is not None
 
 
+def test_pairs_are_kept_by_the_label_that_the_teacher_gave() -> None:
+    items = [
+        dataclasses.replace(item, label=label)
+        for item, label in zip(held_out_items(6), "abbabc", strict=True)
+    ]
+    items[5] = dataclasses.replace(items[5], label="")  # its answer was no label: nobody is right
+    new = Answers(name="new", labels=(*"abxxxc",), confidences=(0.9,) * 6)
+    old = Answers(name="old", labels=(*"xbbxxc",), confidences=(0.9,) * 6)
+    found = evaluate(items, new, {"champion": old}, target=0.9)
+    assert found.by_label == {"a": PairCounts(wins=1, ties=1), "b": PairCounts(losses=1, ties=2)}
+    assert evaluate(items, new, {}, target=0.9).by_label == {}
+
+
 def test_who_has_to_win_is_certified_with_more_confidence() -> None:
     """The items on which it wins flatter its threshold as well."""
     items, new = held_out_items(200), say("new", "+" * 196 + "-" * 4)

@@ -299,6 +299,24 @@ def test_a_segment_that_got_worse_stops_a_better_candidate() -> None:
     assert named(report, "segments").sentence == "Worse than the champion on: refunds."
 
 
+def test_labels_that_are_too_small_each_are_judged_together() -> None:
+    """What 60 rare labels lose is not made good by what one frequent label gains."""
+    gained = {"frequent": PairCounts(wins=90, losses=3, ties=900)}
+    lost = {f"rare-{at}": PairCounts(wins=at % 3 == 0, losses=1, ties=19) for at in range(60)}
+    report = judge(evaluation(by_label={**gained, **lost}), POLICY, SECOND, turn=ALONE)
+    assert failed(report) == {"segments"}
+    assert named(report, "segments").sentence == (
+        "Worse than the champion on: the 60 labels with fewer than 200 items, taken together."
+    )
+    even = {label: PairCounts(wins=1, losses=1, ties=19) for label in lost}
+    report = judge(evaluation(by_label={**gained, **even}), POLICY, SECOND, turn=ALONE)
+    assert named(report, "segments").sentence == (
+        "No segment has the 200 items that it takes to judge it alone. Nor did the 60 labels with "
+        "fewer than 200 items, taken together; but a single one of 21 items could have lost "
+        "13.3 % unseen."
+    )
+
+
 def with_flips(served: int, escalated: int) -> Evaluation:
     """600 items, 120 won; of the lost ones so many were answered above the threshold."""
     lost = served + escalated

@@ -31,6 +31,7 @@ from storage.evaluations import latest_evaluation
 from storage.reports import read_report
 from storage.runs import runs, start_run
 from storage.versions import versions
+from storage.votes import doubted
 
 
 @pytest.fixture(scope="module")
@@ -425,3 +426,27 @@ def test_dataset_files_are_the_same_for_the_same_labels(
         write_dataset(folder, curated, shop.rig.task)
     for name in os.listdir(folders[0]):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_the_teacher_is_asked_first_about_what_the_examples_speak_against(shop: Shop) -> None:
+    shop.fill()
+    rig = shop.rig
+    slip, doubted_by_a_student = "refund-7-2", "cancel-8-1"
+    with rig.database.transaction() as tx:
+        tx.execute("UPDATE labels SET label = 'delivery' WHERE event_id = ?", [slip])
+        tx.execute(
+            "UPDATE samples SET student_label = 'refund', confidence = 0.99 WHERE event_id = ?",
+            [doubted_by_a_student],
+        )
+    _, version = shop.training.run("support", "a test")
+    assert version is not None
+    assert "doubts" not in version.training  # they are of the data, and may be many
+    assert version.training["labels_looked_at"] == 144
+    with rig.database.snapshot() as tx:
+        asked = [one.event_id for one in doubted(tx, "support", 10)]
+    assert asked == [slip, doubted_by_a_student]
+    assert rig.rows("SELECT label, likelier FROM doubts") == [("delivery", "refund")]
+    # What a person has said since is no word of the teacher's to doubt.
+    rig.label(slip, "refund", source="correction")
+    with rig.database.snapshot() as tx:
+        assert [one.event_id for one in doubted(tx, "support", 10)] == [doubted_by_a_student]
