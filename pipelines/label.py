@@ -1,27 +1,36 @@
 """Labels as they appear in answers: how one is read, and how a student writes it."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pipelines.types import Task
+from pipelines.typography import NAMES, folded, joined, readings, unwrapped
 
 OUTSIDE = "the answer is outside the label set"  # why an answer is no label
+_NAMES = frozenset(folded(name) for name in NAMES.split("|"))
+MOST_WRAPPED = 3  # JSON in JSON, a list in a list
 
 
 def read_label(answer: str | None, task: Task) -> str | None:
     """The label that an answer gives, or None when it gives none of the task's.
 
-    Case and surrounding space, quotes or a full stop are forgiven, nothing else: an answer
-    that only mentions a label is no label.
+    Reasoning before it and typography around it are forgiven (`pipelines.typography`), mentions
+    are not: what is left has to be a label, the whole of it.
     """
     if answer is None:
         return None
     if task.answer_pointer is not None:
-        found = _follow(answer, task.answer_pointer)
-        return _match(found, task.labels) if isinstance(found, str) else None
-    return _match(answer, task.labels)
+        value = _parsed(answer)
+        if value is None:
+            value = _parsed(unwrapped(answer))
+        return _match(_values(_at(value, task.answer_pointer)), task.labels)
+    if answer in task.labels:  # nearly always
+        return answer
+    text = unwrapped(answer)
+    return _match([text, *_values(_only_field(_parsed(text)))], task.labels)
 
 
 def write_answer(label: str, task: Task) -> str:
@@ -34,30 +43,79 @@ def write_answer(label: str, task: Task) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _match(text: str, labels: tuple[str, ...]) -> str | None:
-    known = _by_folded_name(labels)
-    if exact := known.get(text):
-        return exact
-    plain = text.strip().casefold()
-    # As it is first: a label may itself end in a full stop.
-    return known.get(plain) or known.get(plain.strip("\"'`.").strip())
+def _match(texts: Iterable[str], labels: tuple[str, ...]) -> str | None:
+    """The label that one of these texts is, the most literal reading of each first."""
+    names = _names(labels)
+    for text in texts:
+        for reading in readings(text):
+            for form, known in names:
+                if label := known.get(form(reading)):
+                    return label
+    return None
 
 
 @lru_cache(maxsize=64)
-def _by_folded_name(labels: tuple[str, ...]) -> Mapping[str, str]:
-    return {label.casefold(): label for label in labels}
+def _names(labels: tuple[str, ...]) -> tuple[tuple[Callable[[str], str], Mapping[str, str]], ...]:
+    """Ways to compare, the strictest first. What two labels share in one is a name of neither."""
+    return tuple((form, _by_form(labels, form)) for form in (str, folded, joined))
 
 
-def _follow(answer: str, pointer: str) -> object:
-    """RFC 6901, in the JSON of the answer; code fences around it are forgiven."""
-    text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        value: Any = json.loads(text)
-        for part in _parts(pointer):
-            value = value[_index(part)] if isinstance(value, list) else value[part]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return None
+def _by_form(labels: tuple[str, ...], form: Callable[[str], str]) -> dict[str, str]:
+    forms = Counter(map(form, labels))
+    return {form(label): label for label in labels if forms[form(label)] == 1}
+
+
+def _parsed(text: str) -> object:
+    """JSON, which may itself be in a JSON string; None where it is none."""
+    value: object = text
+    for _ in range(MOST_WRAPPED):
+        if not isinstance(value, str):
+            break
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None if value is text else value
     return value
+
+
+def _at(value: object, pointer: str) -> object:
+    """RFC 6901; a list of one around all of it is forgiven."""
+    for _ in range(MOST_WRAPPED):
+        try:
+            found: Any = value
+            for part in _parts(pointer):
+                found = found[_index(part)] if isinstance(found, list) else found[part]
+        except (ValueError, KeyError, IndexError, TypeError):
+            if not (isinstance(value, list) and len(value) == 1):
+                return None
+            (value,) = value
+        else:
+            return found
+    return None
+
+
+def _only_field(value: object) -> object:
+    """The one field of an object, where it is called what an answer may be called."""
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, value),) = value.items()
+        return value if folded(name) in _NAMES else None
+    return value
+
+
+def _values(value: object) -> Iterator[str]:
+    """A JSON value as the text of a label; of a list its only item."""
+    while isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bool | int):
+        yield json.dumps(value)
+    elif isinstance(value, float):
+        yield repr(value)
+        if value.is_integer():
+            yield str(int(value))
 
 
 def _index(part: str) -> int:
