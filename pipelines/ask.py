@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.identities import canonical, question_key
+from pipelines.identities import question_key
 from pipelines.render import teacher_messages
 from pipelines.types import Message, Task
 
@@ -30,10 +30,6 @@ class Question:
     parameters: dict[str, Any]  # of chat.completions.create
     tokens: int  # upper bound of what the call can use
     repeat: int = 0  # 0: asked for its label; else asked again, to see whether the answer stays
-
-    @property
-    def body(self) -> bytes:
-        return canonical(self.parameters)
 
 
 def ask(

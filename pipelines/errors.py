@@ -94,6 +94,10 @@ class TrainingRunFailed(TrainingFailed):
     """As above, and it was recorded and logged as a run."""
 
 
+class NoCompletion(FlywheelError):
+    """What came back from the teacher is no answer in the chat protocol."""
+
+
 class TrainingInterrupted(TrainingFailed):
     """A training was ended from outside: it can go on where it stood."""
 

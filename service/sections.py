@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
 from pipelines.ask import TeacherPolicy
 from pipelines.recipes import RecipeName
 from service.host.durations import Duration, Schedule
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+OrNone = Annotated[float | None, BeforeValidator(lambda value: None if _is_none(value) else value)]
+
+
+def _is_none(value: object) -> bool:
+    """TOML has no null, and the environment nothing but text."""
+    return isinstance(value, str) and value.strip().casefold() in ("none", "null", "")
 
 
 class Section(BaseModel):
@@ -59,7 +65,7 @@ class TeacherSettings(Section):
     # what the server calls it
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     max_tokens: int = Field(default=256, gt=0)  # of one answer
-    temperature: float | None = Field(default=0.0, ge=0)  # left out when none
+    temperature: OrNone = Field(default=0.0, ge=0)  # left out when "none"
     price_per_million_in: float = Field(default=0.0, ge=0)  # tokens; in the currency of the budget
     price_per_million_out: float = Field(default=0.0, ge=0)  # tokens
 
@@ -221,6 +227,7 @@ NotifyKind = Literal[
     "budget",
     "ingest_held",
     "teacher_refused",
+    "unusable_answers",
     "unknown_outcomes",
 ]
 

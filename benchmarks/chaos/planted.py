@@ -26,7 +26,7 @@ INTEND = """\
         self._ledger.intend(
             question.key,
             event_id=question.event_id,
-            request=question.body,
+            request=canonical(parameters),
             repeat=question.repeat,
             reserve=Amounts(tokens=question.tokens, money=money),
             now=self._now(),

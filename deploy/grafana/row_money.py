@@ -124,8 +124,13 @@ def money() -> list[Panel]:
         graph(
             "Calls for labels, by how they ended",
             "refused: the teacher's key or model is wrong. unknown: held for `flywheel unknown`. "
-            "rate_limited for long: lower teacher.max_concurrency. Runbook TeacherFailing.",
+            "rate_limited for long: lower teacher.max_concurrency. Runbook TeacherFailing. "
+            "no label: paid, and outside the label set, cut or empty; see `flywheel status`.",
             Query(rate("flywheel_teacher_calls_total", "outcome"), "{{outcome}}"),
+            Query(
+                rate("flywheel_teacher_unusable_answers_total", "task", where=TASK),
+                "no label of {{task}}",
+            ),
             unit="reqps",
         ),
         graph(

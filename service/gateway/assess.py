@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.render import classifier_text
+from pipelines.replies import MALFORMED
 from pipelines.types import Task
 from service.gateway.generations import Generation, Generations
 from service.gateway.student import StudentReply
 from service.gateway.turn import Rejected, json_response, read_body
-from service.gateway.wire import MALFORMED, encode
+from service.gateway.wire import encode
 from service.planes import AssessAnswer, AssessReply, AssessRequest
 
 MOST_EVENTS = 256

@@ -14,6 +14,7 @@ from pipelines.label import write_answer
 from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
+from pipelines.replies import MALFORMED, Completion, read_reply
 from pipelines.types import Task, Usage
 from service.gateway.endings import (
     NOBODY,
@@ -32,12 +33,9 @@ from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import (
-    MALFORMED,
-    Completion,
     decode_chat,
     decode_envelope,
     plain_messages,
-    read_completion,
     replace_fields,
 )
 from service.metrics.gateway import GatewayMetrics
@@ -174,7 +172,7 @@ class Chat:
             if reply.streams:
                 return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))
             content = await reply.read()
-        said = read_completion(content) if turn.captured else None
+        said = read_reply(content) if turn.captured else None
         own = Verbatim(content, reply.status, reply.headers(), media_type=None)
         return passed_through(reply.ok, said, own)
 

@@ -12,12 +12,13 @@ from typing import Final, Literal, NamedTuple
 from starlette.responses import Response
 
 from pipelines.records.native import NativeRecord, NativeStudent, NativeUsage
+from pipelines.replies import Completion
 from service.gateway.capture import Capture
 from service.gateway.recent import Recent
 from service.gateway.relay import Relay
 from service.gateway.turn import Rejected, Turn, json_response, rejection
 from service.gateway.upstream import Reply
-from service.gateway.wire import EVENT_STREAM, Completion, chunks, completion
+from service.gateway.wire import EVENT_STREAM, chunks, completion
 from service.metrics.gateway import GatewayMetrics
 
 By = Literal["student", "teacher", "nobody"]

@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 import structlog
 
 from pipelines.render import teacher_messages
+from pipelines.replies import Completion, read_reply
 from pipelines.types import Message, Task, Usage
 from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import ChatRequest, Completion, read_completion, replace_fields
+from service.gateway.wire import ChatRequest, replace_fields
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings
 
@@ -92,9 +93,9 @@ class Escalations:
         if self._failures >= FAILURES_TO_PAUSE:
             log.info("escalation_resumed")
         self._failures = 0
-        said = read_completion(body)
+        said = read_reply(body)
         cost = self._price(said.usage) if said and said.usage else ceiling
-        if said is None or said.content is None:
+        if said is None or said.whole is None:  # cut, empty or filtered: the student's is better
             return Escalated("teacher_failed"), cost
         return Escalated("answered", said, body), cost
 

@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipelines.records.native import NativeFeedback, NativeRecord
+from pipelines.replies import MALFORMED
 from pipelines.types import Task
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.gateway.turn import Rejected, json_response, read_body
-from service.gateway.wire import ID_PREFIX, MALFORMED, WireMessage, encode, plain_messages
+from service.gateway.wire import ID_PREFIX, WireMessage, encode, plain_messages
 from service.metrics.gateway import GatewayMetrics
 
 MAX_ID = 150

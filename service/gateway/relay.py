@@ -6,8 +6,9 @@ from contextlib import AsyncExitStack
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pipelines.replies import Completion
 from service.gateway.upstream import Reply, UpstreamError
-from service.gateway.wire import Completion, StreamReader, error_body
+from service.gateway.wire import StreamReader, error_body
 
 
 class Relay(StreamingResponse):

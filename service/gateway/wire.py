@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from pipelines.replies import Completion, first_choice, read_object, text_of, usage_of
 from pipelines.types import Message, Usage
 
 ID_PREFIX = "chatcmpl-"
@@ -124,53 +125,10 @@ class _ErrorBody(Struct, frozen=True):
     error: _Error
 
 
-class _TeacherUsage(Struct, frozen=True):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _TeacherMessage(Struct, frozen=True):
-    content: str | None = None
-
-
-class _TeacherChoice(Struct, frozen=True):
-    message: _TeacherMessage = _TeacherMessage()
-    delta: _TeacherMessage = _TeacherMessage()
-    finish_reason: str | None = None
-
-
-class _TeacherReply(Struct, frozen=True):
-    """A completion or a chunk of one: both have the parts that we read."""
-
-    id: str | None = None
-    model: str | None = None
-    choices: list[_TeacherChoice] = []
-    usage: _TeacherUsage | None = None
-
-
-class Completion(Struct, frozen=True, kw_only=True):
-    """One answer in the protocol's terms: what a teacher said, or what a student is to say."""
-
-    content: str | None = None
-    finish_reason: str | None = None
-    id: str | None = None
-    model: str | None = None
-    usage: Usage | None = None
-
-    @property
-    def whole(self) -> str | None:
-        """The content when it is all there: a cut answer could be read as another label."""
-        return self.content if self.finish_reason == "stop" else None
-
-
 decode_chat = msgspec.json.Decoder(ChatRequest).decode
 decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_reply = msgspec.json.Decoder(_TeacherReply).decode
 encode = msgspec.json.Encoder().encode
-
-# Everything that msgspec raises for bytes that are not what they should be.
-MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def plain_messages(messages: list[WireMessage]) -> tuple[Message, ...] | None:
@@ -235,24 +193,6 @@ def error_body(message: str, *, type: str, code: str) -> bytes:
     return encode(_ErrorBody(_Error(message=message, type=type, code=code)))
 
 
-def read_completion(body: bytes) -> Completion | None:
-    """What a teacher's completion says, or None when it is no completion."""
-    try:
-        reply = _decode_reply(body)
-    except MALFORMED:
-        return None
-    if not reply.choices:
-        return None
-    choice = reply.choices[0]
-    return Completion(
-        content=choice.message.content,
-        finish_reason=choice.finish_reason,
-        id=reply.id,
-        model=reply.model,
-        usage=_usage(reply.usage),
-    )
-
-
 class StreamReader:
     """Listens to a teacher's stream that is passed on, and puts its answer together."""
 
@@ -261,8 +201,8 @@ class StreamReader:
         self._tail = b""
         self._content: list[str] = []
         self._finish: str | None = None
-        self._last = _TeacherReply()
-        self._usage: _TeacherUsage | None = None
+        self._about: dict[str, str] = {}
+        self._usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
@@ -279,16 +219,22 @@ class StreamReader:
         if data == b"[DONE]":
             self.ended = True
             return
-        try:
-            chunk = _decode_reply(data)
-        except MALFORMED:
+        chunk = read_object(data)
+        if chunk is None:
             return
-        self._last, self._usage = chunk, chunk.usage or self._usage
-        for choice in chunk.choices[:1]:
-            if choice.delta.content:
-                self._content.append(choice.delta.content)
-            if choice.finish_reason:
-                self.ended, self._finish = True, choice.finish_reason
+        for name in ("id", "model"):
+            if isinstance(said := chunk.get(name), str):
+                self._about[name] = said
+        self._usage = usage_of(chunk.get("usage")) or self._usage
+        choice = first_choice(chunk)
+        if choice is None or choice.get("index", 0) != 0:
+            return
+        delta = choice.get("delta")
+        self._content.append(
+            (text_of(delta.get("content")) if isinstance(delta, dict) else "") or ""
+        )
+        if reason := choice.get("finish_reason"):
+            self.ended, self._finish = True, str(reason)
 
     def completion(self) -> Completion:
         """What was said. Without an end there is no answer."""
@@ -296,9 +242,9 @@ class StreamReader:
         return Completion(
             content="".join(self._content) if self.ended else None,
             finish_reason=self._finish,
-            id=self._last.id,
-            model=self._last.model,
-            usage=_usage(self._usage),
+            id=self._about.get("id"),
+            model=self._about.get("model"),
+            usage=self._usage,
         )
 
 
@@ -307,10 +253,3 @@ def _wire_usage(usage: Usage | None) -> _WireUsage:
     return _WireUsage(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
     )
-
-
-def _usage(usage: _TeacherUsage | None) -> Usage | None:
-    if usage is None:
-        return None
-    prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-    return Usage(prompt_tokens=max(0, prompt), completion_tokens=max(0, completion))

@@ -59,6 +59,8 @@ SENTENCES: Mapping[str, str] = {
     "assessment_unavailable": "No gateway assesses events; only uniform draws choose among them.",
     "assessment_resumed": "A gateway assesses events again.",
     # Labels
+    "teacher_parameter_left_out": "The teacher refuses a parameter of ours: it is not sent again.",
+    "teacher_parameter_renamed": "The teacher knows a parameter of ours by another name.",
     "teacher_call_failed": "The teacher gave no answer to a call for a label.",
     "teacher_calls_unknown": "Calls were under way when the learner ended: nobody knows if paid.",
     "unknown_outcome_released": "An operator lets a held call be made again.",

@@ -35,6 +35,7 @@ from service.learner.retention import Retention
 from service.learner.sampling import Sampling, first_purse
 from service.learner.teacher import Teacher
 from service.learner.training import Training
+from service.learner.unusable import UnusableAnswers
 from service.learner.watch import Watch
 from service.learner.workshop import Workshop
 from service.metrics.learner import LearnerMetrics
@@ -177,6 +178,7 @@ class Learner:
                 tasks=self._tasks,
                 terms=settings.teacher.terms,
                 metrics=self._metrics,
+                unusable=UnusableAnswers(self._board, self._now),
                 now=self._now,
                 stop=self._stop,
             ),
@@ -336,9 +338,9 @@ class Learner:
         self._closing.callback(assessor.close)
         return assessor
 
-    def _note_call(self, outcome: str) -> None:
+    def _note_call(self, outcome: str, said: str) -> None:
         self._metrics.teacher_calls.labels(outcome=outcome).inc()
-        self._board.note_call(outcome)
+        self._board.note_call(outcome, said)
 
     def _note_end(self) -> None:
         self._board.progress = None

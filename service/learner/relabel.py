@@ -11,9 +11,11 @@ from pipelines.ask import ask
 from pipelines.errors import TeacherRefused
 from pipelines.identities import prompt_version
 from pipelines.label import OUTSIDE, read_label
+from pipelines.shape import shape_in_words
 from pipelines.types import Label, Task
 from service.learner.sampling import left_in_purses
 from service.learner.teacher import Reply, Teacher
+from service.learner.unusable import UnusableAnswers
 from service.metrics.learner import LearnerMetrics
 from service.sections import BudgetSettings
 from storage.database import Database
@@ -46,6 +48,7 @@ class Relabel:
         terms: str,
         budget: BudgetSettings,
         metrics: LearnerMetrics,
+        unusable: UnusableAnswers,
         now: Callable[[], datetime],
         stop: Event,
     ) -> None:
@@ -56,6 +59,7 @@ class Relabel:
         self._terms = terms
         self._budget = budget
         self._metrics = metrics
+        self._unusable = unusable
         self._now = now
         self._stop = stop
 
@@ -74,6 +78,10 @@ class Relabel:
             outcomes.update(done)
             if done["not_sent"] or done["over_budget"]:
                 break  # the same samples would come again
+        resting = [task for task in self._tasks if self._unusable.rest(task)]
+        if not outcomes and resting:
+            why = "again and again the teacher's answers were no label"
+            return JobResult("nothing", f"nothing is bought for {', '.join(resting)}: {why}")
         if not outcomes and (waiting := self._waiting()):
             return JobResult("nothing", f"{waiting} samples wait: {PURSES_ARE_EMPTY}")
         return _summary(outcomes)
@@ -82,7 +90,8 @@ class Relabel:
         """The next samples whose purse still pays today."""
         with self._database.snapshot() as tx:
             left = left_in_purses(tx, self._ledger, self._budget, self._now())
-            return pending_samples(tx, self._tasks.keys(), BATCH, left)
+            tasks = [task for task in self._tasks if not self._unusable.rest(task)]
+            return pending_samples(tx, tasks, self._unusable.batch(tasks, BATCH), left)
 
     def _waiting(self) -> int:
         with self._database.snapshot() as tx:
@@ -115,6 +124,7 @@ class Relabel:
         labels: dict[str, list[Label]] = {}
         failed: dict[str, list[str]] = {}
         held = []
+        shapes: dict[str, list[str]] = {}
         for reply in replies:
             event_id, asked = reply.question.event_id, self._tasks[reply.question.task]
             label = read_label(reply.text, asked)
@@ -123,7 +133,9 @@ class Relabel:
                 made = reply.as_label(label, prompt_version=version, terms=self._terms)
                 labels.setdefault(asked.name, []).append(made)
             elif reply.outcome == "received":
-                failed.setdefault(OUTSIDE, []).append(event_id)
+                failed.setdefault(reply.detail or OUTSIDE, []).append(event_id)
+                shape = reply.detail or shape_in_words(reply.text)
+                shapes.setdefault(asked.name, []).append(shape)
             elif reply.outcome == "impossible":
                 failed.setdefault(reply.detail, []).append(event_id)
             elif reply.outcome == "unknown":
@@ -136,9 +148,13 @@ class Relabel:
             set_status(tx, held, "held", "nobody knows whether the teacher answered")
         for task, found in labels.items():
             self._metrics.labels.labels(task=task, source="bought").inc(len(found))
+        for task in {*labels, *shapes}:
+            found_none = shapes.get(task, [])
+            self._unusable.note(task, found_none, useful=len(labels.get(task, [])))
+            self._metrics.unusable_answers.labels(task=task).inc(len(found_none))
         passing("relabel.applied")
         counts: Counter[str] = Counter(reply.outcome for reply in replies)
-        counts["outside"] = len(failed.get(OUTSIDE, []))
+        counts["outside"] = sum(map(len, shapes.values()))
         return counts
 
 
@@ -147,7 +163,7 @@ def _summary(outcomes: Counter[str]) -> JobResult:
         return JobResult("nothing", "no sample waits for the teacher")
     parts = [f"{outcomes['received'] - outcomes['outside']} labels"]
     for name, phrase in (
-        ("outside", "answers outside the label set"),
+        ("outside", "answers that are no label"),
         ("unknown", "calls with an unknown outcome"),
         ("impossible", "prompts that the teacher cannot answer"),
         ("not_sent", "not sent, to be tried again"),

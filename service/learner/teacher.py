@@ -4,17 +4,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 import httpx2
-import msgspec
 import openai
 import structlog
 
 from pipelines.ask import Question, cost
-from pipelines.errors import FlywheelError
+from pipelines.errors import FlywheelError, NoCompletion
+from pipelines.identities import canonical
+from pipelines.replies import read_reply
 from pipelines.types import Label
 from service.learner.teacher_failures import MAX_WAIT_SECONDS, Breaker, Failure, judge, wait_before
+from service.learner.teacher_parameters import OwnParameters
 from service.sections import BudgetSettings, TeacherSettings
 from storage.failpoints import passing
 from storage.ledger import Amounts, Ledger, Step
@@ -30,7 +32,7 @@ Outcome = Literal["received", "not_sent", "unknown", "impossible", "refused", "o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What became of one question. `text` only when received."""
+    """What became of one question. `text` only when received whole; else `detail` says why not."""
 
     question: Question
     outcome: Outcome
@@ -73,27 +75,6 @@ class Reply:
         )
 
 
-class _Message(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)]
-    completion_tokens: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Completion(msgspec.Struct):
-    """What is read of a reply; compatible servers differ in all the rest."""
-
-    choices: list[_Choice]
-    model: str | None = None
-    usage: _Usage | None = None
-
-
 class Teacher:
     """Asks the teacher, never twice for the same answer, never above the budget."""
 
@@ -104,7 +85,7 @@ class Teacher:
         ledger: Ledger,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_call: Callable[[str], None] = lambda outcome: None,
+        on_call: Callable[[str, str], None] = lambda outcome, said: None,
     ) -> None:
         self._settings = settings
         self._budget = budget
@@ -113,6 +94,7 @@ class Teacher:
         self._on_call = on_call
         self._breaker = Breaker(now)
         self.policy = settings.policy
+        self._own = OwnParameters(self.policy)
 
     def why_not(self) -> str | None:
         """Why no label can be bought at all right now; None when one can."""
@@ -231,22 +213,26 @@ class Teacher:
     async def _call(self, client: openai.AsyncOpenAI, question: Question) -> "Reply | Failure":
         """One call with its two ledger lines. No await between the budget check and the first."""
         money = cost(question.tokens - self.policy.max_tokens, self.policy.max_tokens, self.policy)
+        parameters = self._own.of(question)
         self._ledger.intend(
             question.key,
             event_id=question.event_id,
-            request=question.body,
+            request=canonical(parameters),
             repeat=question.repeat,
             reserve=Amounts(tokens=question.tokens, money=money),
             now=self._now(),
         )
         passing("teacher.intended")
         try:
-            response = await client.chat.completions.with_raw_response.create(**question.parameters)
+            response = await client.chat.completions.with_raw_response.create(**parameters)
         except (openai.APIError, httpx2.HTTPError) as error:
-            failure = judge(error, self._now())
+            failure = judge(error, self._now(), question)
+            ours = self._own.refuses(question, parameters, error)
+            if ours:  # no prompt is to blame, nor the server: it is asked again at once
+                failure = failure._replace(outcome="not_sent")
             step: Step = "unknown" if failure.outcome == "unknown" else "not_sent"
             self._ledger.note(question.key, step, detail=failure.detail, now=self._now())
-            return self._failed(failure)
+            return self._told(failure) if ours else self._breaker.failed(self._told(failure))
         except asyncio.CancelledError:
             self._ledger.note(
                 question.key, "unknown", detail="cancelled during the call", now=self._now()
@@ -255,10 +241,10 @@ class Teacher:
         body = response.content
         try:
             reply = self.read(question, body, bought=True)
-        except msgspec.MsgspecError:  # a proxy's page, with status 200
-            detail = "the teacher's reply is no chat completion"
-            self._ledger.note(question.key, "unknown", detail=detail, now=self._now())
-            return self._failed(Failure("unknown", None, False, detail))
+        except NoCompletion as error:  # a proxy's page, with status 200
+            self._ledger.note(question.key, "unknown", detail=str(error), now=self._now())
+            failure = Failure("unknown", None, False, str(error))
+            return self._breaker.failed(self._told(failure))
         passing("teacher.answered")
         self._ledger.receive(
             question.key,
@@ -268,31 +254,34 @@ class Teacher:
         )
         passing("teacher.received")
         self._breaker.succeeded()
-        self._on_call("received")
+        self._on_call("received", "")
         return reply
 
-    def _failed(self, failure: Failure) -> Failure:
-        self._on_call("rate_limited" if failure.rate_limited else failure.outcome)
+    def _told(self, failure: Failure) -> Failure:
+        outcome = "rate_limited" if failure.rate_limited else failure.outcome
+        self._on_call(outcome, failure.detail)
         log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
-        return self._breaker.failed(failure)
+        return failure
 
     def read(self, question: Question, body: bytes, *, bought: bool = False) -> Reply:
-        """The teacher's reply as ours. Raises `msgspec.MsgspecError` for what is none."""
-        completion = msgspec.json.decode(body, type=_Completion)
-        usage = completion.usage
+        """The teacher's reply as ours. Raises `NoCompletion` for what is none."""
+        said = read_reply(body)
+        if said is None:
+            raise NoCompletion("the teacher's reply is no chat completion")
+        usage = said.usage
         # A server that reports no usage is counted as if it had used what was reserved.
         prompt = usage.prompt_tokens if usage else question.tokens - self.policy.max_tokens
         completed = usage.completion_tokens if usage else self.policy.max_tokens
-        choice = completion.choices[0] if completion.choices else None
         return Reply(
             question=question,
             outcome="received",
-            text=choice.message.content if choice else None,
-            model=completion.model or self.policy.model,
+            text=said.whole,
+            model=said.model or self.policy.model,
             prompt_tokens=prompt,
             completion_tokens=completed,
             cost=cost(prompt, completed, self.policy),
             bought=bought,
+            detail=said.unusable,
         )
 
 

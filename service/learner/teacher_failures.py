@@ -10,9 +10,13 @@ from typing import Literal, NamedTuple
 import httpx2
 import openai
 
+from pipelines.ask import Question
+from service.learner.teacher_parameters import said_in
+
 MAX_WAIT_SECONDS = 30.0
 BREAKER_FAILURES = 5
 BREAKER_MAX_SECONDS = 300.0
+TO_THIS_PROMPT = "to this prompt"
 CHECK = "check teacher.api_key, teacher.model and teacher.base_url"
 
 
@@ -63,7 +67,9 @@ class Breaker:
             # Not these prompts but all: samples must not fail by the thousand.
             detail = f"{failure.detail}, and so to {self._impossible} prompts in a row"
             self._impossible = 0
-            failure = failure._replace(outcome="refused", detail=f"{detail}: {CHECK}")
+            if failure.detail.endswith(TO_THIS_PROMPT):  # it does not say why
+                detail = f"{detail}: {CHECK}"
+            failure = failure._replace(outcome="refused", detail=detail)
         self._failures += 1
         if failure.outcome == "refused":
             self.open_for(BREAKER_MAX_SECONDS / 5)
@@ -72,10 +78,10 @@ class Breaker:
         return failure
 
 
-def judge(error: Exception, now: datetime) -> Failure:
+def judge(error: Exception, now: datetime, question: Question) -> Failure:
     """Sent or not is what decides: only what certainly was not answered may be sent again."""
     if isinstance(error, openai.APIStatusError):
-        return _judge_status(error, now)
+        return _judge_status(error, now, said_in(error, question))
     if isinstance(error, openai.APITimeoutError) and not _connecting(error):
         return Failure("unknown", None, False, "no answer within the time limit")
     if isinstance(error, openai.APIConnectionError) and _connecting(error):
@@ -83,18 +89,19 @@ def judge(error: Exception, now: datetime) -> Failure:
     return Failure("unknown", None, False, f"the connection broke: {type(error).__name__}")
 
 
-def _judge_status(error: openai.APIStatusError, now: datetime) -> Failure:
+def _judge_status(error: openai.APIStatusError, now: datetime, said: str) -> Failure:
     status = error.status_code
     detail = f"the teacher said {status}"
+    why = f": {said}" if said else ""
     if status == 402 or error.code == "insufficient_quota":
-        return Failure("refused", None, False, f"{detail}: there is no credit left")
+        return Failure("refused", None, False, f"{detail}: there is no credit left{why}")
     if status in (429, 503):
         return Failure("not_sent", _retry_after(error, now), status == 429, detail)
     if status < 400 or status in (401, 403, 404):  # redirects are not followed
-        return Failure("refused", None, False, f"{detail}: {CHECK}")
+        return Failure("refused", None, False, f"{detail}: {CHECK}{why}")
     if status >= 500 or status == 408:
         return Failure("unknown", None, False, detail)
-    return Failure("impossible", None, False, f"{detail} to this prompt")
+    return Failure("impossible", None, False, f"{detail} {TO_THIS_PROMPT}{why}")
 
 
 def _connecting(error: Exception) -> bool:

@@ -116,6 +116,13 @@ class LearnerMetrics:
             ["outcome"],
             registry=registry,
         )
+        # Also counted as received. From five in a row on, a need says what they look like.
+        self.unusable_answers = Counter(
+            "flywheel_teacher_unusable_answers_total",
+            "Paid answers of the teacher that were no label: outside the set, cut, empty.",
+            ["task"],
+            registry=registry,
+        )
         # 1: after failures in a row no call is made for a while, longer each time.
         self.teacher_breaker_open = Gauge(
             "flywheel_teacher_breaker_open",

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any
 
-from service.operator.status import Figures, GatewaySeen, IngestState, Progress
+from service.operator.status import Figures, GatewaySeen, IngestState, Labelling, Progress, Unusable
 from storage.live import LiveTask
 
 FORGOTTEN = timedelta(minutes=10)  # a gateway that was silent for so long
@@ -28,6 +28,8 @@ class Board:
         self.next_ticks: Mapping[str, datetime | None] = {}  # by the schedule; it names all jobs
         self.live: Mapping[str, LiveTask] = {}  # by whoever publishes: what is served, by task
         self.teacher_refuses: bool | None = None  # our key; None before the first call
+        self.teacher_said = ""  # when it refused last: its status, code, parameter and message
+        self.unusable: Mapping[str, Unusable] = {}  # answers that were no label, by task
 
     def say_of_ingest(self, **about: Any) -> None:
         """What has changed of what ingest does: its two threads tell each their part."""
@@ -75,7 +77,18 @@ class Board:
             self._gateways = {n: one for n, one in self._gateways.items() if one.heard_at >= oldest}
             return tuple(self._gateways[name] for name in sorted(self._gateways))
 
-    def note_call(self, outcome: str) -> None:
+    def note_call(self, outcome: str, said: str = "") -> None:
         """A teacher call has ended. A busy, slow or broken teacher says nothing about our key."""
         if outcome in ("received", "refused"):
             self.teacher_refuses = outcome == "refused"
+        if outcome in ("impossible", "refused"):
+            self.teacher_said = said
+
+    def labelling(self) -> Labelling:
+        return Labelling(self.teacher_refuses, self.teacher_said, self.unusable)
+
+    def note_unusable(self, task: str, found: Unusable | None) -> None:
+        """None: the last answer was a label."""
+        with self._lock:
+            others = {name: one for name, one in self.unusable.items() if name != task}
+            self.unusable = {**others, task: found} if found else others

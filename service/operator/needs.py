@@ -6,7 +6,15 @@ from datetime import date
 
 from pipelines.decide import above_ceiling
 from pipelines.types import BY_ITSELF
-from service.operator.status import HoldReason, JobStatus, Need, TaskStatus, TeacherStatus
+from service.operator.status import (
+    HoldReason,
+    JobStatus,
+    Labelling,
+    Need,
+    TaskStatus,
+    TeacherStatus,
+    Unusable,
+)
 from service.operator.words import counted
 from service.sections import BudgetSettings
 from storage.leases import Spend
@@ -14,6 +22,7 @@ from storage.ledger import DaySpend
 
 FORCED_SHARE = 0.01  # of a day's requests, from which on somebody should know
 REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
+UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know
 REFUSED = "teacher_refused"
 
 
@@ -27,7 +36,7 @@ class NeedFacts:
     jobs: Sequence[JobStatus]
     all_paused: bool
     teacher: TeacherStatus
-    teacher_refuses: bool | None
+    labelling: Labelling
     letters: int
     unknown: int
     held: HoldReason | None  # why ingest reads nothing
@@ -46,7 +55,8 @@ def needs(facts: NeedFacts) -> tuple[Need, ...]:
         *_budgets(facts),
         *_held(facts.held),
         *_unknown(facts.unknown),
-        *_refused(facts.teacher_refuses),
+        *_refused(facts.labelling),
+        *_unusable(facts.labelling.unusable),
         *_letters(facts.letters),
         *_paused(facts),
     )
@@ -299,14 +309,37 @@ def _unknown(calls: int) -> Iterator[Need]:
         )
 
 
-def _refused(refuses: bool | None) -> Iterator[Need]:
-    if refuses:
+def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
+    for task, one in sorted(found.items()):
+        if one.in_a_row < UNUSABLE:
+            continue
+        rests = (
+            f" Nothing is bought for it until {one.rests_until:%H:%M} UTC; then a few are tried."
+            if one.rests_until
+            else ""
+        )
+        yield _need(
+            "unusable_answers",
+            f"The last {one.in_a_row} answers of the teacher were no label of {task}",
+            "/#teacher",
+            name=f"unusable_answers:{task}",
+            text=f"They were paid for. The last one: {one.last}. Compare `labels`, "
+            f"`answer_pointer` and `instructions` of [tasks.{task}] with what the teacher "
+            f"answers, and `teacher.max_tokens` with how long it thinks.{rests}",
+            over=f"The teacher's answers are labels of {task} again.",
+            task=task,
+        )
+
+
+def _refused(heard: Labelling) -> Iterator[Need]:
+    if heard.refuses:
         yield _need(
             REFUSED,
             "The teacher refuses our calls",
             "/#teacher",
-            text="Its key, the model's name or the account. Nothing is labelled until it is "
-            "repaired.",
+            detail=heard.said,
+            text="Its key, the model's name, the account, or a parameter of ours. Nothing is "
+            "labelled until it is repaired; `flywheel status` has what it said.",
             over="The teacher answers again.",
         )
 

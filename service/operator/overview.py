@@ -209,7 +209,7 @@ class Overview:
                     jobs=jobs,
                     all_paused=all_paused,
                     teacher=teacher,
-                    teacher_refuses=self._board.teacher_refuses,
+                    labelling=self._board.labelling(),
                     letters=letters,
                     unknown=unknown,
                     held=ingest.reason,

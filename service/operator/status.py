@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pipelines.guard import Guard
 from pipelines.statistics.ceiling import TeacherError
@@ -280,6 +280,22 @@ class Money:
     label_budget: float = 0.0
     escalations: float = 0.0
     escalation_budget: float = 0.0
+
+
+class Unusable(NamedTuple):
+    """Paid answers to one task that were no label."""
+
+    in_a_row: int
+    last: str  # what the last one looked like; nothing of it is quoted
+    rests_until: datetime | None  # until then nothing is bought for the task
+
+
+class Labelling(NamedTuple):
+    """What is heard of the teacher while labels are bought."""
+
+    refuses: bool | None  # our key; None before the first call
+    said: str  # when it refused last: its status, code, parameter and message
+    unusable: Mapping[str, Unusable]  # by task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

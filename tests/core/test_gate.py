@@ -302,7 +302,7 @@ def test_a_segment_that_got_worse_stops_a_better_candidate() -> None:
 def test_labels_that_are_too_small_each_are_judged_together() -> None:
     """What 60 rare labels lose is not made good by what one frequent label gains."""
     gained = {"frequent": PairCounts(wins=90, losses=3, ties=900)}
-    lost = {f"rare-{at}": PairCounts(wins=at % 3 == 0, losses=1, ties=19) for at in range(60)}
+    lost = {f"rare-{at}": PairCounts(wins=at % 3 == 0, losses=2, ties=18) for at in range(60)}
     report = judge(evaluation(by_label={**gained, **lost}), POLICY, SECOND, turn=ALONE)
     assert failed(report) == {"segments"}
     assert named(report, "segments").sentence == (

@@ -153,9 +153,6 @@ NONSENSE = {
     "not a completion": b'{"object": "list", "data": []}',
     "null": b"null",
     "a number": b"42",
-    "content of another kind": completion({"label": "refund"}),
-    "negative usage": completion("refund")[:-1]
-    + b', "usage": {"prompt_tokens": -9, "completion_tokens": -9}}',
     "a page": b"<html>sign in</html>",
     "not even text": b"\xff\xfe\x00",
     "nothing": b"",

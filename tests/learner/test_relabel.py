@@ -249,7 +249,7 @@ def test_answer_outside_the_label_set_is_no_label(bench: Bench, teacher: Scripte
     fill(bench.rig, 8)
     teacher.behave(nonsense_rate=1.0)
     result = bench.relabel.run()
-    assert "8 answers outside the label set" in result.detail
+    assert "8 answers that are no label" in result.detail
     assert bench.rig.labels() == {}
     reasons = bench.rig.rows("SELECT DISTINCT status, failure FROM samples")
     assert reasons == [("failed", "the answer is outside the label set")]
@@ -506,6 +506,8 @@ def test_what_was_received_before_a_refusal_is_applied(
     [
         {},
         {"usage": None},
+        {"usage": {"prompt_tokens": -5, "completion_tokens": 1}},
+        {"usage": {"prompt_tokens": None, "completion_tokens": "many"}},
         {"id": 7, "created": "now", "object": "thing", "service_tier": 9},
         {"usage": {"prompt_tokens": 3, "completion_tokens": 1}},
     ],
@@ -519,7 +521,7 @@ def test_reply_of_a_merely_compatible_server_is_read(
     with open_bench(rig, base_url=url) as bench:
         bench.relabel.run()
         spent = bench.ledger.spent_on(rig.now())
-        if about.get("usage"):
+        if (about.get("usage") or {}).get("prompt_tokens") == 3:
             assert spent.tokens == 4
         else:
             question = ask("e-0", (Message("user", TEXTS[0]),), rig.task, bench.teacher.policy)
@@ -533,7 +535,6 @@ def test_reply_of_a_merely_compatible_server_is_read(
         b"<html>Welcome to the hotel's network</html>",
         b'{"ok": true}',
         b'{"choices": "none"}',
-        completion("refund", usage={"prompt_tokens": -5, "completion_tokens": 1}),
     ],
 )
 def test_page_that_is_no_completion_is_held_and_not_asked_again(

@@ -30,7 +30,9 @@ from pipelines.types import (
 )
 from service.learner.relabel import Relabel
 from service.learner.teacher import Teacher
+from service.learner.unusable import UnusableAnswers
 from service.metrics.learner import LearnerMetrics
+from service.operator.board import Board
 from service.operator.held_calls import HeldCalls
 from service.settings import Settings
 from storage.database import Database
@@ -160,6 +162,7 @@ class Bench:
     ledger: Ledger
     teacher: Teacher
     relabel: Relabel
+    board: Board
     held: HeldCalls
     calls: list[str] = field(default_factory=list)
 
@@ -168,13 +171,18 @@ class Bench:
 def open_bench(rig: Rig, **settings: Any) -> Iterator[Bench]:
     """Teacher and relabel job on the rig's ledger; `settings` change the teacher's."""
     ledger = Ledger(rig.folder / "ledger")
-    calls: list[str] = []
+    calls, board = list[str](), Board()
+
+    def on_call(outcome: str, said: str) -> None:
+        calls.append(outcome)
+        board.note_call(outcome, said)
+
     teacher = Teacher(
         rig.settings.teacher.model_copy(update=settings),
         rig.settings.budget,
         ledger,
         now=rig.now,
-        on_call=calls.append,
+        on_call=on_call,
     )
     relabel = Relabel(
         budget=rig.settings.budget,
@@ -184,6 +192,7 @@ def open_bench(rig: Rig, **settings: Any) -> Iterator[Bench]:
         tasks={rig.task.name: rig.task},
         terms=rig.settings.teacher.terms,
         metrics=rig.metrics,
+        unusable=UnusableAnswers(board, rig.now),
         now=rig.now,
         stop=Event(),
     )
@@ -193,6 +202,7 @@ def open_bench(rig: Rig, **settings: Any) -> Iterator[Bench]:
             ledger=ledger,
             teacher=teacher,
             relabel=relabel,
+            board=board,
             held=HeldCalls(rig.database, ledger, rig.now),
             calls=calls,
         )

@@ -1,0 +1,193 @@
+"""Teachers with a will of their own: parameters they refuse, and answers of no use."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from learner_rig import Rig, open_bench, open_rig
+
+from pipelines.errors import TeacherRefused
+from service.learner.unusable import MANY, PROBE, RESTS
+
+Answer = tuple[int, dict[str, Any]]
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SECRET = "my card 4929 was stolen in the night train"
+
+
+def completed(content: Any, finish: str = "stop", **message: Any) -> Answer:
+    choice = {"index": 0, "finish_reason": finish, "message": {"content": content, **message}}
+    used = {"prompt_tokens": 9, "completion_tokens": 1}
+    return 200, {"choices": [choice], "usage": used}
+
+
+def refused(message: str, param: str | None = None, code: str | None = None) -> Answer:
+    return 400, {"error": {"message": message, "param": param, "code": code, "type": "invalid"}}
+
+
+class Strict:
+    """A server whose `answer` sees the request and says what becomes of it."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[dict[str, Any]], Answer] = lambda request: completed("refund")
+        self.asked: list[dict[str, Any]] = []
+        strict = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                strict.asked.append(request)
+                status, content = strict.answer(request)
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def strict() -> Iterator[Strict]:
+    teacher = Strict()
+    thread = threading.Thread(target=teacher.server.serve_forever)
+    thread.start()
+    yield teacher
+    teacher.server.shutdown()
+    thread.join()
+    teacher.server.server_close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(tmp_path) as made:
+        yield made
+
+
+def fill(rig: Rig, count: int, start: int = 0) -> None:
+    for number in range(start, start + count):
+        rig.sample(f"e-{number}", f"{SECRET}, case {number}")
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("temperature", refused("Unsupported value: 'temperature' does not support 0.",
+                                "temperature", "unsupported_value")),
+        ("temperature", refused("temperature is not supported by this model")),
+        ("max_completion_tokens", (422, {"detail": [{"type": "extra_forbidden",
+                                                     "loc": ["body", "max_completion_tokens"]}]})),
+        ("max_completion_tokens", refused("Unsupported parameter: 'max_completion_tokens'. Use "
+                                          "'max_tokens' instead.", code="unsupported_parameter")),
+    ],
+)  # fmt: skip
+def test_a_parameter_of_ours_that_is_refused_by_name_is_not_sent_again(
+    name: str, refusal: Answer, rig: Rig, strict: Strict
+) -> None:
+    fill(rig, 12)
+    strict.answer = lambda request: refusal if name in request else completed("refund")
+    with open_bench(rig, base_url=strict.url) as bench, structlog.testing.capture_logs() as log:
+        for _ in range(3):
+            bench.relabel.run()
+        assert len(rig.labels()) == 12
+        said = [line["event"] for line in log if "parameter" in line["event"]]
+        assert len(said) == 1, "one line"
+        before = len(strict.asked)
+        fill(rig, 5, start=12)
+        bench.relabel.run()
+        assert len(strict.asked) == before + 5, "and from then on nothing is refused"
+        key = rig.scalar("SELECT ledger_key FROM labels WHERE event_id = 'e-14'")
+        sent = json.loads(bench.ledger.request(key) or b"{}")
+    assert name not in sent, "the ledger has what was sent"
+    assert "max_tokens" in sent or "max_completion_tokens" in sent, "an answer always has a limit"
+
+
+def test_one_prompt_alone_proves_nothing_about_a_parameter(rig: Rig, strict: Strict) -> None:
+    fill(rig, 1)
+    strict.answer = lambda request: refused("no temperature here", "temperature")
+    with open_bench(rig, base_url=strict.url) as bench:
+        bench.relabel.run()
+    assert rig.statuses() == {"e-0": "pending"}, "it was free, and may be asked again"
+    assert all("temperature" in request for request in strict.asked)
+
+
+def test_what_the_teacher_says_is_told_without_a_word_of_the_prompt(
+    rig: Rig, strict: Strict
+) -> None:
+    fill(rig, 20)
+    strict.answer = lambda request: refused(
+        "The model `large` needs a system message.", "messages", "bad"
+    )
+    with open_bench(rig, base_url=strict.url) as bench:
+        with pytest.raises(
+            TeacherRefused, match="bad, parameter messages, The model `large` needs"
+        ):
+            bench.relabel.run()
+        assert bench.board.teacher_said.startswith("the teacher said 400 to this prompt: bad")
+        strict.answer = lambda request: refused(f"Flagged: {SECRET}", code="flagged")
+    rig.now = lambda: datetime.now(UTC) + timedelta(minutes=10)
+    with open_bench(rig, base_url=strict.url, max_concurrency=1) as bench:
+        with pytest.raises(TeacherRefused, match="flagged") as caught:
+            bench.relabel.run()
+        assert "card" not in str(caught.value) + bench.board.teacher_said
+
+
+def test_an_answer_that_is_cut_is_no_label_even_where_it_looks_like_one(
+    rig: Rig, strict: Strict
+) -> None:
+    fill(rig, 3)
+    strict.answer = lambda request: completed("refund", "length")
+    with open_bench(rig, base_url=strict.url) as bench:
+        assert "3 answers that are no label" in bench.relabel.run().detail
+        assert "token limit (teacher.max_tokens)" in bench.board.unusable["support"].last
+    assert rig.labels() == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [completed("<think>\nIs it delivery?\n</think>\n\n**refund**"),
+     completed("refund", "eos_token"),
+     completed([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "refund"}]),
+     completed("refund", reasoning_content="delivery, perhaps")],
+)  # fmt: skip
+def test_a_teacher_that_reasons_is_understood(answer: Answer, rig: Rig, strict: Strict) -> None:
+    fill(rig, 3)
+    strict.answer = lambda request: answer
+    with open_bench(rig, base_url=strict.url) as bench:
+        bench.relabel.run()
+    assert set(rig.labels().values()) == {"refund"}
+
+
+def test_answers_of_no_use_are_told_and_then_not_bought_any_more(rig: Rig, strict: Strict) -> None:
+    at = [NOON]
+    rig.now = lambda: at[0]
+    fill(rig, 200)
+    strict.answer = lambda request: completed(f"This is about {SECRET}.")
+    with open_bench(rig, base_url=strict.url) as bench:
+        bench.relabel.run()
+        asked = len(strict.asked)
+        assert MANY <= asked < MANY + PROBE, "not the whole day's budget"
+        found = bench.board.unusable["support"]
+        assert (found.in_a_row, found.last) == (asked, "57 characters of text")
+        result = bench.relabel.run()
+        assert len(strict.asked) == asked
+        assert result.detail == (
+            "nothing is bought for support: again and again the teacher's answers were no label"
+        )
+        at[0] += RESTS
+        bench.relabel.run()
+        assert len(strict.asked) == asked + PROBE, "after a rest a few are tried"
+        at[0] += RESTS
+        strict.answer = lambda request: completed("refund")
+        bench.relabel.run()
+        assert bench.board.unusable == {}
+        assert rig.statuses()["e-199"] == "labelled"
