@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import Any
 
 from pipelines.decide import verdict_in_words
@@ -13,6 +14,8 @@ def status_lines(status: Data) -> Iterator[str]:
     """The overview: what waits first, then the tasks, then the jobs."""
     for need in status["needs"]:
         yield f"{'!' if need['urgent'] else '-'} {need['sentence']}"
+        if need["text"]:
+            yield from wrap(need["text"], 100, initial_indent="  ", subsequent_indent="  ")
     if status["needs"]:
         yield ""
     for task in status["tasks"]:

@@ -124,6 +124,8 @@ class Relabel:
         labels: dict[str, list[Label]] = {}
         failed: dict[str, list[str]] = {}
         held = []
+        # Where no prompt at all is answered, none of them is to blame for it.
+        refused = any(reply.outcome == "refused" for reply in replies)
         shapes: dict[str, list[str]] = {}
         for reply in replies:
             event_id, asked = reply.question.event_id, self._tasks[reply.question.task]
@@ -136,7 +138,7 @@ class Relabel:
                 failed.setdefault(reply.detail or OUTSIDE, []).append(event_id)
                 shape = reply.detail or shape_in_words(reply.text)
                 shapes.setdefault(asked.name, []).append(shape)
-            elif reply.outcome == "impossible":
+            elif reply.outcome == "impossible" and not refused:
                 failed.setdefault(reply.detail, []).append(event_id)
             elif reply.outcome == "unknown":
                 held.append(event_id)

@@ -95,6 +95,7 @@ class Teacher:
         self._breaker = Breaker(now)
         self.policy = settings.policy
         self._own = OwnParameters(self.policy)
+        self._last_failure = ""
 
     def why_not(self) -> str | None:
         """Why no label can be bought at all right now; None when one can."""
@@ -107,7 +108,8 @@ class Teacher:
             )
         if (open_until := self._breaker.open_until()) is not None:
             seconds = (open_until - self._now()).total_seconds()
-            return f"the teacher failed repeatedly; next try in {seconds:.0f} s"
+            said = f" ({self._last_failure})" if self._last_failure else ""
+            return f"the teacher failed repeatedly; next try in {seconds:.0f} s{said}"
         return None
 
     @property
@@ -232,7 +234,7 @@ class Teacher:
                 failure = failure._replace(outcome="not_sent")
             step: Step = "unknown" if failure.outcome == "unknown" else "not_sent"
             self._ledger.note(question.key, step, detail=failure.detail, now=self._now())
-            return self._told(failure) if ours else self._breaker.failed(self._told(failure))
+            return self._told(failure if ours else self._breaker.failed(failure))
         except asyncio.CancelledError:
             self._ledger.note(
                 question.key, "unknown", detail="cancelled during the call", now=self._now()
@@ -244,7 +246,7 @@ class Teacher:
         except NoCompletion as error:  # a proxy's page, with status 200
             self._ledger.note(question.key, "unknown", detail=str(error), now=self._now())
             failure = Failure("unknown", None, False, str(error))
-            return self._breaker.failed(self._told(failure))
+            return self._told(self._breaker.failed(failure))
         passing("teacher.answered")
         self._ledger.receive(
             question.key,
@@ -260,6 +262,7 @@ class Teacher:
     def _told(self, failure: Failure) -> Failure:
         outcome = "rate_limited" if failure.rate_limited else failure.outcome
         self._on_call(outcome, failure.detail)
+        self._last_failure = failure.detail
         log.warning("teacher_call_failed", outcome=failure.outcome, detail=failure.detail)
         return failure
 

@@ -323,6 +323,7 @@ def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
             f"The last {one.in_a_row} answers of the teacher were no label of {task}",
             "/#teacher",
             name=f"unusable_answers:{task}",
+            detail=f"the last one: {one.last}",
             text=f"They were paid for. The last one: {one.last}. Compare `labels`, "
             f"`answer_pointer` and `instructions` of [tasks.{task}] with what the teacher "
             f"answers, and `teacher.max_tokens` with how long it thinks.{rests}",

@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from console_server import TOKEN, seed
 from operating import TASK, Desk, open_desk
@@ -25,9 +26,10 @@ from service.care.check import find_problems, lines
 from service.console.app import console_app
 from service.metrics.learner import LearnerMetrics
 from service.operator.notify import SETTLED, Notifier, Seen
-from service.operator.status import Figures, HoldReason
+from service.operator.status import Figures, HoldReason, Unusable
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
+from service.terminal import status_lines
 from storage.folder import DataFolder
 from storage.ledger import Amounts
 from storage.runs import end_run, start_run
@@ -205,6 +207,33 @@ def test_every_link_leads_to_a_page_that_asks_for_a_login_and_then_is_there(post
             shown = browser.get(page, headers={"authorization": f"Bearer {TOKEN}"})
             assert shown.status_code == 200, link
             assert not anchor or f'id="{anchor}"' in shown.text, link
+
+
+def test_answers_that_are_no_label_are_told_with_their_shape_once_and_when_over(post: Post) -> None:
+    shape, until = "reasoning, then 40 characters of text", datetime(2026, 3, 1, 13, 5, tzinfo=UTC)
+    post.desk.board.note_unusable(TASK, Unusable(4, shape, None))
+    assert post.tick() == []
+    post.desk.board.note_unusable(TASK, Unusable(23, shape, until))
+    (told,) = post.tick()
+    assert told["kind"] == "unusable_answers"
+    assert told["title"] == "The last 23 answers of the teacher were no label of support"
+    assert f"The last one: {shape}." in told["text"]
+    assert "Nothing is bought for it until 13:05 UTC" in told["text"]
+    assert post.tick() == []
+    lines = list(status_lines(msgspec.to_builtins(post.desk.operations.status())))
+    assert lines[0] == f"- {told['title']}: the last one: {shape}"
+    assert lines[1].startswith("  They were paid for.")
+
+
+def test_what_the_teacher_said_is_for_operators_and_not_for_the_webhook(post: Post) -> None:
+    post.desk.board.note_call("refused", "the teacher said 400: bad, parameter seed")
+    (told,) = post.tick()
+    assert told["kind"] == "teacher_refused"
+    assert "seed" not in json.dumps(told)
+    (need,) = [one for one in post.desk.operations.status().needs if one.kind == told["kind"]]
+    assert (
+        need.sentence == "The teacher refuses our calls: the teacher said 400: bad, parameter seed"
+    )
 
 
 def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
