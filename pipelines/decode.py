@@ -12,6 +12,7 @@ import msgspec
 from pipelines.errors import InvalidMessage
 from pipelines.records import openai_pair
 from pipelines.records.common import DecodePolicy
+from pipelines.records.mending import mend
 from pipelines.records.native import SCHEMA, NativeRecord, from_native
 from pipelines.records.signature import is_signed
 from pipelines.types import Headers, PromptEvent, SourceOffset
@@ -43,6 +44,22 @@ def decode(
     if len(value) > policy.max_bytes:
         raise InvalidMessage(f"{len(value)} bytes; at most {policy.max_bytes} are accepted")
     signed = bool(headers) and is_signed(value, headers, policy.producer_keys)
+    try:
+        return _read(value, source, timestamp_ms, signed, policy)
+    except InvalidMessage as problem:
+        mended = mend(value, timestamp_ms)
+        if mended is None:
+            raise
+        try:
+            event = _read(mended.value, source, timestamp_ms, signed, policy)
+        except InvalidMessage:
+            raise problem from None  # of the record as it came
+    return msgspec.structs.replace(event, task=None) if mended.beyond_students else event
+
+
+def _read(
+    value: bytes, source: SourceOffset, timestamp_ms: int, signed: bool, policy: DecodePolicy
+) -> PromptEvent:
     try:
         record = _DECODE_NATIVE(value)
     except _BROKEN as problem:

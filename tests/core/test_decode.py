@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 from decode_samples import (
     KEY,
@@ -24,7 +25,7 @@ from decode_samples import (
 
 from pipelines.decode import MAX_REASON_CHARACTERS, UNREADABLE_HEADER, decode
 from pipelines.errors import InvalidMessage
-from pipelines.records.common import DecodePolicy, user_key
+from pipelines.records.common import EARLIEST, MAX_AHEAD, DecodePolicy, user_key
 from pipelines.records.native import (
     SCHEMA,
     NativeFeedback,
@@ -270,24 +271,34 @@ BAD = {
     "empty model": {**PLAIN, "model": ""},
     "no messages": {k: v for k, v in PLAIN.items() if k != "messages"},
     "empty messages": {**PLAIN, "messages": []},
-    "too many messages": {**PLAIN, "messages": PLAIN["messages"] * 1001},
     "messages as text": {**PLAIN, "messages": "hi"},
     "a message as text": {**PLAIN, "messages": ["hi"]},
+    "unknown role": changed(PLAIN, "messages.0.role", "root"),
+    "raw surrogate": json.dumps(PLAIN).encode().replace(b"Where", b"\xed\xa0\x80"),
+    "latin-1": json.dumps(PLAIN).encode().replace(b"Where", b"\xe9"),
+    "overlong utf-8": json.dumps(PLAIN).encode().replace(b"Where", b"\xc0\xaf"),
+    "raw control character": json.dumps(PLAIN).encode().replace(b"Where", b"\x01"),
+    "unknown verdict": changed(TOLD, "feedback.verdict", "meh"),
+    "deep in an unknown field": b'{"x":' + b"[" * 100_000,
+    "deep at the top": b"[" * 100_000,
+    "deep objects": b'{"a":' * 40_000 + b"1" + b"}" * 40_000,
+    "a pair without messages": {"request": {"model": "m"}, "response": None},
+    "a pair with an unknown role": changed(PAIR, "request.messages.1.role", "root"),
+    "a pair whose request is text": {**PAIR, "request": "hi"},
+}
+# The prompt can be read: something beside it cannot.
+ODD = {
+    "too many messages": {**PLAIN, "messages": PLAIN["messages"] * 1001},
     "content as number": changed(PLAIN, "messages.0.content", 1),
     "content as null": changed(PLAIN, "messages.0.content", None),
-    "unknown role": changed(PLAIN, "messages.0.role", "root"),
     "id as number": {**PLAIN, "event_id": 1},
     "empty id": {**PLAIN, "event_id": ""},
     "long id": {**PLAIN, "event_id": "x" * 201},
     "id with newline": {**PLAIN, "event_id": "a\nb"},
-    "raw surrogate": json.dumps(PLAIN).encode().replace(b"Where", b"\xed\xa0\x80"),
     "escaped lone surrogate": json.dumps(PLAIN).encode().replace(b"Where", b"\\ud800"),
     "reversed surrogates": json.dumps(PLAIN).encode().replace(b"Where", b"\\udc00\\ud800"),
-    "latin-1": json.dumps(PLAIN).encode().replace(b"Where", b"\xe9"),
-    "overlong utf-8": json.dumps(PLAIN).encode().replace(b"Where", b"\xc0\xaf"),
     "nul in content": changed(PLAIN, "messages.0.content", "a\0b"),
     "nul in an attribute's name": {**PLAIN, "attributes": {"a\0": "b"}},
-    "raw control character": json.dumps(PLAIN).encode().replace(b"Where", b"\x01"),
     "NaN": json.dumps({**TOLD}).encode().replace(b"0.75", b"NaN"),
     "Infinity": json.dumps({**TOLD}).encode().replace(b"0.75", b"Infinity"),
     "1e999": json.dumps({**TOLD}).encode().replace(b"0.75", b"1e999"),
@@ -297,7 +308,6 @@ BAD = {
     "negative tokens": changed(TOLD, "usage.prompt_tokens", -1),
     "tokens beyond 64 bits": changed(TOLD, "usage.prompt_tokens", 2**70),
     "tokens with a fraction": changed(TOLD, "usage.prompt_tokens", 1.5),
-    "unknown verdict": changed(TOLD, "feedback.verdict", "meh"),
     "unknown server": {**PLAIN, "served_by": "intern"},
     "attribute as number": {**PLAIN, "attributes": {"a": 1}},
     "too many attributes": {**PLAIN, "attributes": {str(i): "" for i in range(51)}},
@@ -310,16 +320,10 @@ BAD = {
     "year 1970": {**PLAIN, "occurred_at": "1970-01-01T00:00:00Z"},
     "year 9999": {**PLAIN, "occurred_at": "9999-12-31T23:59:59-14:00"},
     "two days ahead": {**PLAIN, "occurred_at": "2026-11-25T09:00:00Z"},
-    "deep in an unknown field": b'{"x":' + b"[" * 100_000,
-    "deep at the top": b"[" * 100_000,
-    "deep objects": b'{"a":' * 40_000 + b"1" + b"}" * 40_000,
-    "a pair without messages": {"request": {"model": "m"}, "response": None},
     "a pair with an image": changed(
         PAIR, "request.messages.1.content.0", {"type": "image_url", "image_url": {"url": "x"}}
     ),
     "a pair with a silent user": changed(PAIR, "request.messages.1.content", None),
-    "a pair with an unknown role": changed(PAIR, "request.messages.1.role", "root"),
-    "a pair whose request is text": {**PAIR, "request": "hi"},
     "a pair from year 33658": changed(PAIR, "response.created", 10**12),
     "a pair from no time": changed(PAIR, "response.created", 10**30),
     "a pair with nul": changed(PAIR, "response.choices.0.message.content", "\0"),
@@ -333,16 +337,64 @@ def test_poison_is_refused_with_a_short_reason(bad: Any) -> None:
     assert 0 < len(str(refusal.value)) <= MAX_REASON_CHARACTERS
 
 
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+def test_what_is_odd_at_the_side_costs_itself_and_never_the_prompt(odd: Any) -> None:
+    event = read(odd)
+    assert event.model in (PLAIN["model"], PAIR["request"]["model"])
+    assert 1 <= len(event.messages) <= 1_000
+    assert b"\\u0000" not in msgspec.json.encode(event)
+    assert EARLIEST <= event.occurred_at <= WRITTEN + MAX_AHEAD
+
+
+def test_what_can_be_understood_of_an_odd_field_is_kept() -> None:
+    assert read({**PLAIN, "attributes": {"a": 1, "b": True, "c": {}, "d": "x"}}).attributes == {
+        "a": "1",
+        "b": "true",
+        "d": "x",
+    }
+    ada = user_key("7", POLICY.user_salt)
+    users: list[Any] = [7, {"id": 7}, {"user_id": "7"}]
+    for user in users:
+        assert read({**PLAIN, "user": user}).user_key == ada
+        assert read(changed(PAIR, "request.user", user)).user_key == ada
+    assert read({**PLAIN, "user": ["7"]}).user_key is None
+    noon = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    times: list[Any] = [noon.timestamp(), int(noon.timestamp() * 1000), "2026-11-23T12:00:00",
+                        str(int(noon.timestamp()))]  # fmt: skip
+    for time in times:
+        assert read({**PLAIN, "occurred_at": time}).occurred_at == noon, time
+        assert read(changed(PAIR, "response.created", time)).occurred_at == noon, time
+    assert read({**PLAIN, "occurred_at": "yesterday"}).occurred_at == WRITTEN
+    assert read({**PLAIN, "event_id": ""}).event_id == "prompts/2/41"
+    assert read(changed(PAIR, "response.id", "")).event_id == "prompts/2/41"
+    assert read(changed(PAIR, "response.choices", [{"text": "refund"}])).answer == "refund"
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "refund"}]
+    assert read(changed(PAIR, "response.choices.0.message.content", parts)).answer == "refund"
+    assert read({**PAIR, "response": {"error": {"message": "overloaded"}}}).answer is None
+    human = changed(PLAIN, "messages.0.role", "human")
+    assert read(human).messages[0].role == "user"
+
+
+def test_what_holds_an_image_is_read_and_no_task_claims_it() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    event = read(changed(PAIR, "request.messages.1.content.0", image))
+    assert event.task is None
+    assert "base64" not in str(event.messages)
+
+
+def test_a_record_that_is_well_is_never_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.decode.mend", lambda *about: pytest.fail("mended"))
+    for record in (PLAIN, TOLD, PAIR):
+        read(record)
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        {**PLAIN, "served_by": "SECRET-WORD"},
         changed(PLAIN, "messages.0.role", "SECRET-WORD"),
         changed(TOLD, "feedback.verdict", "SECRET-WORD'\n - at nowhere"),
         {**PLAIN, "schema": "SECRET-WORD"},
-        {**PLAIN, "event_id": "SECRET-WORD\n"},
-        {**PLAIN, "occurred_at": "SECRET-WORD"},
-        changed(PAIR, "request.messages.1.content.0.type", "SECRET-WORD"),
+        changed(PAIR, "request.messages.1.role", "SECRET-WORD"),
     ],
 )
 def test_a_reason_never_quotes_the_record(record: dict[str, Any]) -> None:
@@ -421,9 +473,9 @@ def test_the_schema_accepts_what_decode_accepts() -> None:
         "too many attributes", "long attribute", "attribute as number", "time as number",
     ],
 )  # fmt: skip
-def test_the_schema_refuses_what_decode_refuses(name: str) -> None:
+def test_the_schema_refuses_what_decode_refuses_or_mends(name: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.Draft202012Validator(json_schema()).validate(BAD[name])
+        jsonschema.Draft202012Validator(json_schema()).validate({**BAD, **ODD}[name])
 
 
 def test_every_field_of_the_schema_is_described() -> None:

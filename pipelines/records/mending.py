@@ -1,0 +1,203 @@
+"""Records with something odd at their side: it is set right or left out, and the prompt is kept.
+
+Only for what could not be read as it is. What a prompt is made of (model, messages, roles) and what
+a person said of it are never guessed: without those there is no record.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pipelines.errors import InvalidMessage
+from pipelines.records.common import ROLES, Attributes, Name, moment
+from pipelines.records.native import SCHEMA, NativeRecord
+from pipelines.replies import first_choice, read_object, text_of, usage_of
+
+MOST_MESSAGES = 1_000
+SIDE_FIELDS = ("event_id", "task", "occurred_at", "answer", "served_by", "teacher_answer",
+               "teacher_model", "usage", "user", "attributes", "student")  # fmt: skip
+# As other tools call the roles.
+SYNONYMS = {"human": "user", "ai": "assistant", "bot": "assistant", "model": "assistant"}
+MILLISECONDS_FROM = 1e11  # as seconds that is after the year 5000
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(NativeRecord)}
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Mended(NamedTuple):
+    """A record that can be read, and whether it holds what no student can."""
+
+    value: bytes
+    beyond_students: bool
+
+
+def mend(value: bytes, timestamp_ms: int) -> Mended | None:
+    """The record with its odd side fields set right or left out; None: it is beyond that."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return None  # another encoding: every text of this producer would be damaged
+    record = read_object(value)
+    if record is None or not isinstance(record.get("feedback"), None | dict):
+        return None
+    try:
+        clean = _without_nul(record)
+    except RecursionError:
+        return None
+    if clean.get("schema") == SCHEMA:
+        mended, beyond = _native(clean, timestamp_ms)
+    elif isinstance(clean.get("request"), dict):
+        mended, beyond = _pair(clean, timestamp_ms)
+    else:
+        return None
+    return Mended(msgspec.json.encode(mended), beyond)
+
+
+def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
+    messages, beyond = _messages(record.get("messages"))
+    kept = {**record, "messages": messages}
+    kept["user"] = _user(record.get("user"))
+    kept["attributes"] = _attributes(record.get("attributes"))
+    kept["occurred_at"] = _time(record.get("occurred_at"), timestamp_ms)
+    kept["event_id"] = _id(record.get("event_id"))
+    kept["usage"] = usage_of(record.get("usage"))
+    for name in ("answer", "teacher_answer"):
+        kept[name] = text_of(record.get(name))
+    for name in SIDE_FIELDS:
+        try:
+            msgspec.convert(msgspec.to_builtins(kept.get(name)), _TYPES[name])
+        except msgspec.ValidationError:
+            kept.pop(name, None)
+    return kept, beyond
+
+
+def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
+    request, response = record["request"], record.get("response")
+    messages, beyond = _messages(request.get("messages"))
+    asked = {
+        "model": request.get("model"),
+        "messages": messages,
+        "user": _user(request.get("user")),
+        "n": request["n"] if type(request.get("n")) is int else None,
+        "metadata": _attributes(request.get("metadata")),
+    }
+    asked |= {name: request[name] for name in ("tools", "functions") if name in request}
+    said = None
+    if isinstance(response, dict):
+        choice = first_choice(response) or {}
+        message = choice.get("message")
+        content = text_of(message.get("content")) if isinstance(message, dict) else None
+        content = text_of(choice.get("text")) if content is None else content
+        time = _time(response.get("created"), timestamp_ms)
+        said = {
+            "choices": [{"message": {"content": content}}],
+            "id": _id(response.get("id")),
+            "created": time.timestamp() if time else None,
+            "usage": usage_of(response.get("usage")),
+        }
+    return {**record, "request": asked, "response": said}, beyond
+
+
+def _messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
+    """As text, the newest where there are too many; whether anything was no text."""
+    if not isinstance(messages, list):
+        return [], False
+    read = [message for message in messages if isinstance(message, dict)]
+    parts = [part for one in read for part in _parts(one.get("content"))]
+    told = [
+        {
+            "role": _role(one.get("role")),
+            "content": "\n".join(filter(None, map(_text, _parts(one.get("content"))))),
+        }
+        for one in read[-MOST_MESSAGES:]
+    ]
+    return told, any(_text(part) is None for part in parts)
+
+
+def _parts(content: object) -> Iterator[object]:
+    if isinstance(content, list):
+        yield from content
+    elif content is not None:
+        yield content
+
+
+def _text(part: object) -> str | None:
+    """None: an image, a sound, a file."""
+    if isinstance(part, str | int | float) and not isinstance(part, bool):
+        return str(part)
+    text = part.get("text") if isinstance(part, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _role(role: object) -> object:
+    if not isinstance(role, str):
+        return role
+    known = role.casefold()
+    return known if known in ROLES else SYNONYMS.get(known, role)
+
+
+def _user(user: object) -> str | None:
+    """A name or a number; of an object its id."""
+    if isinstance(user, dict):
+        user = user.get("id") or user.get("user_id") or user.get("name")
+    if isinstance(user, bool) or not isinstance(user, str | int):
+        return None
+    return str(user)[:500] or None
+
+
+def _attributes(found: object) -> dict[str, str]:
+    """What is one text, number or truth value a name."""
+    kept = {
+        name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        for name, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, str | bool | int | float)
+    }
+    fitting = {name: value for name, value in kept.items() if _fits({name: value}, Attributes)}
+    return dict(list(fitting.items())[:50])
+
+
+def _id(given: object) -> str | None:
+    """None: the record's place on the topic is its id."""
+    if not isinstance(given, str) or not given.isprintable():
+        return None
+    return given if _fits(given, Name) else None
+
+
+def _time(given: object, timestamp_ms: int) -> datetime | None:
+    """RFC 3339 or Unix time in seconds or milliseconds; None: the record's own time."""
+    try:
+        if isinstance(given, str) and re.fullmatch(r"\d+(\.\d+)?", given):
+            given = float(given)
+        if isinstance(given, str):
+            found = datetime.fromisoformat(given)
+            found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        elif isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
+            seconds = given / 1000 if given >= MILLISECONDS_FROM else given
+            found = datetime.fromtimestamp(seconds, UTC)
+        else:
+            return None
+        return moment(found, timestamp_ms)
+    except (ValueError, OverflowError, OSError, InvalidMessage):
+        return None
+
+
+def _fits(value: object, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _without_nul(value: Any) -> Any:
+    """No text with NUL, at which databases and C libraries end one, nor with half a character."""
+    if isinstance(value, str):
+        text = value.replace("\0", "")
+        return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_without_nul(name): _without_nul(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nul(one) for one in value]
+    return value
