@@ -3,7 +3,7 @@
 Everything that the app can see of a swap, a dead learner or a broken teacher is decided here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -27,6 +27,7 @@ from service.gateway.endings import (
     passed_through,
 )
 from service.gateway.escalation import Escalations
+from service.gateway.formats import Formats
 from service.gateway.generations import Generation, Generations
 from service.gateway.router import Unsure, unsupported
 from service.gateway.student import StudentFailed, StudentReply
@@ -72,6 +73,7 @@ class Chat:
         self._endings = endings
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._formats = Formats()
 
     async def __call__(self, request: Request) -> Response:
         """Answers as the OpenAI API does, plain or streamed."""
@@ -108,29 +110,40 @@ class Chat:
         task = turn.task
         if task is None:
             return await self._pass_through(turn, turn.body, request)
+        allowed = self._formats.allowed(turn.request and turn.request.response_format, task)
         if turn.request is None:
             beyond = "malformed"
+        elif not turn.messages:
+            beyond = unsupported(turn.request) or "content"
         else:
-            beyond = unsupported(turn.request, task) or ("" if turn.messages else "content")
+            beyond = unsupported(turn.request) or ("" if allowed else "format")
         if beyond:
             self._metrics.unsupported.labels(task.name, beyond).inc()
         else:
             turn.captured = True
             # From here to its end the request knows this generation and no other.
             generation = self._generations.champion(task.name)
-            if generation is not None:
-                return await self._ask_student(turn, task, generation)
+            if generation is not None and (
+                ending := await self._ask_student(turn, task, generation, allowed)
+            ):
+                return ending
         # The teacher may not know the name under which the app asks for the task.
         model = self._upstream.model or turn.model
         return await self._pass_through(turn, replace_fields(turn.body, {"model": model}), request)
 
-    async def _ask_student(self, turn: Turn, task: Task, generation: Generation) -> Ending:
+    async def _ask_student(
+        self, turn: Turn, task: Task, generation: Generation, allowed: Set[str]
+    ) -> Ending | None:
+        """None: what the student would answer is not what the request allows."""
         text, version = classifier_text(turn.messages or (), task), generation.version
         try:
             read = await generation.answer(text)
         except StudentFailed:
             none = Ending(by=NOBODY, outcome="failed", version=version, unsure="student_failed")
             return await self._escalate(turn, task, none)
+        if read.label not in allowed:
+            self._metrics.unsupported.labels(task.name, "format").inc()
+            return None
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
         reach, unsure = generation.judge(text, read)

@@ -1,13 +1,9 @@
 """Who answers a request: decisions only, nothing here waits or remembers."""
 
-import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from pipelines.label import write_answer
 from pipelines.reach import Reach
 from pipelines.sample import NO_THRESHOLD
-from pipelines.types import Task
 from service.gateway.wire import ChatRequest
 
 # Longer texts than this are cut before the tokenizer sees them, and the student is unsure:
@@ -18,7 +14,7 @@ Unsupported = Literal["tools", "content", "choices", "format", "logprobs", "audi
 Unsure = Literal["below_threshold", "no_threshold", "novel", "empty", "too_long"]
 
 
-def unsupported(request: ChatRequest, task: Task) -> Unsupported | None:
+def unsupported(request: ChatRequest) -> Unsupported | None:
     """What the request asks for that no student can do; None: nothing."""
     if request.tools or request.functions or request.web_search_options is not None:
         return "tools"
@@ -32,8 +28,6 @@ def unsupported(request: ChatRequest, task: Task) -> Unsupported | None:
         return "logprobs"
     if request.audio is not None or any(kind != "text" for kind in request.modalities or ()):
         return "audio"
-    if request.response_format is not None and not _fits(request.response_format, task):
-        return "format"
     return None
 
 
@@ -51,47 +45,3 @@ def why_unsure(
         return "novel"
     # Written so that a NaN is unsure.
     return None if confidence >= threshold else "below_threshold"
-
-
-def _fits(wanted: Any, task: Task) -> bool:
-    """Whether the student's answers satisfy the response format that the app asks for."""
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "text":
-        return True
-    if task.answer_pointer is None:
-        return False
-    if kind == "json_object":
-        return True
-    if kind != "json_schema":
-        return False
-    described = wanted.get("json_schema")
-    schema = described.get("schema") if isinstance(described, dict) else None
-    return _accepts(schema, json.loads(write_answer(task.labels[0], task)), task.labels)
-
-
-def _accepts(schema: Any, answer: Any, labels: Sequence[str]) -> bool:
-    """Whether the schema takes the student's answer, whichever label is in it.
-
-    Only plain schemas are understood; for any other the teacher is asked.
-    """
-    if not isinstance(schema, dict):
-        return False
-    if not isinstance(answer, dict):
-        return _accepts_labels(schema, labels)
-    known = {"type", "properties", "required", "additionalProperties", "title", "description"}
-    properties, required = schema.get("properties"), schema.get("required", [])
-    plain = schema.get("type") == "object" and set(schema) <= known
-    if not plain or not isinstance(properties, dict) or not isinstance(required, list):
-        return False
-    return all(name in answer for name in required) and all(
-        _accepts(properties.get(name), value, labels) for name, value in answer.items()
-    )
-
-
-def _accepts_labels(schema: dict[str, Any], labels: Sequence[str]) -> bool:
-    if not set(schema) <= {"type", "enum", "title", "description"}:
-        return False
-    allowed = schema.get("enum")
-    if allowed is None:
-        return schema.get("type") == "string"
-    return isinstance(allowed, list) and all(label in allowed for label in labels)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gateway_rig import (
     shared_students,
     wait_until,
 )
+from pydantic import BaseModel
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +224,41 @@ def test_answers_have_the_teachers_form_and_fit_a_json_schema(
     more = {**schema, "required": ["intent", "reason"]}
     other = {"type": "json_schema", "json_schema": {"name": "s", "schema": more}}
     assert gateway.chat(response_format=other).headers["x-flywheel-served-by"] == "teacher"
+    # The student would say "delivery", which this schema does not know.
+    narrow = {**schema, "properties": {"intent": {"enum": [LABELS[0]]}}}
+    other = {"type": "json_schema", "json_schema": {"name": "s", "schema": narrow}}
+    assert gateway.chat(response_format=other).headers["x-flywheel-served-by"] == "teacher"
     gateway.stop()
+    event = gateway.events()[-1]
+    assert (event.served_by, event.student) == ("teacher", None)
+
+
+class Intent(str, Enum):  # noqa: UP042 - as apps write it
+    delivery = "delivery"
+    refund = "refund"
+    invoice = "invoice"
+
+
+class Sorted(BaseModel):
+    """An Enum class becomes a reference into `$defs`."""
+
+    intent: Intent
+
+
+def test_the_student_answers_what_the_official_client_parses_into_an_enum(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    settings = settings_for(tmp_path, teacher, task={"answer_pointer": "/intent"})
+    gateway = RunningGateway(settings)
+    gateway.serve(students.publish(tmp_path, 1))
+    said = client(gateway).chat.completions.parse(
+        model="desk",
+        messages=[{"role": "user", "content": "where is my parcel"}],
+        response_format=Sorted,
+    )
+    gateway.stop()
+    assert said.choices[0].message.parsed == Sorted(intent=Intent.delivery)
+    assert said.model.startswith("support-v1"), "the student's"
 
 
 @pytest.mark.parametrize(
