@@ -17,6 +17,7 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 # How far a producer's clock may run ahead of the topic's.
 MAX_AHEAD = timedelta(days=1)
+LONGEST_USER = 500
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=1_000_000_000)]
@@ -54,6 +55,15 @@ def user_key(user: str, salt: bytes) -> str:
     if len(salt) > 64:  # the longest key that blake2b takes
         salt = blake2b(salt).digest()
     return blake2b(user.encode(), key=salt, digest_size=16).hexdigest()
+
+
+def user_name(user: object) -> str | None:
+    """The app's name for a user: text or a number, of an object its id. None: it has none."""
+    if isinstance(user, dict):
+        user = user.get("id") or user.get("user_id") or user.get("name")
+    if isinstance(user, bool) or not isinstance(user, str | int):
+        return None
+    return str(user)[:LONGEST_USER] or None
 
 
 def event_id(given: str | None, source: SourceOffset) -> str:

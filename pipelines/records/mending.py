@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipelines.errors import InvalidMessage
-from pipelines.records.common import ROLES, Attributes, Name, moment
+from pipelines.records.common import ROLES, Attributes, Name, moment, user_name
 from pipelines.records.native import SCHEMA, NativeRecord
 from pipelines.replies import first_choice, read_object, text_of, usage_of
 
@@ -43,7 +43,7 @@ def mend(value: bytes, timestamp_ms: int) -> Mended | None:
     if record is None or not isinstance(record.get("feedback"), None | dict):
         return None
     try:
-        clean = _without_nul(record)
+        clean = storable(record)
     except RecursionError:
         return None
     if clean.get("schema") == SCHEMA:
@@ -58,7 +58,7 @@ def mend(value: bytes, timestamp_ms: int) -> Mended | None:
 def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
     messages, beyond = _messages(record.get("messages"))
     kept = {**record, "messages": messages}
-    kept["user"] = _user(record.get("user"))
+    kept["user"] = user_name(record.get("user"))
     kept["attributes"] = _attributes(record.get("attributes"))
     kept["occurred_at"] = _time(record.get("occurred_at"), timestamp_ms)
     kept["event_id"] = _id(record.get("event_id"))
@@ -79,7 +79,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bo
     asked = {
         "model": request.get("model"),
         "messages": messages,
-        "user": _user(request.get("user")),
+        "user": user_name(request.get("user")),
         "n": request["n"] if type(request.get("n")) is int else None,
         "metadata": _attributes(request.get("metadata")),
     }
@@ -138,15 +138,6 @@ def _role(role: object) -> object:
     return known if known in ROLES else SYNONYMS.get(known, role)
 
 
-def _user(user: object) -> str | None:
-    """A name or a number; of an object its id."""
-    if isinstance(user, dict):
-        user = user.get("id") or user.get("user_id") or user.get("name")
-    if isinstance(user, bool) or not isinstance(user, str | int):
-        return None
-    return str(user)[:500] or None
-
-
 def _attributes(found: object) -> dict[str, str]:
     """What is one text, number or truth value a name."""
     kept = {
@@ -191,13 +182,13 @@ def _fits(value: object, kind: Any) -> bool:
     return True
 
 
-def _without_nul(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """No text with NUL, at which databases and C libraries end one, nor with half a character."""
     if isinstance(value, str):
         text = value.replace("\0", "")
         return text if text.isascii() else text.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {_without_nul(name): _without_nul(one) for name, one in value.items()}
+        return {storable(name): storable(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_without_nul(one) for one in value]
+        return [storable(one) for one in value]
     return value

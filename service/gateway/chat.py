@@ -14,7 +14,7 @@ from pipelines.label import write_answer
 from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
-from pipelines.replies import MALFORMED, Completion, read_reply
+from pipelines.replies import Completion, read_reply
 from pipelines.types import Task, Usage
 from service.gateway.endings import (
     NOBODY,
@@ -34,9 +34,8 @@ from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
 from service.gateway.wire import (
-    decode_chat,
-    decode_envelope,
     plain_messages,
+    read_request,
     replace_fields,
 )
 from service.metrics.gateway import GatewayMetrics
@@ -86,15 +85,10 @@ class Chat:
 
     def _begin(self, request: Request, body: bytes) -> Turn:
         """Read what decides about the request. Raises `Rejected` for what is no JSON."""
-        try:
-            wanted = decode_chat(body)
-        except MALFORMED:
-            wanted = None
-        try:
-            envelope = wanted or decode_envelope(body)
-        except MALFORMED:
+        wanted, envelope = read_request(body)
+        if envelope is None:
             problem = "the body is not a JSON object with a model and messages"
-            raise Rejected(400, problem, code="malformed_request") from None
+            raise Rejected(400, problem, code="malformed_request")
         task = self._tasks.get(self._claims.get(envelope.model, ""))
         return Turn(
             body=body,

@@ -107,7 +107,7 @@ class Escalations:
         rendered = teacher_messages(messages, task)
         if len(rendered) != len(messages):
             new["messages"] = rendered
-        asked = request.max_completion_tokens or request.max_tokens or settings.max_tokens
+        asked = request.token_limit or settings.max_tokens
         most = max(1, min(asked, settings.max_tokens))
         field = settings.max_tokens_field
         content = replace_fields(

@@ -22,11 +22,11 @@ def unsupported(request: ChatRequest) -> Unsupported | None:
         return "tools"
     if any(message.tool_calls or message.function_call for message in request.messages):
         return "tools"
-    if request.n is not None and request.n != 1:
+    if request.n not in (None, 1):
         return "choices"
     if request.logprobs:
         return "logprobs"
-    if request.audio is not None or any(kind != "text" for kind in request.modalities or ()):
+    if request.audio is not None or request.modalities not in (None, [], ["text"]):
         return "audio"
     return None
 

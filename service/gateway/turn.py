@@ -10,6 +10,7 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipelines.records.common import user_name
 from pipelines.types import Message, Task
 from service.gateway.wire import ChatRequest, error_body
 
@@ -19,7 +20,6 @@ OWN_ATTRIBUTES = frozenset({"unsure", "escalation", "feedback_on"})
 ATTRIBUTE_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 MOST_ATTRIBUTES = 16
 LONGEST_ATTRIBUTE = 200
-LONGEST_USER = 500
 
 
 class Rejected(Exception):
@@ -51,8 +51,9 @@ class Turn:
 
     @property
     def user(self) -> str | None:
-        user = self.request.user if self.request else None
-        return user[:LONGEST_USER] if user else None
+        if self.request is None:
+            return None
+        return user_name(self.request.user) or user_name(self.request.safety_identifier)
 
     @property
     def task_name(self) -> str:

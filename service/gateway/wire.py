@@ -5,47 +5,43 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from pipelines.replies import Completion, first_choice, read_object, text_of, usage_of
+from pipelines.records.mending import storable
+from pipelines.replies import MALFORMED, Completion, first_choice, read_object, text_of, usage_of
 from pipelines.types import Message, Usage
 
 ID_PREFIX = "chatcmpl-"
 EVENT_STREAM = "text/event-stream"
 
 
-class ContentPart(Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
 class WireMessage(Struct, frozen=True):
     role: str
-    content: str | list[ContentPart] | None = None
+    content: Any = None
     tool_calls: Any = None
     function_call: Any = None
 
 
-class StreamOptions(Struct, frozen=True):
-    include_usage: bool = False
-
-
 class ChatRequest(Struct, frozen=True):
-    """The fields that decide anything here. All others are the teacher's business."""
+    """The fields that decide anything here. All others are the teacher's business.
+
+    Only what a prompt is made of has a type: what stands beside it may be odd, as apps are.
+    """
 
     model: str
     messages: list[WireMessage]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    user: str | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    stream: Any = None
+    stream_options: Any = None
+    n: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
     response_format: Any = None
-    logprobs: bool | None = None
+    logprobs: Any = None
     tools: Any = None
     functions: Any = None
     tool_choice: Any = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
 
@@ -55,14 +51,23 @@ class ChatRequest(Struct, frozen=True):
 
     @property
     def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        options = self.stream_options
+        return isinstance(options, dict) and bool(options.get("include_usage"))
+
+    @property
+    def token_limit(self) -> int | None:
+        """What the app allows for an answer; None where it does not say, or says no number."""
+        for asked in (self.max_completion_tokens, self.max_tokens):
+            if isinstance(asked, int) and asked:
+                return asked
+        return None
 
 
 class Envelope(Struct, frozen=True):
     """What every request must have, whatever else is in it."""
 
     model: str
-    stream: bool | None = None
+    stream: Any = None
 
 
 class _WireUsage(Struct, frozen=True):
@@ -126,7 +131,6 @@ class _ErrorBody(Struct, frozen=True):
 
 
 decode_chat = msgspec.json.Decoder(ChatRequest).decode
-decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 encode = msgspec.json.Encoder().encode
 
@@ -139,13 +143,42 @@ def plain_messages(messages: list[WireMessage]) -> tuple[Message, ...] | None:
         if message.role not in ("system", "developer", "user", "assistant"):
             return None
         if isinstance(content, list):
-            if any(part.type != "text" or part.text is None for part in content):
-                return None
-            content = "\n".join(part.text or "" for part in content)
-        if content is None:
+            texts = [_text_part(part) for part in content]
+            content = None if None in texts else "\n".join(filter(None, texts))
+        if not isinstance(content, str):
             return None
         plain.append(Message(message.role, content))
     return tuple(plain) or None
+
+
+def _text_part(part: Any) -> str | None:
+    """None: not text."""
+    if isinstance(part, dict) and part.get("type") == "text":
+        part = part.get("text")
+    return part if isinstance(part, str) else None
+
+
+def read_request(body: bytes) -> tuple[ChatRequest | None, Envelope | None]:
+    """The request, where it can be read, and at least its envelope; None: it has no model."""
+    try:
+        request = decode_chat(body)
+    except MALFORMED:
+        pass
+    else:
+        return request, Envelope(request.model, request.stream)
+    # Half an emoji, NaN, or messages of another kind.
+    read = read_object(body)
+    found = storable(read)
+    if read is None or found.get("model") != read.get("model"):  # a name that nobody can have
+        return None, None
+    return _converted(found, ChatRequest), _converted(found, Envelope)
+
+
+def _converted(found: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 def replace_fields(body: bytes, new: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from gateway_rig import (
@@ -20,6 +21,8 @@ from gateway_rig import (
     wait_until,
 )
 from pydantic import BaseModel
+
+from pipelines.records.common import user_key
 
 
 @pytest.fixture(scope="session")
@@ -231,6 +234,50 @@ def test_answers_have_the_teachers_form_and_fit_a_json_schema(
     gateway.stop()
     event = gateway.events()[-1]
     assert (event.served_by, event.student) == ("teacher", None)
+
+
+@pytest.mark.parametrize(
+    ("more", "user"),
+    [
+        ({"user": {"id": "u-7"}}, "u-7"), ({"user": 7}, "7"), ({"user": ["u-7"]}, None),
+        ({"safety_identifier": "u-7"}, "u-7"), ({"max_tokens": "10"}, None), ({"stream": 0}, None),
+        ({"stream_options": "all"}, None), ({"logprobs": 0}, None),
+        ({"modalities": ["text"]}, None),
+        ({"metadata": {"deep": {"er": None}}}, None), ({"n": None, "stop": 7}, None),
+    ],
+)  # fmt: skip
+def test_what_is_odd_beside_the_messages_costs_no_answer_and_no_prompt(
+    more: dict[str, Any], user: str | None, gateway: RunningGateway, students: Students
+) -> None:
+    gateway.serve(students.publish(gateway.settings.data_dir, 1))
+    answer = gateway.chat(**more)
+    assert answer.headers["x-flywheel-served-by"] == "student"
+    gateway.stop()
+    event = gateway.events()[-1]
+    assert event.served_by == "student"
+    assert event.user_key == (user_key(user, b"salt") if user else None)
+
+
+@pytest.mark.parametrize("model", ["desk", "another"])
+def test_half_an_emoji_reaches_whoever_answers(
+    model: str, gateway: RunningGateway, teacher: Teacher, students: Students
+) -> None:
+    gateway.serve(students.publish(gateway.settings.data_dir, 1))
+    body = b'{"model": "%s", "seed": NaN, "messages": [{"role": "user", "content": "%s"}]}' % (
+        model.encode(),
+        rb"where is my parcel \ud83d",
+    )
+    answer = httpx2.post(
+        f"{gateway.url}/v1/chat/completions",
+        content=body,
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 200
+    served_by = "student" if model == "desk" else "teacher"
+    assert answer.headers["x-flywheel-served-by"] == served_by
+    gateway.stop()
+    if model == "desk":
+        assert gateway.events()[-1].messages[0].content == "where is my parcel ?"
 
 
 class Intent(str, Enum):  # noqa: UP042 - as apps write it
