@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     REFUSED = 20  # the operation is not allowed, for example approving a failed gate
     TIMED_OUT = 21
     PROBLEMS_FOUND = 22  # `flywheel doctor` found what a person has to see to
+    NOT_ALL_TAKEN = 23  # `flywheel import` could not use every line, or no task wants them
 
 
 class FlywheelError(Exception):

@@ -33,6 +33,22 @@ def status_lines(status: Data) -> Iterator[str]:
     yield from table(("job", "last", "", "next"), rows)
 
 
+def import_lines(found: Data) -> Iterator[str]:
+    """What became of a file's lines, and what its answers were taken for."""
+    yield f"{found['sent']:,} of {found['lines']:,} lines are on the topic"
+    for model, lines in found["unclaimed"].items():
+        yield (
+            f"no task claims the model {model}: {lines:,} lines count for nothing. Name it in "
+            "`models` of a task, or give the app's name with --model"
+        )
+    taken = []
+    if found["labelled"]:
+        taken.append(f"{found['labelled']:,} as the teacher's, which are labels")
+    if found["answered"]:
+        taken.append(f"{found['answered']:,} as the app's, which are none")
+    yield f"answers: {', '.join(taken) or 'none'}"
+
+
 def versions_lines(versions: Sequence[Data]) -> Iterator[str]:
     """One line a version, newest first."""
     rows = [

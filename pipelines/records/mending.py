@@ -56,7 +56,7 @@ def mend(value: bytes, timestamp_ms: int) -> Mended | None:
 
 
 def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
-    messages, beyond = _messages(record.get("messages"))
+    messages, beyond = plain_messages(record.get("messages"))
     kept = {**record, "messages": messages}
     kept["user"] = user_name(record.get("user"))
     kept["attributes"] = _attributes(record.get("attributes"))
@@ -75,7 +75,7 @@ def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], 
 
 def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
     request, response = record["request"], record.get("response")
-    messages, beyond = _messages(request.get("messages"))
+    messages, beyond = plain_messages(request.get("messages"))
     asked = {
         "model": request.get("model"),
         "messages": messages,
@@ -100,7 +100,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bo
     return {**record, "request": asked, "response": said}, beyond
 
 
-def _messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
+def plain_messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
     """As text, the newest where there are too many; whether anything was no text."""
     if not isinstance(messages, list):
         return [], False

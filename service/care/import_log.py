@@ -16,8 +16,10 @@ import msgspec
 from pipelines.decode import MAX_REASON_CHARACTERS, decode
 from pipelines.errors import BrokerUnavailable, InvalidMessage, SettingsError
 from pipelines.records.common import DecodePolicy
+from pipelines.records.mending import plain_messages
 from pipelines.records.native import SCHEMA, NativeRecord, encode_native
 from pipelines.records.signature import sign
+from pipelines.replies import read_reply
 from pipelines.types import Headers, Message, SourceOffset
 from service.topics import TopicWriter
 
@@ -26,6 +28,7 @@ PROGRESS_EVERY = 1_000
 REJECTS_KEPT = 100
 LONGEST_LINE = 16 << 20
 MILLISECONDS_FROM = 1e11  # as seconds that would be the year 5138
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 DESCRIBE_PARQUET = "DESCRIBE SELECT * FROM read_parquet($path)"
 SELECT_PARQUET = "SELECT {columns} FROM read_parquet($path)"
@@ -60,6 +63,7 @@ class ImportPolicy:
     model: str | None = None  # for lines that name none
     task: str | None = None
     teacher_model: str | None = None  # who gave the labels
+    claims: Mapping[str, str] = field(default_factory=dict)  # model name -> task name
     producer: str | None = None
     key: bytes | None = field(default=None, repr=False)
     max_bytes: int = 256 * 1024
@@ -71,7 +75,10 @@ class ImportCounts:
 
     lines: int = 0
     sent: int = 0
+    answered: int = 0  # of these, with what the app received
+    labelled: int = 0  # with what a teacher answered, signed
     rejected: int = 0
+    unclaimed: dict[str, int] = field(default_factory=dict)  # lines of models that no task claims
     rejects: list[Reject] = field(default_factory=list)
 
 
@@ -105,9 +112,13 @@ def import_file(
             value = _value(line, policy)
             headers = _signature(value, policy)
             at = SourceOffset("import", 0, line.number)
-            decode(value, headers, at, int(time.time() * 1000), check)
+            event = decode(value, headers, at, int(time.time() * 1000), check)
             _send(writer, value, headers)
             counts.sent += 1
+            counts.answered += event.answer is not None
+            counts.labelled += event.teacher_answer is not None
+            if event.task is None:
+                counts.unclaimed[event.model] = counts.unclaimed.get(event.model, 0) + 1
         except InvalidMessage as refusal:
             counts.rejected += 1
             if counts.rejected <= REJECTS_KEPT:
@@ -122,7 +133,11 @@ def import_file(
 def _as_ingest_will(policy: ImportPolicy) -> DecodePolicy:
     keys = {policy.producer: policy.key} if policy.producer and policy.key else {}
     return DecodePolicy(
-        claims={}, producer_keys=keys, user_salt=b"not kept", max_bytes=policy.max_bytes
+        claims=policy.claims,
+        tasks=frozenset(policy.claims.values()),
+        producer_keys=keys,
+        user_salt=b"not kept",
+        max_bytes=policy.max_bytes,
     )
 
 
@@ -189,14 +204,21 @@ def _from_columns(row: Mapping[str, Any], policy: ImportPolicy) -> NativeRecord:
     model = _text(row, columns.model) or policy.model
     if model is None:
         raise InvalidMessage(f"no {columns.model}, and none was named for the whole file")
+    messages, answer = _messages(row, columns), _text(row, columns.answer)
+    if answer is None and isinstance(row.get("choices"), list):  # a stored completion
+        said = read_reply(msgspec.json.encode(row))
+        answer = said.content if said else None
+    if len(messages) > 1 and messages[-1].role == "assistant":
+        # As files for fine-tuning have it. What is asked must not hold what was answered.
+        answer, messages = answer or messages[-1].content, messages[:-1]
     return NativeRecord(
         schema=SCHEMA,
         event_id=_text(row, columns.event_id),
         task=policy.task,
         model=model,
         occurred_at=_moment(row.get(columns.time)),
-        messages=_messages(row, columns),
-        answer=_text(row, columns.answer),
+        messages=messages,
+        answer=answer,
         teacher_answer=label,
         teacher_model=None if label is None else policy.teacher_model,
         user=_text(row, columns.user),
@@ -221,8 +243,11 @@ def _messages(row: Mapping[str, Any], columns: Columns) -> tuple[Message, ...]:
             raise InvalidMessage(f"neither {columns.text} nor {columns.messages}")
         return (Message("user", text),)
     if isinstance(given, str):
-        return msgspec.json.decode(given.encode(), type=tuple[Message, ...])
-    return msgspec.convert(given, tuple[Message, ...])
+        given = msgspec.json.decode(given.encode())
+    read, beyond = plain_messages(given)
+    if beyond:
+        raise InvalidMessage("it holds an image, a sound or a file")
+    return msgspec.convert(read, tuple[Message, ...])
 
 
 def _moment(given: Any) -> datetime | None:
@@ -269,8 +294,9 @@ def _json_lines(path: Path) -> Iterator[_Line]:
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
-            if line.strip():
-                yield _Line(number, line.strip(), None)
+            line = line.removeprefix(BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+            if line:
+                yield _Line(number, line, None)
 
 
 def _csv_lines(path: Path) -> Iterator[_Line]:

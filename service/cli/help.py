@@ -32,6 +32,7 @@ EXIT_CODES = {
     ExitCode.REFUSED: "not allowed, for example approving a failed gate",
     ExitCode.TIMED_OUT: "something did not happen in time",
     ExitCode.PROBLEMS_FOUND: "doctor found a problem that a person has to see to",
+    ExitCode.NOT_ALL_TAKEN: "import could not use every line, or no task wants them",
 }
 
 

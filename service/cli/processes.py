@@ -190,6 +190,7 @@ def import_log(
     from dataclasses import asdict
 
     from service.care.import_log import ImportPolicy, import_file
+    from service.terminal import import_lines
     from service.topics.opening import open_writer
 
     settings = chosen.settings()
@@ -199,18 +200,21 @@ def import_log(
         teacher_model=settings.teacher.model or None,
         producer=producer,
         key=_key_of(settings, producer) if producer else None,
+        claims=settings.claims(),
         max_bytes=settings.ingest.max_record_bytes,
     )
     with closing(open_writer(settings)) as writer:
         found = import_file(file, writer, policy=policy, progress=_count_lines)
     if as_json:
         print_json(asdict(found))
-        return
-    print(f"{found.sent:,} of {found.lines:,} lines are on the topic")
-    for reject in found.rejects:
-        print(f"line {reject.line}: {reject.reason}", file=sys.stderr)
-    if found.rejected > len(found.rejects):
-        print(f"... and {found.rejected - len(found.rejects):,} more", file=sys.stderr)
+    else:
+        for reject in found.rejects:
+            print(f"line {reject.line}: {reject.reason}", file=sys.stderr)
+        if found.rejected > len(found.rejects):
+            print(f"... and {found.rejected - len(found.rejects):,} more", file=sys.stderr)
+        print("\n".join(import_lines(asdict(found))))
+    if found.rejected or found.unclaimed or not found.lines:
+        raise typer.Exit(int(ExitCode.NOT_ALL_TAKEN))
 
 
 def _key_of(settings: "Settings", producer: str) -> bytes:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.records.common import DecodePolicy
 from pipelines.records.native import SCHEMA
 from pipelines.types import Message, PromptEvent, SourceOffset
 from service.care.import_log import Columns, ImportCounts, ImportPolicy, import_file
+from service.terminal import import_lines
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 
 KEY = b"importer's key"
@@ -156,14 +158,68 @@ def test_lines_that_cannot_be_used_are_counted_with_their_number_and_reason(
         {"text": "good too"},
     )
     counts, events = imported(path, ImportPolicy(model="support-large"))
-    assert [e.messages[0].content for e in events] == ["good", "good too"]
-    assert [reject.line for reject in counts.rejects] == [2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+    assert [e.messages[0].content for e in events] == ["good", "nul ", "good too"]
+    assert [reject.line for reject in counts.rejects] == [2, 4, 5, 6, 7, 8, 9, 11, 12, 13]
     reasons = {reject.line: reject.reason for reject in counts.rejects}
     assert reasons[2] == "not a line of JSON"
     assert "text" in reasons[5]
     assert "messages" in reasons[8]
     assert "262144" in reasons[11]
     assert "signed" in reasons[13]
+
+
+def test_a_byte_order_mark_costs_no_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "log.jsonl", b'\xef\xbb\xbf{"text": "first"}', {"text": "second"})
+    counts, events = imported(path, ImportPolicy(model="support-large"))
+    assert [e.messages[0].content for e in events] == ["first", "second"]
+    assert counts.rejected == 0
+
+
+def test_what_was_answered_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
+    """Files for fine-tuning and stored completions: the last turn, or a choice, is the answer."""
+    system, user = (
+        {"role": "system", "content": "Sort."},
+        {"role": "user", "content": "where is it"},
+    )
+    assistant = {"role": "assistant", "content": "delivery"}
+    choices = [{"index": 0, "message": assistant, "finish_reason": "stop"}]
+    parts = {
+        "role": "user",
+        "content": [{"type": "text", "text": "where"}, {"type": "text", "text": "is it"}],
+    }
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    path = write_lines(
+        tmp_path / "log.jsonl",
+        {"messages": [system, user, assistant]},
+        {"messages": [system, user], "choices": choices},
+        {"messages": [system, user, assistant, user]},
+        {"messages": [system, parts, assistant]},
+        {"messages": [image, assistant]},
+    )
+    counts, events = imported(path, ImportPolicy(model="support-large"))
+    roles = [[message.role for message in event.messages] for event in events]
+    asked = ["system", "user"]
+    assert roles == [asked, asked, [*asked, "assistant", "user"], asked]
+    assert [event.answer for event in events] == ["delivery", "delivery", None, "delivery"]
+    assert events[3].messages[1].content == "where\nis it"
+    assert [tuple(one) for one in counts.rejects] == [(5, "it holds an image, a sound or a file")]
+    assert (counts.answered, counts.labelled) == (3, 0)
+    assert all(event.teacher_answer is None for event in events)
+
+
+def test_lines_that_no_task_wants_are_said(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "log.jsonl",
+        {"text": "a", "model": "gpt-large"},
+        {"text": "b", "model": "gpt-large"},
+        {"text": "c", "model": "desk"},
+    )
+    counts, _ = imported(path, ImportPolicy(claims={"desk": "support"}))
+    assert counts.sent == 3
+    assert counts.unclaimed == {"gpt-large": 2}
+    said = "\n".join(import_lines(asdict(counts)))
+    assert "no task claims the model gpt-large: 2 lines count for nothing" in said
+    assert said.endswith("answers: none")
 
 
 def test_a_csv_line_that_is_not_utf8_spoils_only_itself(tmp_path: Path) -> None:
@@ -267,6 +323,10 @@ def test_the_command_line_vouches_for_labels_as_a_trusted_producer(tmp_path: Pat
 trusted_producers = {{ importer = {json.dumps(KEY.decode())} }}
 [teacher]
 model = "large-1"
+[tasks.support]
+models = ["support-large"]
+labels = ["refund", "delivery"]
+target = 0.9
 """
     )
 
@@ -278,7 +338,9 @@ model = "large-1"
     unknown = run("stranger")
     assert unknown.returncode == ExitCode.SETTINGS
     assert "ingest.trusted_producers has no stranger; it has: importer" in unknown.stderr
-    assert run("importer").returncode == 0
+    done = run("importer")
+    assert done.returncode == 0
+    assert done.stdout.endswith("answers: 1 as the teacher's, which are labels\n")
     with closing(EmbeddedTopicReader(tmp_path / "topic.sqlite")) as reader:
         reader.seek({})
         (record,) = reader.poll(max_records=10, timeout_seconds=0.05).records
