@@ -61,7 +61,7 @@ class TeacherSettings(Section):
     terms: str = ""  # which terms the labels are under, for example a licence or a contract
     terms_allow_training: bool = False  # without it nothing is labelled or trained
     max_concurrency: int = Field(default=8, gt=0)  # calls at a time
-    timeout: Duration = timedelta(seconds=60)  # of one call
+    timeout: Duration = timedelta(seconds=60)  # of one call: a label or an escalation
     # what the server calls it
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     max_tokens: int = Field(default=256, gt=0)  # of one answer
@@ -200,6 +200,16 @@ class GatewaySettings(Section):
     learner_token: SecretStr = SecretStr("")  # "": read from the shared data folder
     poll_interval: Duration = timedelta(seconds=0.5)  # how often it looks for what is published
     max_body_bytes: int = Field(default=1_048_576, gt=0)  # of a request
+    timeout: Duration = timedelta(minutes=10)  # of a call that passes through; see teacher.timeout
+    # what passes to the teacher beside chat: endpoints under /v1 that keep nothing in the account
+    pass_through: list[str] = [
+        "responses",
+        "completions",
+        "embeddings",
+        "moderations",
+        "audio",
+        "images",
+    ]
     capture_buffer: int = Field(default=10_000, gt=0)  # events that wait for the topic
     threads: int = Field(default=0, ge=0)  # of the model; 0: all cores
     drain_timeout: Duration = timedelta(seconds=20)  # for requests under way, at the end

@@ -11,7 +11,7 @@ from service.metrics.gateway import GatewayMetrics
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-REASONS = {401: "key", 413: "too_large"}
+REASONS = {401: "key", 403: "origin", 413: "too_large"}
 
 
 class Door:
@@ -27,6 +27,7 @@ class Door:
 
         async def guarded(request: Request) -> Response:
             try:
+                _refuse_other_pages(request)
                 if keys and not _is_known(request, keys):
                     raise Rejected(
                         401,
@@ -41,6 +42,18 @@ class Door:
                 return rejection(rejected)
 
         return guarded
+
+
+def _refuse_other_pages(request: Request) -> None:
+    """A browser says whose page asks. Apps are no pages, and our key is behind this port."""
+    site = request.headers.get("sec-fetch-site", "none")
+    if "origin" in request.headers or site not in ("none", "same-origin"):
+        raise Rejected(
+            403,
+            "a web page asks; this port is for apps, and pages ask their own server",
+            code="other_origin",
+            kind="permission_error",
+        )
 
 
 def _is_known(request: Request, keys: Sequence[bytes]) -> bool:

@@ -34,6 +34,7 @@ from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
 from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
+from service.gateway.passing import KNOWN, Passing
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
@@ -87,7 +88,7 @@ class Gateway:
             buffer=settings.gateway.capture_buffer,
             max_record_bytes=settings.ingest.max_record_bytes,
         )
-        self._upstream = Upstream(settings.teacher, metrics)
+        self._upstream = Upstream(settings.teacher, metrics, settings.gateway.timeout)
         self._lease = Lease(self._ask_lease, metrics, gateway=self.name)
         self.app = self._build_app(tasks, keys, metrics)
 
@@ -171,6 +172,13 @@ class Gateway:
             max_body_bytes=settings.gateway.max_body_bytes,
         )
         assess = Assess(tasks=tasks, generations=self._generations)
+        passing = Passing(
+            own={"chat/completions": chat, "feedback": feedback},
+            endpoints=settings.gateway.pass_through,
+            claims=claims,
+            upstream=self._upstream,
+            metrics=metrics,
+        )
         door = Door([key.get_secret_value() for key in settings.gateway.keys], metrics)
         routes = [
             Route("/v1/chat/completions", door.guard(chat), methods=["POST"]),
@@ -178,6 +186,7 @@ class Gateway:
             # The learner assesses too; its key is the internal one.
             Route("/v1/assess", door.guard(assess, also=[keys.internal]), methods=["POST"]),
             Route("/v1/models", door.guard(self._models), methods=["GET"]),
+            Route("/v1/{path:path}", door.guard(passing), methods=["GET", "POST"]),
             Route("/healthz", _health, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -273,7 +282,8 @@ async def _health(request: Request) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    return rejection(Rejected(error.status_code, str(error.detail), code="not_found"))
+    told = f"{error.detail}: there is {KNOWN}" if error.status_code == 404 else str(error.detail)
+    return rejection(Rejected(error.status_code, told, code="not_found"))
 
 
 async def _crash(request: Request, error: Exception) -> Response:

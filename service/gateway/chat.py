@@ -175,7 +175,9 @@ class Chat:
         if not self._upstream.configured:
             return failed(_no_teacher(turn))
         async with AsyncExitStack() as stack:
-            reply = await stack.enter_async_context(self._upstream.open(body, request.headers))
+            reply = await stack.enter_async_context(
+                self._upstream.open(body, request.headers, passes=True)
+            )
             if reply.streams:
                 return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))
             content = await reply.read()

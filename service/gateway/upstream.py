@@ -6,6 +6,7 @@ The app's own client retries; a second layer here would multiply its tries.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Literal
 
 import httpx2
@@ -42,46 +43,69 @@ class UpstreamError(FlywheelError):
 
 
 class Upstream:
-    """Calls the teacher of the settings."""
+    """Calls the teacher of the settings.
 
-    def __init__(self, settings: TeacherSettings, metrics: GatewayMetrics) -> None:
+    `passing`: the time for what passes through, which is the app's affair; escalations have the
+    teacher's own.
+    """
+
+    def __init__(
+        self, settings: TeacherSettings, metrics: GatewayMetrics, passing: timedelta
+    ) -> None:
         self.configured = bool(settings.base_url)
         self.model = settings.model
         self._metrics = metrics
         self._seconds = settings.timeout.total_seconds()
+        self._passing_seconds = passing.total_seconds()
         key = settings.api_key.get_secret_value()
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         # Streams are read as they come, so they must not be compressed.
         self._headers |= {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
-        self._url = f"{settings.base_url}/chat/completions"
+        self._base_url = settings.base_url
         self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(self._seconds, connect=min(CONNECT_SECONDS, self._seconds)),
+            timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=512, max_keepalive_connections=64),
             follow_redirects=False,
             # A proxy of the environment is for the world outside this machine.
-            trust_env=not is_loopback(httpx2.URL(self._url).host) if self.configured else False,
+            trust_env=self.configured and not is_loopback(httpx2.URL(self._base_url).host),
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def open(self, body: bytes, app: Headers | None = None) -> AsyncIterator["Reply"]:
+    async def open(
+        self,
+        body: bytes | AsyncIterator[bytes],
+        app: Headers | None = None,
+        *,
+        path: str = "/chat/completions",
+        method: str = "POST",
+        passes: bool = False,
+    ) -> AsyncIterator["Reply"]:
         """Send a request and hold its reply open. Raises `UpstreamError` if none comes.
+
+        `passes`: it is the app's own, and may take as long as those do.
 
         Replies of any status but a redirect are handed on: a refusal is the app's to read.
         """
         headers = {name: app[name] for name in REQUEST_HEADERS if app and name in app}
         headers.setdefault("content-type", "application/json")
+        if app and not isinstance(body, bytes) and "content-length" in app:
+            headers["content-length"] = app["content-length"]  # else it would come in chunks
         request = self._client.build_request(
-            "POST", self._url, content=body, headers=headers | self._headers
+            method,
+            self._base_url + path,
+            content=body if method == "POST" else None,
+            headers=headers | self._headers,
         )
+        seconds = self._passing_seconds if passes else self._seconds
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 response = await self._client.send(request, stream=True)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise self._failed(
-                "timeout", 504, f"the teacher did not answer within {self._seconds:g} s"
+                "timeout", 504, f"the teacher did not answer within {seconds:g} s"
             ) from error
         except httpx2.HTTPError as error:
             raise self._failed(
@@ -89,7 +113,7 @@ class Upstream:
             ) from error
         try:
             self._check(response.status_code)
-            yield Reply(response, self._seconds, self._failed)
+            yield Reply(response, seconds, self._failed)
         finally:
             await response.aclose()
 

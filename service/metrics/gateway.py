@@ -29,7 +29,7 @@ class GatewayMetrics:
             ["task", "served_by", "outcome"],
             registry=registry,
         )
-        # Turned away before routing. reason: key | too_large | malformed.
+        # Turned away before routing. reason: key | origin | too_large | malformed.
         self.rejected = Counter(
             "flywheel_gateway_rejected_total",
             "Requests that were turned away unread.",
@@ -37,7 +37,7 @@ class GatewayMetrics:
             registry=registry,
         )
         # Claimed requests with something that a student cannot do. reason: tools | content |
-        # choices | format | logprobs | audio | malformed.
+        # choices | format | logprobs | audio | endpoint | malformed.
         self.unsupported = Counter(
             "flywheel_gateway_unsupported_total",
             "Claimed requests that went to the teacher for what they ask.",

@@ -329,7 +329,7 @@ def test_a_silent_teacher_is_a_504_and_a_missing_one_a_502(
     tmp_path: Path, teacher: Teacher
 ) -> None:
     teacher.latency = 3
-    gateway = RunningGateway(settings_for(tmp_path, teacher, upstream={"timeout": "300ms"}))
+    gateway = RunningGateway(settings_for(tmp_path, teacher, gateway={"timeout": "300ms"}))
     response = gateway.chat()
     assert response.status_code == 504
     assert "0.3 s" in response.json()["error"]["message"]

@@ -1,0 +1,107 @@
+"""The rest of /v1: what no student does passes to the teacher and back, streamed, as it is."""
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from service.gateway.access import Endpoint
+from service.gateway.turn import Rejected, rejection
+from service.gateway.upstream import Reply, Upstream, UpstreamError
+from service.gateway.wire import read_request, replace_fields
+from service.metrics.gateway import GatewayMetrics
+
+# One that is longer is streamed, and keeps the model's name that the app gave it.
+LONGEST_LOOKED_AT = 1 << 20
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._:-]+(?:/[A-Za-z0-9._:-]+)*")
+KNOWN = "/v1/chat/completions, /v1/models, /v1/feedback"
+
+
+class Passing:
+    """Only the endpoints of `gateway.pass_through`: others read or change what an account keeps."""
+
+    def __init__(
+        self,
+        *,
+        own: Mapping[str, Endpoint],
+        endpoints: Sequence[str],
+        claims: Mapping[str, str],
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._own = own  # where a path is ours but for its slashes
+        self._endpoints = frozenset(endpoints)
+        self._claims = claims
+        self._upstream = upstream
+        self._metrics = metrics
+
+    async def __call__(self, request: Request) -> Response:
+        """A POST to one of the endpoints, or a GET of one model."""
+        path = _plain(request.path_params["path"])
+        if request.method == "POST" and path in self._own:
+            return await self._own[path](request)
+        endpoint = path.partition("/")[0]
+        reads_a_model = request.method == "GET" and re.fullmatch(r"models/[^/]+", path)
+        if not reads_a_model and (request.method != "POST" or endpoint not in self._endpoints):
+            raise Rejected(
+                404,
+                f"{request.method} /v1/{path} does not pass this gateway; gateway.pass_through "
+                f"lists what does, beside {KNOWN}",
+                code="not_found",
+            )
+        if not self._upstream.configured:
+            raise Rejected(503, "there is no teacher to pass it to", code="no_teacher")
+        body = await self._body(request)
+        try:
+            response = await self._passed(request, path, body)
+        except UpstreamError as error:
+            self._metrics.requests.labels("unclaimed", "nobody", "failed").inc()
+            return rejection(Rejected(error.status, str(error), code=f"teacher_{error.kind}"))
+        self._metrics.requests.labels("unclaimed", "teacher", "passed_through").inc()
+        return response
+
+    async def _passed(
+        self, request: Request, path: str, body: bytes | AsyncIterator[bytes]
+    ) -> Response:
+        async with AsyncExitStack() as stack:
+            opened = self._upstream.open(
+                body, request.headers, path=f"/{path}", method=request.method, passes=True
+            )
+            reply = await stack.enter_async_context(opened)
+            headers = {**reply.headers(), "x-flywheel-served-by": "teacher"}
+            return StreamingResponse(
+                _pieces(reply, stack.pop_all()), reply.status, headers, media_type=None
+            )
+        raise AssertionError("unreachable")
+
+    async def _body(self, request: Request) -> bytes | AsyncIterator[bytes]:
+        """As it is, but for a task's model, whose name the teacher may not know."""
+        declared = request.headers.get("content-length", "")
+        small = declared.isdigit() and int(declared) <= LONGEST_LOOKED_AT
+        is_json = request.headers.get("content-type", "").startswith("application/json")
+        if not small or not is_json:
+            return request.stream()
+        body = await request.body()
+        _, envelope = read_request(body)
+        task = self._claims.get(envelope.model) if envelope else None
+        if task is None:
+            return body
+        self._metrics.unsupported.labels(task, "endpoint").inc()
+        model = self._upstream.model
+        return replace_fields(body, {"model": model}) if model else body
+
+
+def _plain(path: str) -> str:
+    """Without empty and trailing slashes. Raises `Rejected` where it is more than names."""
+    plain = re.sub(r"/+", "/", path).strip("/")
+    if not _PLAIN_PATH.fullmatch(plain) or {".", ".."} & {*plain.split("/")}:
+        raise Rejected(404, f"there is no such path; there is {KNOWN}", code="not_found")
+    return plain
+
+
+async def _pieces(reply: Reply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    async with stack:
+        async for piece in reply.stream():
+            yield piece
