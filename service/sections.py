@@ -201,14 +201,14 @@ class GatewaySettings(Section):
     poll_interval: Duration = timedelta(seconds=0.5)  # how often it looks for what is published
     max_body_bytes: int = Field(default=1_048_576, gt=0)  # of a request
     timeout: Duration = timedelta(minutes=10)  # of a call that passes through; see teacher.timeout
-    # what passes to the teacher beside chat: endpoints under /v1 that keep nothing in the account
+    # what passes to the teacher beside chat, under /v1: all that keeps nothing in the account
     pass_through: list[str] = [
         "responses",
         "completions",
         "embeddings",
         "moderations",
-        "audio",
-        "images",
+        "audio/*",
+        "images/*",
     ]
     capture_buffer: int = Field(default=10_000, gt=0)  # events that wait for the topic
     threads: int = Field(default=0, ge=0)  # of the model; 0: all cores
@@ -238,6 +238,7 @@ NotifyKind = Literal[
     "ingest_held",
     "teacher_refused",
     "unusable_answers",
+    "requests_past",
     "unknown_outcomes",
 ]
 

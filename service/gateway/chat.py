@@ -29,6 +29,7 @@ from service.gateway.endings import (
 from service.gateway.escalation import Escalations
 from service.gateway.formats import Formats
 from service.gateway.generations import Generation, Generations
+from service.gateway.past import PastStudents
 from service.gateway.router import Unsure, unsupported
 from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
@@ -61,6 +62,7 @@ class Chat:
         escalations: Escalations,
         endings: Endings,
         metrics: GatewayMetrics,
+        past: PastStudents,
         max_body_bytes: int,
     ) -> None:
         self._tasks = tasks
@@ -71,6 +73,7 @@ class Chat:
         self._escalations = escalations
         self._endings = endings
         self._metrics = metrics
+        self._past = past
         self._max_body_bytes = max_body_bytes
         self._formats = Formats()
 
@@ -111,8 +114,9 @@ class Chat:
             beyond = unsupported(turn.request) or "content"
         else:
             beyond = unsupported(turn.request) or ("" if allowed else "format")
+        self._past.claimed(task.name)
         if beyond:
-            self._metrics.unsupported.labels(task.name, beyond).inc()
+            self._went_past(task, beyond)
         else:
             turn.captured = True
             # From here to its end the request knows this generation and no other.
@@ -136,7 +140,7 @@ class Chat:
             none = Ending(by=NOBODY, outcome="failed", version=version, unsure="student_failed")
             return await self._escalate(turn, task, none)
         if read.label not in allowed:
-            self._metrics.unsupported.labels(task.name, "format").inc()
+            self._went_past(task, "format")
             return None
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
@@ -149,6 +153,10 @@ class Chat:
         if task.name in self._refusing:
             marked = replace(marked, by=NOBODY, outcome="refused", said=None)
         return await self._escalate(turn, task, marked)
+
+    def _went_past(self, task: Task, reason: str) -> None:
+        self._metrics.unsupported.labels(task.name, reason).inc()
+        self._past.went(task.name, reason)
 
     async def _escalate(self, turn: Turn, task: Task, otherwise: Ending) -> Ending:
         """What the teacher says in the student's place, or `otherwise`."""

@@ -42,9 +42,8 @@ class Passing:
         path = _plain(request.path_params["path"])
         if request.method == "POST" and path in self._own:
             return await self._own[path](request)
-        endpoint = path.partition("/")[0]
         reads_a_model = request.method == "GET" and re.fullmatch(r"models/[^/]+", path)
-        if not reads_a_model and (request.method != "POST" or endpoint not in self._endpoints):
+        if not reads_a_model and (request.method != "POST" or not self._passes(path)):
             raise Rejected(
                 404,
                 f"{request.method} /v1/{path} does not pass this gateway; gateway.pass_through "
@@ -61,6 +60,10 @@ class Passing:
             return rejection(Rejected(error.status, str(error), code=f"teacher_{error.kind}"))
         self._metrics.requests.labels("unclaimed", "teacher", "passed_through").inc()
         return response
+
+    def _passes(self, path: str) -> bool:
+        """`NAME` is that path alone, `NAME/*` all that lies under it."""
+        return path in self._endpoints or f"{path.partition('/')[0]}/*" in self._endpoints
 
     async def _passed(
         self, request: Request, path: str, body: bytes | AsyncIterator[bytes]

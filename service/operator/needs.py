@@ -1,5 +1,6 @@
 """What only a person can settle: one list, for the console and for who is told outside."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -7,6 +8,7 @@ from datetime import date
 from pipelines.decide import above_ceiling
 from pipelines.types import BY_ITSELF
 from service.operator.status import (
+    GatewaySeen,
     HoldReason,
     JobStatus,
     Labelling,
@@ -22,6 +24,16 @@ from storage.ledger import DaySpend
 
 FORCED_SHARE = 0.01  # of a day's requests, from which on somebody should know
 REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
+PAST_FROM, PAST_SHARE = 20, 0.1  # requests, and of all, from which on somebody should know
+WHY_PAST: Mapping[str, str] = {
+    "format": "a response_format that its answers do not have",
+    "tools": "tools or tool turns",
+    "content": "content that is no text",
+    "choices": "n above 1",
+    "logprobs": "logprobs",
+    "audio": "audio",
+    "malformed": "messages that cannot be read",
+}
 UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know
 REFUSED = "teacher_refused"
 
@@ -37,6 +49,7 @@ class NeedFacts:
     all_paused: bool
     teacher: TeacherStatus
     labelling: Labelling
+    gateways: Sequence[GatewaySeen]
     letters: int
     unknown: int
     held: HoldReason | None  # why ingest reads nothing
@@ -52,6 +65,7 @@ def needs(facts: NeedFacts) -> tuple[Need, ...]:
         *_approvals(facts),
         *_terms(facts),
         *(need for task in facts.tasks for need in _of_task(task, facts.failures)),
+        *_past_students(facts),
         *_budgets(facts),
         *_held(facts.held),
         *_unknown(facts.unknown),
@@ -328,6 +342,29 @@ def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
             f"`answer_pointer` and `instructions` of [tasks.{task}] with what the teacher "
             f"answers, and `teacher.max_tokens` with how long it thinks.{rests}",
             over=f"The teacher's answers are labels of {task} again.",
+            task=task,
+        )
+
+
+def _past_students(facts: NeedFacts) -> Iterator[Need]:
+    """Requests that no student may answer. Where that is all, nothing is ever learned."""
+    for task in (one.task for one in facts.tasks):
+        asked = sum(gateway.requests.get(task, 0) for gateway in facts.gateways)
+        reasons: Counter[str] = Counter()
+        for gateway in facts.gateways:
+            reasons.update(gateway.past.get(task, {}))
+        past = reasons.total()
+        if past < PAST_FROM or past < PAST_SHARE * asked:
+            continue
+        why = ", ".join(f"{WHY_PAST.get(name, name)} ({n:,})" for name, n in reasons.most_common())
+        yield _need(
+            "requests_past",
+            f"{past:,} of {asked:,} requests for {task} went past its student",
+            "/",
+            name=f"requests_past:{task}",
+            text=f"Since the gateway started: {why}. They went to the teacher, and teach no "
+            'student. The how-to "describe a task" says what a student can answer.',
+            over=f"Requests for {task} reach its student again.",
             task=task,
         )
 

@@ -210,6 +210,7 @@ class Overview:
                     all_paused=all_paused,
                     teacher=teacher,
                     labelling=self._board.labelling(),
+                    gateways=gateways,
                     letters=letters,
                     unknown=unknown,
                     held=ingest.reason,

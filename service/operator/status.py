@@ -116,6 +116,8 @@ class GatewaySeen:
     heard_at: datetime
     serving: Mapping[str, str] = field(default_factory=dict)  # version name by task
     failed: Mapping[str, str] = field(default_factory=dict)  # why not what is published
+    requests: Mapping[str, int] = field(default_factory=dict)  # since it started, by task
+    past: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # the student; by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

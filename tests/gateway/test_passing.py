@@ -121,6 +121,7 @@ def test_a_tasks_model_gets_the_teachers_name_and_is_counted(
     ("method", "path"),
     [
         ("GET", "/v1/files"), ("POST", "/v1/files"), ("GET", "/v1/responses/resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel"), ("POST", "/v1/chat/completions/chatcmpl-1"),
         ("POST", "/v1/batches"), ("POST", "/v1/fine_tuning/jobs"), ("GET", "/v1/vector_stores"),
         ("POST", "/v1/organization/admin_api_keys"), ("POST", "/v1/embeddings/../files"),
         ("POST", "/v1/embeddings/%2e%2e/files"), ("POST", "/v1/embeddings%2f..%2ffiles"),

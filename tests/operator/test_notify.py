@@ -26,7 +26,7 @@ from service.care.check import find_problems, lines
 from service.console.app import console_app
 from service.metrics.learner import LearnerMetrics
 from service.operator.notify import SETTLED, Notifier, Seen
-from service.operator.status import Figures, HoldReason, Unusable
+from service.operator.status import Figures, GatewaySeen, HoldReason, Unusable
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
 from service.terminal import status_lines
@@ -233,6 +233,26 @@ def test_what_the_teacher_said_is_for_operators_and_not_for_the_webhook(post: Po
     (need,) = [one for one in post.desk.operations.status().needs if one.kind == told["kind"]]
     assert (
         need.sentence == "The teacher refuses our calls: the teacher said 400: bad, parameter seed"
+    )
+
+
+def test_requests_that_go_past_the_student_are_told_with_the_reasons(post: Post) -> None:
+    def heard(name: str, asked: int, **past: int) -> None:
+        seen = GatewaySeen(
+            name=name, heard_at=post.desk.clock(), requests={TASK: asked}, past={TASK: past}
+        )
+        post.desk.board.hear(seen)
+
+    heard("a", 1_000, format=60)
+    assert post.tick() == [], "six in a hundred"
+    heard("a", 1_000, format=60, tools=3)
+    heard("b", 100, format=99)
+    (told,) = post.tick()
+    assert told["kind"] == "requests_past"
+    assert told["title"] == "162 of 1,100 requests for support went past its student"
+    assert (
+        "a response_format that its answers do not have (159), tools or tool turns (3)"
+        in (told["text"])
     )
 
 
