@@ -166,6 +166,7 @@ def test_same_dataset_and_seed_make_the_same_student(
         places_of(shop.rig.settings, shop.artifacts), vectors=lambda encoder: tmp_path / "cache"
     )
     result = LocalExecutor(TrainerSettings(threads=1), places).run(work, scratch)
+    assert result.pop("doubts") == [], "kept in a table of their own, not in the manifest"
     result["settings"] = before.about["training"]["settings"]
     assert result == before.about["training"]
     assert shop.artifacts.publish("student", scratch, before.about).digest == version.student
