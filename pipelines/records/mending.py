@@ -23,7 +23,6 @@ SIDE_FIELDS = ("event_id", "task", "occurred_at", "answer", "served_by", "teache
 SYNONYMS = {"human": "user", "ai": "assistant", "bot": "assistant", "model": "assistant"}
 MILLISECONDS_FROM = 1e11  # as seconds that is after the year 5000
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(NativeRecord)}
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Mended(NamedTuple):
@@ -102,9 +101,9 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bo
 
 def plain_messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
     """As text, the newest where there are too many; whether anything was no text."""
-    if not isinstance(messages, list):
+    read = messages if isinstance(messages, list) else []
+    if not all(isinstance(message, dict) for message in read):  # what it says is not known
         return [], False
-    read = [message for message in messages if isinstance(message, dict)]
     parts = [part for one in read for part in _parts(one.get("content"))]
     told = [
         {

@@ -130,7 +130,11 @@ def _with_null(node: Any) -> Any:
         return [_with_null(child) for child in node]
     if not isinstance(node, dict):
         return node
-    plain = {name: _with_null(child) for name, child in node.items() if name != "nullable"}
+    plain = {
+        name: _with_null(child)
+        for name, child in node.items()
+        if not (name == "nullable" and isinstance(child, bool))  # a field may have that name
+    }
     if node.get("nullable") is True and isinstance(plain.get("type"), str):
         plain["type"] = [plain["type"], "null"]
     return plain

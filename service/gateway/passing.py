@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.gateway.access import Endpoint
 from service.gateway.turn import Rejected, rejection
@@ -74,9 +75,7 @@ class Passing:
             )
             reply = await stack.enter_async_context(opened)
             headers = {**reply.headers(), "x-flywheel-served-by": "teacher"}
-            return StreamingResponse(
-                _pieces(reply, stack.pop_all()), reply.status, headers, media_type=None
-            )
+            return Passed(reply, stack.pop_all(), headers)
         raise AssertionError("unreachable")
 
     async def _body(self, request: Request) -> bytes | AsyncIterator[bytes]:
@@ -104,7 +103,14 @@ def _plain(path: str) -> str:
     return plain
 
 
-async def _pieces(reply: Reply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    async with stack:
-        async for piece in reply.stream():
-            yield piece
+class Passed(StreamingResponse):
+    """What the teacher sends, as it comes. Its connection is closed whoever leaves, and when."""
+
+    def __init__(self, reply: Reply, stack: AsyncExitStack, headers: Mapping[str, str]) -> None:
+        super().__init__(reply.stream(), reply.status, headers)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not in the generator, which is perhaps never begun.
+        async with self._stack:
+            await super().__call__(scope, receive, send)

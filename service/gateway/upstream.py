@@ -17,7 +17,13 @@ from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings, is_loopback
 
 # What travels on, either way. Everything else stays here, above all the app's own key.
-REQUEST_HEADERS = ("content-type", "accept", "openai-beta", "idempotency-key")
+REQUEST_HEADERS = (
+    "content-type",
+    "content-encoding",
+    "accept",
+    "openai-beta",
+    "idempotency-key",
+)
 RESPONSE_HEADERS = (
     "content-type",
     "retry-after",

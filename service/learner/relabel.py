@@ -91,7 +91,7 @@ class Relabel:
         with self._database.snapshot() as tx:
             left = left_in_purses(tx, self._ledger, self._budget, self._now())
             tasks = [task for task in self._tasks if not self._unusable.rest(task)]
-            return pending_samples(tx, tasks, self._unusable.batch(tasks, BATCH), left)
+            return self._unusable.few(pending_samples(tx, tasks, BATCH, left))
 
     def _waiting(self) -> int:
         with self._database.snapshot() as tx:

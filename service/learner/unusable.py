@@ -1,10 +1,12 @@
 """Paid answers that were no label: told, and not bought any more when they come again and again."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from service.operator.board import Board
 from service.operator.status import Unusable
+from storage.samples import PendingSample
 
 MANY = 20  # in a row, after which buying for the task rests
 RESTS = timedelta(hours=1)
@@ -19,7 +21,7 @@ class UnusableAnswers:
         self._now = now
         self._useful: set[str] = set()  # tasks whose last answer was a label
 
-    def note(self, task: str, shapes: list[str], *, useful: int) -> None:
+    def note(self, task: str, shapes: Sequence[str], *, useful: int) -> None:
         """Of one batch: what the answers that were no label looked like, and how many were one."""
         if useful:
             self._useful.add(task)
@@ -39,6 +41,12 @@ class UnusableAnswers:
         until = found.rests_until if found else None
         return until is not None and timedelta(0) < until - self._now() <= RESTS
 
-    def batch(self, tasks: list[str], most: int) -> int:
-        """How many questions to ask at once: few, until an answer to each task was of use."""
-        return most if self._useful.issuperset(tasks) else min(most, PROBE)
+    def few(self, pending: Sequence[PendingSample]) -> list[PendingSample]:
+        """Of a task none of whose answers was of use yet, or lately, only the first few."""
+        seen: Counter[str] = Counter()
+        kept = []
+        for sample in pending:
+            seen[sample.task] += 1
+            if sample.task in self._useful or seen[sample.task] <= PROBE:
+                kept.append(sample)
+        return kept

@@ -273,6 +273,7 @@ BAD = {
     "empty messages": {**PLAIN, "messages": []},
     "messages as text": {**PLAIN, "messages": "hi"},
     "a message as text": {**PLAIN, "messages": ["hi"]},
+    "one message of two as text": {**PLAIN, "messages": [*PLAIN["messages"], "hi"]},
     "unknown role": changed(PLAIN, "messages.0.role", "root"),
     "raw surrogate": json.dumps(PLAIN).encode().replace(b"Where", b"\xed\xa0\x80"),
     "latin-1": json.dumps(PLAIN).encode().replace(b"Where", b"\xe9"),

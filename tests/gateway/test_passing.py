@@ -1,5 +1,6 @@
 """The rest of /v1 passes with the official client; what an account keeps does not."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +10,15 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from gateway_rig import RunningGateway, Students, Teacher, serving, settings_for, shared_students
+from gateway_rig import (
+    RunningGateway,
+    Students,
+    Teacher,
+    serving,
+    settings_for,
+    shared_students,
+    wait_until,
+)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -36,7 +45,16 @@ class Account(Teacher):
         return StreamingResponse(self._events(), media_type="text/event-stream")
 
     async def _events(self) -> AsyncIterator[bytes]:
-        for letter in "refund":
+        self.streaming += 1
+        try:
+            async for event in self._letters():
+                yield event
+                await asyncio.sleep(self.piece_seconds)
+        finally:
+            self.streaming -= 1
+
+    async def _letters(self) -> AsyncIterator[bytes]:
+        for letter in self.answer:
             yield (
                 b'data: {"type": "response.output_text.delta", "delta": "%s"}\n\n' % letter.encode()
             )
@@ -92,6 +110,19 @@ def test_the_official_clients_other_endpoints_pass(
     assert app.moderations.create(input="hi").id == "x"
     assert app.models.retrieve("any").owned_by == "them"
     assert all("app-key" not in str(headers) for headers, _ in account.requests)
+
+
+def test_the_teachers_stream_is_closed_when_the_app_leaves(
+    gateway: RunningGateway, account: Account
+) -> None:
+    account.answer = "refund" * 2_000
+    asked = {"model": "any", "input": "hi", "stream": True}
+    for pieces in (0, 1, 3):
+        with gateway.http.stream("POST", "/v1/responses", json=asked) as answer:
+            arriving = answer.iter_raw()
+            for _ in range(pieces):
+                next(arriving)
+        wait_until(lambda: account.streaming == 0)
 
 
 def test_a_large_upload_passes_whole_and_is_not_kept(

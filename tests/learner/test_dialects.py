@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import structlog
 from learner_rig import Rig, open_bench, open_rig
 
+from pipelines.ask import Question
 from pipelines.errors import TeacherRefused
+from service.learner.teacher import Reply
 from service.learner.unusable import MANY, PROBE, RESTS
 
 Answer = tuple[int, dict[str, Any]]
@@ -165,6 +168,25 @@ def test_a_teacher_that_reasons_is_understood(answer: Answer, rig: Rig, strict: 
     with open_bench(rig, base_url=strict.url) as bench:
         bench.relabel.run()
     assert set(rig.labels().values()) == {"refund"}
+
+
+def test_a_task_that_has_no_prompts_slows_down_no_other(
+    rig: Rig, strict: Strict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(rig, 80)
+    batches: list[int] = []
+    with open_bench(rig, base_url=strict.url) as bench:
+        answer = bench.teacher.answer
+
+        def counted(questions: Sequence[Question]) -> list[Reply]:
+            batches.append(len(questions))
+            return answer(questions)
+
+        tasks = {rig.task.name: rig.task, "idle": replace(rig.task, name="idle")}
+        monkeypatch.setattr(bench.relabel, "_tasks", tasks)
+        monkeypatch.setattr(bench.teacher, "answer", counted)
+        bench.relabel.run()
+    assert batches == [PROBE, 64, 8], "few only until the first answer was of use"
 
 
 def test_answers_of_no_use_are_told_and_then_not_bought_any_more(rig: Rig, strict: Strict) -> None:

@@ -103,7 +103,8 @@ class Answers:
                 )
                 labels[sample.task, call.at.replace(microsecond=0)].append(found)
             elif call.step == "received":
-                statuses["failed", OUTSIDE].append(sample.event_id)
+                why = (reply.detail if reply else "") or OUTSIDE
+                statuses["failed", why].append(sample.event_id)
             elif call.step == "dropped":
                 statuses["failed", "dropped by an operator"].append(sample.event_id)
             elif call.step in ("unknown", "intent"):
