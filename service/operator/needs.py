@@ -30,8 +30,6 @@ WHY_PAST: Mapping[str, str] = {
     "tools": "tools or tool turns",
     "content": "content that is no text",
     "choices": "n above 1",
-    "logprobs": "logprobs",
-    "audio": "audio",
     "malformed": "messages that cannot be read",
 }
 UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know
@@ -343,6 +341,7 @@ def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
             f"answers, and `teacher.max_tokens` with how long it thinks.{rests}",
             over=f"The teacher's answers are labels of {task} again.",
             task=task,
+            urgent=one.rests_until is not None,
         )
 
 
@@ -362,10 +361,12 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
             f"{past:,} of {asked:,} requests for {task} went past its student",
             "/",
             name=f"requests_past:{task}",
+            detail=why,
             text=f"Since the gateway started: {why}. They went to the teacher, and teach no "
             'student. The how-to "describe a task" says what a student can answer.',
             over=f"Requests for {task} reach its student again.",
             task=task,
+            urgent=past > asked / 2,
         )
 
 

@@ -221,7 +221,7 @@ def test_answers_that_are_no_label_are_told_with_their_shape_once_and_when_over(
     assert "Nothing is bought for it until 13:05 UTC" in told["text"]
     assert post.tick() == []
     lines = list(status_lines(msgspec.to_builtins(post.desk.operations.status())))
-    assert lines[0] == f"- {told['title']}: the last one: {shape}"
+    assert lines[0] == f"! {told['title']}: the last one: {shape}"
     assert lines[1].startswith("  They were paid for.")
 
 
