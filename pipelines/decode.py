@@ -51,10 +51,9 @@ def decode(
         if mended is None:
             raise
         try:
-            event = _read(mended.value, source, timestamp_ms, signed, policy)
+            return _read(mended, source, timestamp_ms, signed, policy)
         except InvalidMessage:
             raise problem from None  # of the record as it came
-    return msgspec.structs.replace(event, task=None) if mended.beyond_students else event
 
 
 def _read(

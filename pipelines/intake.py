@@ -5,13 +5,16 @@ backtest. They keep what is theirs: where records come from, which events were c
 what is written when.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 
 from pipelines.ask import TeacherPolicy, cost
 from pipelines.assess import assess
+from pipelines.chat_request import NOT_ALLOWED
 from pipelines.decode import decode
 from pipelines.errors import InvalidMessage
 from pipelines.identities import prompt_version
@@ -35,6 +38,7 @@ from pipelines.types import (
 )
 
 FEEDBACK_ON = "feedback_on"  # attribute of a feedback event: which event it is about
+UNSURE = "unsure"  # attribute: why the student's answer was not given
 
 
 class Assessed(msgspec.Struct, frozen=True, gc=False):
@@ -89,12 +93,28 @@ class Rules:
         return Assessed(event, assess(event, task), read_label(event.teacher_answer, task))
 
     def sums(self, items: Iterable[Assessed]) -> dict[TrafficKey, Tally]:
-        """The traffic sums: of all prompts, chosen or not."""
-        prompts = (item for item in items if not item.is_feedback)
+        """The traffic sums: of all prompts that a student may answer, chosen or not."""
+        prompts = (item for item in items if not item.is_feedback and not item.event.past)
         return tally((item.event, item.assessment.segment) for item in prompts)
+
+    def past(self, items: Iterable[Assessed]) -> Counter[tuple[datetime, str, str]]:
+        """Requests that went past the student, by minute, task and reason.
+
+        Those of `NOT_ALLOWED` are in the traffic sums too: another answer could have been given.
+        """
+        found: Counter[tuple[datetime, str, str]] = Counter()
+        for event in (item.event for item in items if not item.is_feedback):
+            reason = event.past or (
+                NOT_ALLOWED if event.attributes.get(UNSURE) == NOT_ALLOWED else ""
+            )
+            if reason and event.task is not None:
+                found[event.occurred_at.replace(second=0, microsecond=0), event.task, reason] += 1
+        return found
 
     def chosen(self, item: Assessed, policy: SamplingPolicy) -> Choice | None:
         """What the draws say; None for the many events that are only counted."""
+        if item.event.past:
+            return None
         if item.is_feedback:
             return choose_feedback(item.assessment)
         # Of a record that brings its own correction too: its feedback is the reason to choose it,

@@ -1,6 +1,7 @@
 """The one place that turns a prompt into model input: for training, evaluation and serving."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.types import Message, Task
 
@@ -15,16 +16,38 @@ def classifier_text(messages: Sequence[Message], task: Task) -> str:
     return users[-1] if users else ""
 
 
-def teacher_messages(messages: Sequence[Message], task: Task) -> list[dict[str, str]]:
+def teacher_messages(messages: Sequence[Message], task: Task) -> list[dict[str, Any]]:
     """What the teacher reads: the app's messages verbatim.
 
     The task's instructions are put first when the record came without a system prompt.
     """
-    rendered = [{"role": message.role, "content": message.content} for message in messages]
+    rendered = list(map(_as_said, messages))
     has_system = any(message.role in ("system", "developer") for message in messages)
     if task.instructions and not has_system:
         return [{"role": "system", "content": task.instructions}, *rendered]
     return rendered
+
+
+def app_messages(asked: Sequence[Mapping[str, Any]], task: Task) -> tuple[Message, ...]:
+    """The app's messages in what a teacher was asked: the other way round."""
+    messages = tuple(
+        Message(
+            one["role"], one.get("content") or "", one.get("tool_calls"), one.get("tool_call_id")
+        )
+        for one in asked
+    )
+    first = messages[0] if messages else None
+    ours = first == Message("system", task.instructions) and len(messages) > 1
+    return messages[1:] if ours else messages
+
+
+def _as_said(message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        said |= {"content": message.content or None, "tool_calls": message.tool_calls}
+    if message.tool_call_id is not None:
+        said["tool_call_id"] = message.tool_call_id
+    return said
 
 
 def chat_messages(text: str, instructions: str) -> list[dict[str, str]]:

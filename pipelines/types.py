@@ -27,11 +27,13 @@ class Record(NamedTuple):
     timestamp_ms: int
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """One chat message."""
+class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One chat message; a tool's turn has its ids, so that the teacher can be asked with it."""
 
     role: str
     content: str
+    tool_calls: Any = None
+    tool_call_id: str | None = None
 
 
 class SourceOffset(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +88,8 @@ class PromptEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     feedback: Feedback | None = None
     user_key: str | None = None  # keyed hash, never the user's own name
     attributes: Mapping[str, str] = {}
+    asked: Mapping[str, Any] = {}  # what decides about the answer beside the messages
+    past: str = ""  # why no student may answer it; empty: one may
     source: SourceOffset
 
 

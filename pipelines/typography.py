@@ -19,7 +19,7 @@ _CHANNEL, _MESSAGE, _FINAL = "<|channel|>", "<|message|>", "final"
 # Tokens that a server should have taken off: <|im_end|>, <|eot_id|>, </s>, <end_of_turn>, <eos>.
 _TOKEN = r"(?:<\|[\w ]{1,40}\|>|</?s>|<(?:end_of_turn|start_of_turn|eos|bos|pad)>|\[/?INST\])"
 _TOKENS_BEFORE, _TOKEN_AFTER = re.compile(rf"(?:\s*{_TOKEN})+"), re.compile(rf"{_TOKEN}\s*$")
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)")
+_FENCE = re.compile(r"^[ \t]*(```+(?!.*`)|~~~+)")
 _INLINE_FENCE = re.compile(r"^```(?:(?:json|text|txt|plaintext)\b)?([^`]*)```$", re.IGNORECASE)
 
 # What a field of an answer is called, where an answer is one field.
@@ -30,8 +30,11 @@ NAMES = (
     "etiqueta|resultado|resposta|categoria|etichetta|risposta|categorie|antwoord|ответ|категория|"
     "метка|класс|标签|类别|答案|分类|結果|结果|ラベル|回答|カテゴリ|분류|답변|레이블|التصنيف|الإجابة"
 )  # fmt: skip
+_MARKS = "[*_`\"']{1,3}"
+# What opens before the name closes behind it, or behind the colon.
 _NAMED = re.compile(
-    rf"^(?:[*_`\"']{{0,3}})(?:{NAMES})(?:[*_`\"']{{0,3}})\s*[:=：]\s*(?:[*_]{{2,3}}\s*)?(?=\S)",
+    rf"^(?:(?P<open>{_MARKS})(?:{NAMES})(?:{_MARKS}\s*[:=：]|\s*[:=：]\s*(?P=open))"
+    rf"|(?:{NAMES})\s*[:=：])\s*(?=\S)",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"^<([\w-]{1,40})>(?P<inside>.*)</\1\s*>$", re.DOTALL)
@@ -129,6 +132,9 @@ def _peeled(text: str) -> str | None:
         return found["inside"]
     if len(text) > 1 and ((first in _EMPHASIS and last == first) or last == _BRACKETS.get(first)):
         return text[1:-1]
+    bare = text.rstrip(_ENDS + " \n")
+    if first in _EMPHASIS and bare != text and bare[1:].endswith(first):
+        return bare  # "*refund*." is no item of a list
     if found := _NAMED.match(text) or _BULLET.match(text):
         return text[found.end() :]
     if last in _ENDS:

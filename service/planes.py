@@ -78,8 +78,6 @@ class GatewayReport(msgspec.Struct, frozen=True, kw_only=True):
     serving: dict[str, str]  # version name by task
     failed: dict[str, str]  # why not what is published, by task
     serial: int = -1  # of the publication that it follows
-    requests: Mapping[str, int] = {}  # since it started, by task
-    past: Mapping[str, Mapping[str, int]] = {}  # of these past the student: by task and reason
 
 
 def learner_address(settings: Settings) -> str:

@@ -58,6 +58,8 @@ class TeacherSettings(Section):
     base_url: str = ""  # up to and with /v1
     model: str = ""  # what it is called there
     api_key: SecretStr = SecretStr("")  # the flywheel's own; an app's key is never forwarded
+    headers: dict[str, SecretStr] = {}  # beside it: a subscription key, Azure's api-key
+    query: dict[str, str] = {}  # at the end of every address: Azure's api-version
     terms: str = ""  # which terms the labels are under, for example a licence or a contract
     terms_allow_training: bool = False  # without it nothing is labelled or trained
     max_concurrency: int = Field(default=8, gt=0)  # calls at a time
@@ -68,6 +70,14 @@ class TeacherSettings(Section):
     temperature: OrNone = Field(default=0.0, ge=0)  # left out when "none"
     price_per_million_in: float = Field(default=0.0, ge=0)  # tokens; in the currency of the budget
     price_per_million_out: float = Field(default=0.0, ge=0)  # tokens
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """What every call carries, in clear: our key, and the headers of one's own."""
+        key = self.api_key.get_secret_value()
+        bearer = {"authorization": f"Bearer {key}"} if key else {}
+        own = {name.lower(): value.get_secret_value() for name, value in self.headers.items()}
+        return bearer | own
 
     @property
     def policy(self) -> TeacherPolicy:
@@ -90,8 +100,21 @@ class TeacherSettings(Section):
     @classmethod
     def _http_only(cls, value: str) -> str:
         if value and not re.match(r"https?://[^/\s@]+(/[^\s?#]*)?$", value):
-            raise ValueError("must look like https://host/v1, without user, query or fragment")
+            raise ValueError(
+                "must look like https://host/v1, without user, query or fragment; "
+                "a query is what teacher.query is for"
+            )
         return value.rstrip("/")
+
+    @field_validator("headers")
+    @classmethod
+    def _header_names(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, said in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+                raise ValueError(f"'{name[:40]}' is no name of a header")
+            if not re.fullmatch(r"[\t\x20-\x7e]*", said.get_secret_value()):
+                raise ValueError(f"the value of '{name[:40]}' is not what a header can carry")
+        return value
 
 
 class BudgetSettings(Section):
@@ -199,7 +222,7 @@ class GatewaySettings(Section):
     learner_url: str = ""  # "": the learner on this host
     learner_token: SecretStr = SecretStr("")  # "": read from the shared data folder
     poll_interval: Duration = timedelta(seconds=0.5)  # how often it looks for what is published
-    max_body_bytes: int = Field(default=1_048_576, gt=0)  # of a request
+    max_body_bytes: int = Field(default=32 << 20, gt=0)  # of a request: images are in it
     timeout: Duration = timedelta(minutes=10)  # of a call that passes through; see teacher.timeout
     # what passes to the teacher beside chat, under /v1: all that keeps nothing in the account
     pass_through: list[str] = [

@@ -4,7 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,7 +23,7 @@ SELECT
     unnest($segment), unnest($served_by), unnest($student_version), unnest($student_label),
     unnest($confidence), unnest($failure_probability), unnest($user_key), unnest($attributes),
     unnest($topic), unnest($partition), unnest($source_offset), unnest($status), NULL,
-    unnest($unsure), unnest($reach), unnest($pool_pi)
+    unnest($unsure), unnest($reach), unnest($pool_pi), unnest($asked)
 ON CONFLICT DO NOTHING
 RETURNING event_id
 """
@@ -32,7 +33,7 @@ RETURNING event_id
 # oldest of each, and no more of each than its purse has left, so that training data never spends
 # what evidence needs.
 SELECT_PENDING = """
-SELECT event_id, task, messages, reason
+SELECT event_id, task, messages, reason, asked
 FROM (
     SELECT *, row_number() OVER (
         PARTITION BY purse ORDER BY reason <> 'novel', sampled_at, event_id
@@ -79,7 +80,7 @@ WHERE event_id IN (SELECT unnest($event_ids)) AND status IN ('pending', 'held', 
 REQUEUE_HELD = "UPDATE samples SET status = 'pending', failure = NULL WHERE status = 'held'"
 
 EXPIRE = """
-UPDATE samples SET status = 'expired', messages = '[]', text = ''
+UPDATE samples SET status = 'expired', messages = '[]', text = '', asked = '{}'
 WHERE status IN ('pending', 'failed') AND sampled_at < ?
 """
 DELETE_OLD_LABELLED = "DELETE FROM samples WHERE status = 'labelled' AND sampled_at < ?"
@@ -94,6 +95,7 @@ class PendingSample(NamedTuple):
     task: str
     messages: tuple[Message, ...]
     reason: str
+    asked: Mapping[str, Any] = MappingProxyType({})
 
 
 def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str]:
@@ -130,6 +132,7 @@ def add_samples(tx: Cursor, samples: Sequence[Sample], now: datetime) -> set[str
         "unsure": [s.event.student.unsure if s.event.student else "" for s in samples],
         "reach": [s.event.student.reach if s.event.student else None for s in samples],
         "pool_pi": [s.draws.pool for s in samples],
+        "asked": [msgspec.json.encode(s.event.asked).decode() for s in samples],
     }
     rows = tx.execute(INSERT_SAMPLES, {**columns, "now": to_db_time(now)}).fetchall()
     return {event_id for (event_id,) in rows}
@@ -147,8 +150,14 @@ def pending_samples(
         values[purse] = left[purse] if left else limit
     rows = tx.execute(SELECT_PENDING, values).fetchall()
     return [
-        PendingSample(row[0], row[1], msgspec.json.decode(row[2], type=tuple[Message, ...]), row[3])
-        for row in rows
+        PendingSample(
+            event_id=event_id,
+            task=task,
+            messages=msgspec.json.decode(messages, type=tuple[Message, ...]),
+            reason=reason,
+            asked=msgspec.json.decode(asked or "{}"),
+        )
+        for event_id, task, messages, reason, asked in rows
     ]
 
 

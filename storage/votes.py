@@ -1,9 +1,9 @@
 """Votes: what the teacher said when it was asked the same question again. All SQL about them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,7 +29,7 @@ TEACHERS = """
 
 # Whoever answered, and whatever. Both answers are to the present wording of the task.
 _BLIND = f"""
-SELECT s.event_id, s.messages, l.label
+SELECT s.event_id, s.messages, l.label, s.asked
 FROM samples s JOIN labels l USING (event_id)
 WHERE s.task = $task AND s.status = 'labelled' AND l.prompt_version = $prompt_version AND {TEACHERS}
     AND NOT EXISTS (FROM votes v WHERE v.event_id = s.event_id AND v.repeat = {BLIND})
@@ -49,7 +49,7 @@ ORDER BY l.labelled_at, s.event_id LIMIT $limit
 # Training data whose label the other examples speak against, then what a student did not give, the
 # surest student first.
 SELECT_DOUBTED = f"""
-SELECT s.event_id, s.messages, l.label
+SELECT s.event_id, s.messages, l.label, s.asked
 FROM samples s JOIN labels l USING (event_id)
     LEFT JOIN doubts d ON d.event_id = s.event_id AND d.task = s.task AND d.label = l.label
 WHERE s.task = $task AND s.status = 'labelled' AND s.side = 'training'
@@ -131,6 +131,7 @@ class Repeatable(NamedTuple):
     event_id: str
     messages: tuple[Message, ...]
     first: str
+    asked: Mapping[str, Any]
 
 
 class Parked(NamedTuple):
@@ -226,5 +227,10 @@ def count_parked(tx: Cursor, task: str) -> int:
 
 
 def _repeatable(row: Sequence[object]) -> Repeatable:
-    event_id, messages, first = map(str, row)
-    return Repeatable(event_id, msgspec.json.decode(messages, type=tuple[Message, ...]), first)
+    event_id, messages, first, asked = row
+    return Repeatable(
+        str(event_id),
+        msgspec.json.decode(str(messages), type=tuple[Message, ...]),
+        str(first),
+        msgspec.json.decode(str(asked or "{}")),
+    )

@@ -30,6 +30,10 @@ def topic() -> list[Panel]:
                 "{{served_by}}",
             ),
             Query(rate("flywheel_events_unassessed_total", where=TASK), "not assessed"),
+            Query(
+                rate("flywheel_requests_past_student_total", "reason", where=TASK),
+                "past the student: {{reason}}",
+            ),
             unit="eps",
         ),
         graph(

@@ -7,7 +7,7 @@ a person said of it are never guessed: without those there is no record.
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -17,22 +17,16 @@ from pipelines.records.native import SCHEMA, NativeRecord
 from pipelines.replies import first_choice, read_object, text_of, usage_of
 
 MOST_MESSAGES = 1_000
-SIDE_FIELDS = ("event_id", "task", "occurred_at", "answer", "served_by", "teacher_answer",
-               "teacher_model", "usage", "user", "attributes", "student")  # fmt: skip
+SIDE_FIELDS = ("asked", "attachments", "cut", "event_id", "past", "task", "occurred_at", "answer",
+               "served_by", "teacher_answer", "teacher_model", "usage", "user", "attributes",
+               "student")  # fmt: skip
 # As other tools call the roles.
 SYNONYMS = {"human": "user", "ai": "assistant", "bot": "assistant", "model": "assistant"}
 MILLISECONDS_FROM = 1e11  # as seconds that is after the year 5000
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(NativeRecord)}
 
 
-class Mended(NamedTuple):
-    """A record that can be read, and whether it holds what no student can."""
-
-    value: bytes
-    beyond_students: bool
-
-
-def mend(value: bytes, timestamp_ms: int) -> Mended | None:
+def mend(value: bytes, timestamp_ms: int) -> bytes | None:
     """The record with its odd side fields set right or left out; None: it is beyond that."""
     try:
         value.decode()
@@ -46,17 +40,17 @@ def mend(value: bytes, timestamp_ms: int) -> Mended | None:
     except RecursionError:
         return None
     if clean.get("schema") == SCHEMA:
-        mended, beyond = _native(clean, timestamp_ms)
-    elif isinstance(clean.get("request"), dict):
-        mended, beyond = _pair(clean, timestamp_ms)
-    else:
-        return None
-    return Mended(msgspec.json.encode(mended), beyond)
+        return msgspec.json.encode(_native(clean, timestamp_ms))
+    if isinstance(clean.get("request"), dict):
+        return msgspec.json.encode(_pair(clean, timestamp_ms))
+    return None
 
 
-def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
+def _native(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
     messages, beyond = plain_messages(record.get("messages"))
     kept = {**record, "messages": messages}
+    if beyond and not kept.get("past"):
+        kept["past"] = "content"
     kept["user"] = user_name(record.get("user"))
     kept["attributes"] = _attributes(record.get("attributes"))
     kept["occurred_at"] = _time(record.get("occurred_at"), timestamp_ms)
@@ -69,20 +63,18 @@ def _native(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], 
             msgspec.convert(msgspec.to_builtins(kept.get(name)), _TYPES[name])
         except msgspec.ValidationError:
             kept.pop(name, None)
-    return kept, beyond
+    return kept
 
 
-def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bool]:
+def _pair(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
     request, response = record["request"], record.get("response")
-    messages, beyond = plain_messages(request.get("messages"))
     asked = {
-        "model": request.get("model"),
-        "messages": messages,
+        **request,
+        "messages": _chat(request.get("messages")),
         "user": user_name(request.get("user")),
         "n": request["n"] if type(request.get("n")) is int else None,
         "metadata": _attributes(request.get("metadata")),
     }
-    asked |= {name: request[name] for name in ("tools", "functions") if name in request}
     said = None
     if isinstance(response, dict):
         choice = first_choice(response) or {}
@@ -96,11 +88,33 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> tuple[dict[str, Any], bo
             "created": time.timestamp() if time else None,
             "usage": usage_of(response.get("usage")),
         }
-    return {**record, "request": asked, "response": said}, beyond
+    return {**record, "request": asked, "response": said}
+
+
+def _chat(messages: object) -> object:
+    """As they are but for the names of roles, the newest where there are too many."""
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        return messages
+    return [
+        {**one, "role": _role(one.get("role")), "content": _readable(one)}
+        for one in messages[-MOST_MESSAGES:]
+    ]
+
+
+def _readable(message: dict[str, Any]) -> object:
+    content = message.get("content")
+    if content is None:
+        return "" if message.get("role") != "assistant" else None
+    if isinstance(content, str | list):
+        return content
+    return [content]
 
 
 def plain_messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
-    """As text, the newest where there are too many; whether anything was no text."""
+    """As text, the newest where there are too many; whether anything was no text.
+
+    A tool's turn keeps its ids.
+    """
     read = messages if isinstance(messages, list) else []
     if not all(isinstance(message, dict) for message in read):  # what it says is not known
         return [], False
@@ -109,6 +123,11 @@ def plain_messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
         {
             "role": _role(one.get("role")),
             "content": "\n".join(filter(None, map(_text, _parts(one.get("content"))))),
+            **{
+                name: one[name]
+                for name in ("tool_calls", "tool_call_id")
+                if isinstance(one.get(name), str if name == "tool_call_id" else list)
+            },
         }
         for one in read[-MOST_MESSAGES:]
     ]

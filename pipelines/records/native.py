@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from pipelines.chat_request import ASKED, LIMIT, Attachment, Past, wants_a_tool
 from pipelines.errors import InvalidMessage
 from pipelines.reach import Reach
 from pipelines.records.common import (
@@ -29,6 +30,7 @@ from pipelines.types import (
 )
 
 SCHEMA: Final = "flywheel.prompt/1"
+KNOWN_ASKED = frozenset({*ASKED, LIMIT})
 
 
 class NativeStudent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -85,6 +87,19 @@ class NativeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
         tuple[Message, ...],
         Meta(min_length=1, max_length=1000, description="The conversation, oldest first."),
     ]
+    asked: Annotated[
+        dict[str, Any],
+        Meta(description="What else decides about the answer, as the app asked: response_format, "
+             "tools, tool_choice, reasoning_effort, verbosity, stop, seed, temperature, top_p, "
+             "max_tokens."),
+    ] = {}  # fmt: skip
+    past: Annotated[
+        Past | None, Meta(description="Why no student may answer it: counted, never learned from.")
+    ] = None
+    attachments: Annotated[
+        tuple[Attachment, ...] | None, Meta(description="What of the messages is no text.")
+    ] = None
+    cut: Annotated[int, Meta(ge=0, description="Characters left out of texts too long.")] = 0
     answer: Annotated[str | None, Meta(description="What the app received.")] = None
     served_by: Annotated[
         ServedBy, Meta(description="Who answered. Anything but app counts only when signed.")
@@ -151,6 +166,8 @@ def from_native(
         feedback=_feedback(record.feedback, signed) if record.feedback else None,
         user_key=user_key(record.user, policy.user_salt) if record.user else None,
         attributes=record.attributes,
+        asked={name: said for name, said in record.asked.items() if name in KNOWN_ASKED},
+        past=record.past or _past(record),
         source=source,
         served_by=record.served_by if signed else "app",
         student=_student(record.student) if signed and record.student else None,
@@ -158,6 +175,13 @@ def from_native(
         teacher_model=record.teacher_model if signed else None,
         usage=native_usage(record.usage) if signed and record.usage else None,
     )
+
+
+def _past(record: NativeRecord) -> Past | Literal[""]:
+    """Where the producer does not say: what the record itself shows."""
+    if wants_a_tool(record.asked.get("tools"), record.asked.get("tool_choice")):
+        return "tools"
+    return "content" if record.attachments else "long" if record.cut else ""
 
 
 def _feedback(feedback: NativeFeedback, signed: bool) -> Feedback:

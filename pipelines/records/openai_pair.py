@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
+from pipelines.chat_request import ChatRequest, WireMessage, plain_messages, why_past
 from pipelines.errors import InvalidMessage
 from pipelines.records.common import (
     Attributes,
@@ -21,27 +22,15 @@ from pipelines.records.common import (
     user_key,
 )
 from pipelines.records.native import NativeUsage, native_usage
-from pipelines.types import Message, PromptEvent, SourceOffset
+from pipelines.types import PromptEvent, SourceOffset
 
 MARK = "request"  # the field by which the shape is known
 
 
-class _TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    text: str
-
-
-class _PairMessage(Struct, frozen=True):
-    role: str
-    content: str | list[_TextPart] | None = None
-
-
-class _PairRequest(Struct, frozen=True):
+class _PairRequest(ChatRequest, frozen=True, kw_only=True):
     model: Name
-    messages: Annotated[list[_PairMessage], Meta(min_length=1, max_length=1000)]
+    messages: Annotated[list[WireMessage], Meta(min_length=1, max_length=1000)]
     user: Annotated[str, Meta(max_length=500)] | None = None
-    n: int | None = None
-    tools: msgspec.Raw | UnsetType = UNSET
-    functions: msgspec.Raw | UnsetType = UNSET
     metadata: Attributes | None = None
 
 
@@ -80,39 +69,24 @@ def read_pair(
         given_id = response.id
         occurred_at = _from_unix(response.created)
         usage = response.usage if signed else None
-    # No student can do these, so no task claims the request.
-    beyond_students = (
-        any(
-            asked is not UNSET and bytes(asked) not in (b"null", b"[]")
-            for asked in (request.tools, request.functions)
-        )
-        or (request.n or 1) > 1
-    )
+    for message in request.messages:
+        refuse_unknown_role(message.role)
+        if message.content is None and message.role != "assistant":  # one that only called tools
+            raise InvalidMessage("a message has no content")
     return PromptEvent(
         event_id=event_id(given_id, source),
-        task=None if beyond_students else policy.claims.get(request.model),
+        task=policy.claims.get(request.model),
         model=request.model,
         occurred_at=moment(occurred_at, timestamp_ms),
-        messages=tuple(map(_plain_message, request.messages)),
+        messages=plain_messages(request.messages),
+        asked=request.asked(),
+        past=why_past(request) or "",
         answer=answer,
         usage=native_usage(usage) if usage else None,
         user_key=user_key(request.user, policy.user_salt) if request.user else None,
         attributes=request.metadata or {},
         source=source,
     )
-
-
-def _plain_message(message: _PairMessage) -> Message:
-    refuse_unknown_role(message.role)
-    content = message.content
-    if isinstance(content, str):
-        return Message(message.role, content)
-    if content is None:
-        # An assistant that only called tools says nothing; nobody else may.
-        if message.role != "assistant":
-            raise InvalidMessage("a message has no content")
-        return Message(message.role, "")
-    return Message(message.role, "\n".join(part.text for part in content))
 
 
 def _from_unix(created: int | float | None) -> datetime | None:

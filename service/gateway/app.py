@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 import structlog
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -36,7 +35,6 @@ from service.gateway.generations import Generations
 from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
 from service.gateway.passing import KNOWN, Passing
-from service.gateway.past import PastStudents
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
@@ -90,7 +88,6 @@ class Gateway:
             buffer=settings.gateway.capture_buffer,
             max_record_bytes=settings.ingest.max_record_bytes,
         )
-        self._past = PastStudents()
         self._upstream = Upstream(settings.teacher, metrics, settings.gateway.timeout)
         self._lease = Lease(self._ask_lease, metrics, gateway=self.name)
         self.app = self._build_app(tasks, keys, metrics)
@@ -137,11 +134,8 @@ class Gateway:
             report = GatewayReport(gateway=self.name, **self._watcher.status())
             if report != told or time.monotonic() - told_at > REPORT_SECONDS:
                 told, told_at = report, time.monotonic()
-                counted = msgspec.structs.replace(
-                    report, requests=self._past.requests(), past=self._past.reasons()
-                )
                 with suppress(FlywheelError):
-                    await asyncio.to_thread(self._learner.report, counted)
+                    await asyncio.to_thread(self._learner.report, report)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _build_app(
@@ -167,7 +161,6 @@ class Gateway:
                 teacher_model=self._upstream.model,
             ),
             metrics=metrics,
-            past=self._past,
             max_body_bytes=settings.gateway.max_body_bytes,
         )
         feedback = Feedback(

@@ -10,10 +10,13 @@ from collections import deque
 from collections.abc import Callable
 
 import structlog
+from msgspec.structs import replace
 
 from pipelines.errors import FlywheelError, InvalidMessage
+from pipelines.records.mending import MOST_MESSAGES
 from pipelines.records.native import NativeRecord, encode_native
 from pipelines.records.signature import sign
+from pipelines.types import Message
 from service.keys import GATEWAY_PRODUCER
 from service.metrics.gateway import GatewayMetrics
 from service.topics import TopicWriter
@@ -26,6 +29,28 @@ RETRY_SECONDS = 1.0
 # How long one flush may take before the queue is looked after again.
 FLUSH_SECONDS = 5.0
 MAX_BATCH = 1_000
+# What is kept of a prompt that is too long for a record.
+MESSAGES_OF_LONG = 10
+CHARACTERS_OF_LONG = 1_000
+
+
+def shortened(record: NativeRecord) -> NativeRecord:
+    """A prompt that no record can hold: its beginning, counted, and nothing to learn from."""
+    kept = record.messages[-MESSAGES_OF_LONG:]
+    texts = [message.content for message in record.messages]
+    left = sum(min(len(message.content), CHARACTERS_OF_LONG) for message in kept)
+    return replace(
+        record,
+        messages=tuple(
+            Message(message.role, message.content[:CHARACTERS_OF_LONG]) for message in kept
+        ),
+        answer=(record.answer or "")[:CHARACTERS_OF_LONG] or None,
+        teacher_answer=None,
+        asked={},
+        attachments=(record.attachments or ())[:MESSAGES_OF_LONG] or None,
+        past=record.past or "long",
+        cut=sum(map(len, texts)) - left,
+    )
 
 
 class Capture:
@@ -137,7 +162,11 @@ class Capture:
 
     def _encode(self, record: NativeRecord) -> bytes | None:
         try:
-            value = encode_native(record)
+            if len(record.messages) <= MOST_MESSAGES:
+                value = encode_native(record)
+                if len(value) <= self._max_record_bytes:
+                    return value
+            value = encode_native(shortened(record))
         except (ValueError, TypeError, OverflowError):
             self._metrics.capture_dropped.labels("unencodable").inc()
             return None

@@ -3,6 +3,7 @@
 Everything that the app can see of a swap, a dead learner or a broken teacher is decided here.
 """
 
+import asyncio
 from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -10,6 +11,8 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipelines.chat_request import NOT_ALLOWED, attachments, plain_messages, why_past
+from pipelines.intake import UNSURE
 from pipelines.label import write_answer
 from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
@@ -29,16 +32,11 @@ from service.gateway.endings import (
 from service.gateway.escalation import Escalations
 from service.gateway.formats import Formats
 from service.gateway.generations import Generation, Generations
-from service.gateway.past import PastStudents
-from service.gateway.router import Unsure, unsupported
+from service.gateway.router import Unsure
 from service.gateway.student import StudentFailed, StudentReply
 from service.gateway.turn import Rejected, Turn, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import (
-    plain_messages,
-    read_request,
-    replace_fields,
-)
+from service.gateway.wire import read_request, replace_fields
 from service.metrics.gateway import GatewayMetrics
 
 # Why there is no teacher's answer, by the outcome of an escalation.
@@ -62,7 +60,6 @@ class Chat:
         escalations: Escalations,
         endings: Endings,
         metrics: GatewayMetrics,
-        past: PastStudents,
         max_body_bytes: int,
     ) -> None:
         self._tasks = tasks
@@ -73,13 +70,14 @@ class Chat:
         self._escalations = escalations
         self._endings = endings
         self._metrics = metrics
-        self._past = past
         self._max_body_bytes = max_body_bytes
         self._formats = Formats()
 
     async def __call__(self, request: Request) -> Response:
         """Answers as the OpenAI API does, plain or streamed."""
         turn = self._begin(request, await read_body(request, self._max_body_bytes))
+        if turn.past == "content" and turn.request is not None:
+            turn.attachments = await asyncio.to_thread(attachments, turn.request.messages)
         try:
             ending = await self._answer(turn, request)
         except UpstreamError as error:
@@ -93,32 +91,29 @@ class Chat:
             problem = "the body is not a JSON object with a model and messages"
             raise Rejected(400, problem, code="malformed_request")
         task = self._tasks.get(self._claims.get(envelope.model, ""))
-        return Turn(
+        turn = Turn(
             body=body,
             model=envelope.model,
             streams=bool(envelope.stream),
             task=task,
             request=wanted,
-            messages=plain_messages(wanted.messages) if wanted and task else None,
+            messages=plain_messages(wanted.messages) if wanted and task else (),
             attributes=read_attributes(request.scope["headers"]),
         )
+        if task is not None:
+            turn.past = why_past(wanted) if wanted and turn.messages else "malformed"
+        return turn
 
     async def _answer(self, turn: Turn, request: Request) -> Ending:
         task = turn.task
         if task is None:
             return await self._pass_through(turn, turn.body, request)
         allowed = self._formats.allowed(turn.request and turn.request.response_format, task)
-        if turn.request is None:
-            beyond = "malformed"
-        elif not turn.messages:
-            beyond = unsupported(turn.request) or "content"
+        if turn.past is None and not allowed:
+            turn.past = "format"
+        if turn.past is not None:
+            self._metrics.unsupported.labels(task.name, turn.past).inc()
         else:
-            beyond = unsupported(turn.request) or ("" if allowed else "format")
-        self._past.claimed(task.name)
-        if beyond:
-            self._went_past(task, beyond)
-        else:
-            turn.captured = True
             # From here to its end the request knows this generation and no other.
             generation = self._generations.champion(task.name)
             if generation is not None and (
@@ -133,14 +128,15 @@ class Chat:
         self, turn: Turn, task: Task, generation: Generation, allowed: Set[str]
     ) -> Ending | None:
         """None: what the student would answer is not what the request allows."""
-        text, version = classifier_text(turn.messages or (), task), generation.version
+        text, version = classifier_text(turn.messages, task), generation.version
         try:
             read = await generation.answer(text)
         except StudentFailed:
             none = Ending(by=NOBODY, outcome="failed", version=version, unsure="student_failed")
             return await self._escalate(turn, task, none)
         if read.label not in allowed:
-            self._went_past(task, "format")
+            self._metrics.unsupported.labels(task.name, NOT_ALLOWED).inc()
+            turn.attributes[UNSURE] = NOT_ALLOWED
             return None
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
@@ -154,15 +150,10 @@ class Chat:
             marked = replace(marked, by=NOBODY, outcome="refused", said=None)
         return await self._escalate(turn, task, marked)
 
-    def _went_past(self, task: Task, reason: str) -> None:
-        self._metrics.unsupported.labels(task.name, reason).inc()
-        self._past.went(task.name, reason)
-
     async def _escalate(self, turn: Turn, task: Task, otherwise: Ending) -> Ending:
         """What the teacher says in the student's place, or `otherwise`."""
         assert turn.request is not None
-        messages = turn.messages or ()
-        escalated = await self._escalations.ask(turn.body, turn.request, messages, task)
+        escalated = await self._escalations.ask(turn.body, turn.request, turn.messages, task)
         otherwise = replace(otherwise, escalation=escalated.outcome)
         if escalated.said is not None:
             return replace(
@@ -189,7 +180,7 @@ class Chat:
             if reply.streams:
                 return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))
             content = await reply.read()
-        said = read_reply(content) if turn.captured else None
+        said = read_reply(content) if turn.task else None
         own = Verbatim(content, reply.status, reply.headers(), media_type=None)
         return passed_through(reply.ok, said, own)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pipelines.records.native import NativeRecord, NativeStudent, NativeUsage
 from pipelines.replies import Completion
+from pipelines.types import Message
 from service.gateway.capture import Capture
 from service.gateway.recent import Recent
 from service.gateway.relay import Relay
@@ -110,7 +111,7 @@ class Endings:
         by = NOBODY if ending.outcome == "failed" else ending.by
         self._metrics.requests.labels(turn.task_name, by, ending.outcome).inc()
         self._metrics.request_seconds.labels(by).observe(time.perf_counter() - turn.started)
-        if turn.captured and ending.kept:
+        if turn.task is not None and ending.kept:
             record = self._record(turn, ending)
             self._capture.put(record)
             # The app may know the answer by the id that the teacher gave it.
@@ -129,7 +130,10 @@ class Endings:
             task=turn.task_name,
             model=turn.model,
             occurred_at=turn.occurred_at,
-            messages=tuple(turn.messages or ()),
+            messages=tuple(turn.messages) or (Message("user", ""),),
+            asked=turn.request.asked() if turn.request and not turn.past else {},
+            past=turn.past,
+            attachments=turn.attachments or None,
             answer=ending.said.content if ending.said else None,
             served_by="app" if ending.by == NOBODY else ending.by,
             student=ending.student,

@@ -6,12 +6,13 @@ from typing import Literal, NamedTuple
 
 import structlog
 
+from pipelines.chat_request import ChatRequest
 from pipelines.render import teacher_messages
 from pipelines.replies import Completion, read_reply
 from pipelines.types import Message, Task, Usage
 from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import ChatRequest, replace_fields
+from service.gateway.wire import replace_fields
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings
 

@@ -10,13 +10,14 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipelines.chat_request import WireMessage, plain_messages
 from pipelines.records.native import NativeFeedback, NativeRecord
 from pipelines.replies import MALFORMED
 from pipelines.types import Task
 from service.gateway.capture import Capture
 from service.gateway.recent import Answered, Recent
 from service.gateway.turn import Rejected, json_response, read_body
-from service.gateway.wire import ID_PREFIX, WireMessage, encode, plain_messages
+from service.gateway.wire import ID_PREFIX, encode
 from service.metrics.gateway import GatewayMetrics
 
 MAX_ID = 150
@@ -84,8 +85,8 @@ class Feedback:
         if found is not None:
             return found
         task = self._claims.get(given.model or "")
-        messages = plain_messages(given.messages) if given.messages else None
-        if task is None or messages is None or not 0 < len(name) <= MAX_ID:
+        messages = plain_messages(given.messages or ())
+        if task is None or not messages or not 0 < len(name) <= MAX_ID:
             raise Rejected(
                 404,
                 "this answer is not remembered (any more); send its messages and model again "

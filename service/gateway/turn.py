@@ -10,9 +10,10 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pipelines.chat_request import Attachment, ChatRequest, Past
 from pipelines.records.common import user_name
 from pipelines.types import Message, Task
-from service.gateway.wire import ChatRequest, error_body
+from service.gateway.wire import error_body
 
 ATTRIBUTE_PREFIX = b"x-flywheel-attribute-"
 # The gateway's own attributes, which an app cannot set.
@@ -42,9 +43,10 @@ class Turn:
     streams: bool
     task: Task | None
     request: ChatRequest | None  # None: malformed, the teacher will say so
-    messages: Sequence[Message] | None  # None: not plain text
+    messages: Sequence[Message]  # as text
     attributes: dict[str, str]
-    captured: bool = False  # whether it becomes a prompt event
+    past: Past | None = None  # why no student may answer it
+    attachments: tuple[Attachment, ...] = ()
     event_id: str = field(default_factory=lambda: uuid4().hex)
     started: float = field(default_factory=time.perf_counter)
     occurred_at: datetime = field(default_factory=lambda: datetime.now(UTC))

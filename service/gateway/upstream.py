@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal
+from urllib.parse import urlencode
 
 import httpx2
 from starlette.datastructures import Headers
@@ -63,10 +64,10 @@ class Upstream:
         self._metrics = metrics
         self._seconds = settings.timeout.total_seconds()
         self._passing_seconds = passing.total_seconds()
-        key = settings.api_key.get_secret_value()
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         # Streams are read as they come, so they must not be compressed.
-        self._headers |= {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        self._headers = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        self._headers |= settings.http_headers
+        self._query = f"?{urlencode(settings.query)}" if settings.query else ""
         self._base_url = settings.base_url
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
@@ -101,7 +102,7 @@ class Upstream:
             headers["content-length"] = app["content-length"]  # else it would come in chunks
         request = self._client.build_request(
             method,
-            self._base_url + path,
+            self._base_url + path + self._query,
             content=body if method == "POST" else None,
             headers=headers | self._headers,
         )

@@ -5,62 +5,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from pipelines.chat_request import ChatRequest, decode_chat
 from pipelines.records.mending import storable
 from pipelines.replies import MALFORMED, Completion, first_choice, read_object, text_of, usage_of
-from pipelines.types import Message, Usage
+from pipelines.types import Usage
 
 ID_PREFIX = "chatcmpl-"
 EVENT_STREAM = "text/event-stream"
-
-
-class WireMessage(Struct, frozen=True):
-    role: str
-    content: Any = None
-    tool_calls: Any = None
-    function_call: Any = None
-
-
-class ChatRequest(Struct, frozen=True):
-    """The fields that decide anything here. All others are the teacher's business.
-
-    Only what a prompt is made of has a type: what stands beside it may be odd, as apps are.
-    """
-
-    model: str
-    messages: list[WireMessage]
-    stream: Any = None
-    stream_options: Any = None
-    n: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    response_format: Any = None
-    logprobs: Any = None
-    tools: Any = None
-    functions: Any = None
-    tool_choice: Any = None
-    function_call: Any = None
-    modalities: Any = None
-    audio: Any = None
-    web_search_options: Any = None
-
-    @property
-    def streams(self) -> bool:
-        return bool(self.stream)
-
-    @property
-    def wants_usage(self) -> bool:
-        options = self.stream_options
-        return isinstance(options, dict) and bool(options.get("include_usage"))
-
-    @property
-    def token_limit(self) -> int | None:
-        """What the app allows for an answer; None where it does not say, or says no number."""
-        for asked in (self.max_completion_tokens, self.max_tokens):
-            if isinstance(asked, int) and asked:
-                return asked
-        return None
 
 
 class Envelope(Struct, frozen=True):
@@ -130,32 +81,8 @@ class _ErrorBody(Struct, frozen=True):
     error: _Error
 
 
-decode_chat = msgspec.json.Decoder(ChatRequest).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 encode = msgspec.json.Encoder().encode
-
-
-def plain_messages(messages: list[WireMessage]) -> tuple[Message, ...] | None:
-    """The conversation as text, or None where it has anything else in it."""
-    plain = []
-    for message in messages:
-        content = message.content
-        if message.role not in ("system", "developer", "user", "assistant"):
-            return None
-        if isinstance(content, list):
-            texts = [_text_part(part) for part in content]
-            content = None if None in texts else "\n".join(filter(None, texts))
-        if not isinstance(content, str):
-            return None
-        plain.append(Message(message.role, content))
-    return tuple(plain) or None
-
-
-def _text_part(part: Any) -> str | None:
-    """None: not text."""
-    if isinstance(part, dict) and part.get("type") == "text":
-        part = part.get("text")
-    return part if isinstance(part, str) else None
 
 
 def read_request(body: bytes) -> tuple[ChatRequest | None, Envelope | None]:

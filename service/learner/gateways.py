@@ -1,6 +1,6 @@
 """What the gateways report: who serves what now, and each change of it, kept as a swap."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -31,8 +31,6 @@ class Gateways:
             heard_at=self._now(),
             serving=_texts(said.get("serving")),
             failed=_texts(said.get("failed")),
-            requests=_counts(said.get("requests")),
-            past={task: _counts(reasons) for task, reasons in _items(said.get("past"))},
         )
         before = self._board.hear(seen)
         if before and (before.serving, before.failed) == (seen.serving, seen.failed):
@@ -57,14 +55,6 @@ class Gateways:
                         problem=said[1],
                         now=seen.heard_at,
                     )
-
-
-def _counts(told: Any) -> dict[str, int]:
-    return {name: count for name, count in _items(told) if type(count) is int and count >= 0}
-
-
-def _items(told: Any) -> Iterator[tuple[str, Any]]:
-    yield from ((str(name), one) for name, one in told.items()) if isinstance(told, dict) else ()
 
 
 def _texts(told: Any) -> dict[str, str]:

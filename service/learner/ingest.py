@@ -39,6 +39,7 @@ from storage.dead_letters import add_dead_letters
 from storage.failpoints import passing
 from storage.groups import add_groups, stored_groups
 from storage.labels import add_labels
+from storage.past import PastKey, add_past
 from storage.samples import add_samples
 from storage.ticks import ALL_JOBS, pause, pauses
 from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
@@ -61,6 +62,7 @@ class _Work(NamedTuple):
 
     batch: Batch
     sums: Mapping[TrafficKey, Tally]
+    past: Mapping[PastKey, int]
     groups: Sequence[Group]
     samples: Sequence[Sample]
     given: Mapping[str, Sequence[Label]]
@@ -229,6 +231,7 @@ class Ingest:
         return _Work(
             batch=batch,
             sums=self._rules.sums(items),
+            past=self._rules.past(items),
             groups=groups,
             samples=samples,
             given=self._labels(items, samples),
@@ -252,6 +255,7 @@ class Ingest:
             try:
                 with self._database.transaction() as tx:
                     add_traffic(tx, work.sums)
+                    add_past(tx, work.past)
                     add_groups(tx, work.groups, now)
                     new = add_samples(tx, work.samples, now)
                     for task, labels in work.given.items():
@@ -265,14 +269,16 @@ class Ingest:
                 if self._stop.wait(RETRY_SECONDS):
                     raise
         stored = [sample for sample in work.samples if sample.event.event_id in new]
-        self._count(work.sums, stored, work.given)
+        self._count(work, stored)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
 
     def _with_answers(self, events: Sequence[PromptEvent]) -> list[PromptEvent]:
         """Have the gateway assess what came without a student's answer."""
         missing: dict[str, list[PromptEvent]] = {}
         for event in events:
-            if event.task and event.student is None and self._board.has_student(event.task):
+            if not event.task or event.student is not None or event.past:
+                continue
+            if self._board.has_student(event.task):
                 missing.setdefault(event.task, []).append(event)
         found: dict[str, StudentAnswer] = {}
         for task, unassessed in missing.items():
@@ -326,14 +332,11 @@ class Ingest:
                 labels.setdefault(item.event.task, []).append(label)
         return labels
 
-    def _count(
-        self,
-        sums: Mapping[TrafficKey, Tally],
-        samples: Sequence[Sample],
-        given: Mapping[str, Sequence[Label]],
-    ) -> None:
+    def _count(self, work: _Work, samples: Sequence[Sample]) -> None:
         """Counters move after the commit: a batch that is repeated is counted once."""
-        for (_, task, _, _), one in sums.items():
+        for (_, task, reason), count in work.past.items():
+            self._metrics.past.labels(task=task, reason=reason).inc(count)
+        for (_, task, _, _), one in work.sums.items():
             by_app = one.events - one.served - one.teacher_served
             for served_by, count in (
                 ("student", one.served),
@@ -345,10 +348,11 @@ class Ingest:
                         task=task or "unclaimed", served_by=served_by
                     )
                     events.inc(count)
-        self._metrics.records.labels(outcome="event").inc(sum(one.events for one in sums.values()))
+        read = len(work.batch.records) - len(work.letters)
+        self._metrics.records.labels(outcome="event").inc(read)
         for sample in samples:
             self._metrics.samples.labels(task=sample.event.task, reason=sample.reason.value).inc()
-        for task, labels in given.items():
+        for task, labels in work.given.items():
             for label in labels:
                 self._metrics.labels.labels(task=task, source=label.source).inc()
 

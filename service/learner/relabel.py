@@ -109,7 +109,13 @@ class Relabel:
 
     def _label(self, pending: Sequence[PendingSample]) -> Counter[str]:
         questions = [
-            ask(sample.event_id, sample.messages, self._tasks[sample.task], self._teacher.policy)
+            ask(
+                sample.event_id,
+                sample.messages,
+                self._tasks[sample.task],
+                self._teacher.policy,
+                asked=sample.asked,
+            )
             for sample in pending
         ]
         # When this raises, what was received until then is in the ledger for the next tick.

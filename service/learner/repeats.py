@@ -124,7 +124,8 @@ class Repeats:
         return [one for one, said in known if said is None or said.outcome != "unknown"][:lacking]
 
     def _question(self, task: Task, one: Repeatable, repeat: int) -> Question:
-        return ask(one.event_id, one.messages, task, self._teacher.policy, repeat)
+        policy = self._teacher.policy
+        return ask(one.event_id, one.messages, task, policy, repeat, asked=one.asked)
 
     def _doubted(self, task: Task) -> Counter[str]:
         left = self._left()

@@ -14,6 +14,7 @@ from storage.decisions import chain
 from storage.estimates import delete_estimates_before
 from storage.evaluations import evaluations_of
 from storage.leases import delete_leases_before
+from storage.past import delete_past_before
 from storage.pool import leave_pool
 from storage.runs import runs
 from storage.samples import delete_labelled, expire_unlabelled
@@ -54,6 +55,7 @@ class Retention:
             expire_unlabelled(tx, unlabelled)
             delete_labelled(tx, now - kept.labelled_samples)
             delete_traffic_before(tx, now - kept.traffic)
+            delete_past_before(tx, now - kept.traffic)
             delete_estimates_before(tx, now - kept.traffic)
             delete_swaps_before(tx, now - kept.traffic)
             delete_dead_letters(tx, now - kept.dead_letters)

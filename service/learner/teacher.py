@@ -155,12 +155,21 @@ class Teacher:
 
     def _client(self) -> openai.AsyncOpenAI:
         seconds = self._settings.timeout.total_seconds()
+        headers = self._settings.http_headers
+
+        async def with_our_headers(request: httpx2.Request) -> None:
+            del request.headers["authorization"]  # the client sends one also where there is no key
+            request.headers.update(headers)
+
         return openai.AsyncOpenAI(
             base_url=self._settings.base_url,
-            api_key=self._settings.api_key.get_secret_value() or "none",
+            api_key="none",
+            default_query=dict(self._settings.query),
             max_retries=0,  # one retry layer, and it is ours: each call has its ledger line
             timeout=httpx2.Timeout(seconds, connect=min(5.0, seconds)),
-            http_client=openai.DefaultAsyncHttpx2Client(follow_redirects=False),
+            http_client=openai.DefaultAsyncHttpx2Client(
+                follow_redirects=False, event_hooks={"request": [with_our_headers]}
+            ),
         )
 
     async def _answer_one(

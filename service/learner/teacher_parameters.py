@@ -30,7 +30,7 @@ class OwnParameters:
         return {
             self._limit_sent_as if name == self._limit else name: value
             for name, value in question.parameters.items()
-            if name not in self._left_out
+            if name not in self._left_out or name in question.theirs
         }
 
     def refuses(self, question: Question, sent: Mapping[str, Any], error: Exception) -> bool:
@@ -38,7 +38,7 @@ class OwnParameters:
 
         From the second prompt on it is left out, or called by its other name, with one line.
         """
-        name = _named(error, {"temperature", *LIMITS} & {*sent})
+        name = _named(error, {"temperature", *LIMITS} & {*sent} - question.theirs)
         if name is None or (name in LIMITS and name != self._limit):
             return False  # of the limit the other name was tried already
         self._refused.setdefault(name, set()).add(question.key)

@@ -44,6 +44,13 @@ class LearnerMetrics:
             ["task"],
             registry=registry,
         )
+        # reason: as Past in pipelines.chat_request, or not_allowed.
+        self.past = Counter(
+            "flywheel_requests_past_student_total",
+            "Requests that no student may answer, by what they ask for.",
+            ["task", "reason"],
+            registry=registry,
+        )
         # reason: as SampleReason.
         self.samples = Counter(
             "flywheel_samples_total",

@@ -8,7 +8,6 @@ from datetime import date
 from pipelines.decide import above_ceiling
 from pipelines.types import BY_ITSELF
 from service.operator.status import (
-    GatewaySeen,
     HoldReason,
     JobStatus,
     Labelling,
@@ -27,9 +26,15 @@ REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
 PAST_FROM, PAST_SHARE = 20, 0.1  # requests, and of all, from which on somebody should know
 WHY_PAST: Mapping[str, str] = {
     "format": "a response_format that its answers do not have",
-    "tools": "tools or tool turns",
-    "content": "content that is no text",
+    "not_allowed": "a schema that the student's answer did not fit",
+    "tools": "tools that the answer may call",
+    "content": "images, sounds or files",
     "choices": "n above 1",
+    "logprobs": "logprobs",
+    "audio": "answers as sound",
+    "endpoint": "an endpoint without a student",
+    "long": "texts too long to be kept",
+    "state": "state that is kept elsewhere",
     "malformed": "messages that cannot be read",
 }
 UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know
@@ -47,7 +52,6 @@ class NeedFacts:
     all_paused: bool
     teacher: TeacherStatus
     labelling: Labelling
-    gateways: Sequence[GatewaySeen]
     letters: int
     unknown: int
     held: HoldReason | None  # why ingest reads nothing
@@ -347,13 +351,9 @@ def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
 
 def _past_students(facts: NeedFacts) -> Iterator[Need]:
     """Requests that no student may answer. Where that is all, nothing is ever learned."""
-    for task in (one.task for one in facts.tasks):
-        asked = sum(gateway.requests.get(task, 0) for gateway in facts.gateways)
-        reasons: Counter[str] = Counter()
-        for gateway in facts.gateways:
-            reasons.update(gateway.past.get(task, {}))
-        past = reasons.total()
-        if past < PAST_FROM or past < PAST_SHARE * asked:
+    for status in facts.tasks:
+        task, asked, reasons = status.task, status.requests, Counter(status.past)
+        if (past := reasons.total()) < max(PAST_FROM, PAST_SHARE * asked):
             continue
         why = ", ".join(f"{WHY_PAST.get(name, name)} ({n:,})" for name, n in reasons.most_common())
         yield _need(
@@ -362,8 +362,8 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
             "/",
             name=f"requests_past:{task}",
             detail=why,
-            text=f"Since the gateway started: {why}. They went to the teacher, and teach no "
-            'student. The how-to "describe a task" says what a student can answer.',
+            text=f"In the last day: {why}. They went to the teacher, and teach no student. "
+            'The how-to "describe a task" says what a student can answer.',
             over=f"Requests for {task} reach its student again.",
             task=task,
             urgent=past > asked / 2,

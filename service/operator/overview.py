@@ -9,6 +9,7 @@ from threading import Lock
 
 import structlog
 
+from pipelines.chat_request import NOT_ALLOWED
 from pipelines.decide import ceiling_in_words
 from pipelines.errors import ArtifactDamaged, Refused
 from pipelines.statistics.certify import items_needed
@@ -49,6 +50,7 @@ from storage.dead_letters import count_dead_letters
 from storage.evaluations import evaluations_of
 from storage.leases import reported_spend
 from storage.ledger import Ledger
+from storage.past import past_since
 from storage.reports import Report, read_card, read_report
 from storage.runs import TrainingRun, failures_in_a_row, runs
 from storage.samples import drawn_since, last_drawn
@@ -210,7 +212,6 @@ class Overview:
                     all_paused=all_paused,
                     teacher=teacher,
                     labelling=self._board.labelling(),
-                    gateways=gateways,
                     letters=letters,
                     unknown=unknown,
                     held=ingest.reason,
@@ -246,6 +247,9 @@ class Overview:
         figures = self._board.figures(task)
         champion = next((v for v in described if v.state == "champion"), None)
         last_run = runs(tx, task, 1)
+        since = present.now - timedelta(days=1)
+        past = past_since(tx, task, since)
+        today = window_sums(tx, task, None, since, present.now + timedelta(minutes=1))
         return TaskStatus(
             task=task,
             labels=len(settings.labels),
@@ -259,6 +263,8 @@ class Overview:
             ceiling=ceiling_in_words(figures.ceiling),
             figures=figures,
             last_run=last_run[0] if last_run else None,
+            requests=today.events + past.total() - past[NOT_ALLOWED],
+            past=past,
             loop=self._loop(tx, task, present, history, described, figures, last_run),
             reigns=reigns(history),
         )

@@ -116,8 +116,6 @@ class GatewaySeen:
     heard_at: datetime
     serving: Mapping[str, str] = field(default_factory=dict)  # version name by task
     failed: Mapping[str, str] = field(default_factory=dict)  # why not what is published
-    requests: Mapping[str, int] = field(default_factory=dict)  # since it started, by task
-    past: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # the student; by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +324,8 @@ class TaskStatus:
     ceiling: str  # a sentence; empty before the teacher was asked again
     figures: Figures
     last_run: TrainingRun | None
+    requests: int = 0  # of the last day
+    past: Mapping[str, int] = field(default_factory=dict)  # of these past the student, by reason
     loop: tuple[Step, ...] = ()
     reigns: tuple[Reign, ...] = ()  # the champions over time, oldest first
 

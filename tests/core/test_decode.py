@@ -210,6 +210,7 @@ def test_an_openai_pair_becomes_an_event_whose_answer_is_the_apps() -> None:
         answer="card_arrival",
         user_key=user_key("u-7", b"salt"),
         attributes={"region": "eu"},
+        asked={"temperature": 0},
         source=SOURCE,
     )
 
@@ -230,16 +231,28 @@ def test_a_request_that_got_no_response_is_an_event_without_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"tools": [{"type": "function"}]}, {"functions": [{"name": "f"}]}, {"n": 2}]
+    ("asked", "why"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "tools"),
+        ({"n": 2}, "choices"),
+        ({"logprobs": True}, "logprobs"),
+        ({"modalities": ["audio"]}, "audio"),
+        ({"web_search_options": {}}, "tools"),
+    ],
 )
-def test_no_task_claims_what_no_student_can_do(asked: dict[str, Any]) -> None:
-    assert read({**PAIR, "request": {**PAIR["request"], **asked}}).task is None
+def test_what_no_student_can_do_is_kept_with_the_reason(asked: dict[str, Any], why: str) -> None:
+    event = read({**PAIR, "request": {**PAIR["request"], **asked}})
+    assert (event.task, event.past) == ("support", why)
 
 
 def test_empty_tools_are_no_tools() -> None:
     empties: list[Any] = [None, []]
     for tools in empties:
-        assert read({**PAIR, "request": {**PAIR["request"], "tools": tools}}).task == "support"
+        assert read({**PAIR, "request": {**PAIR["request"], "tools": tools}}).past == ""
+    offered = {"tools": [{"type": "function"}], "tool_choice": "none"}
+    event = read({**PAIR, "request": {**PAIR["request"], **offered}})
+    assert (event.past, event.asked["tools"]) == ("", offered["tools"]), "asked for, not to be used"
 
 
 def test_an_assistant_that_only_called_tools_said_nothing() -> None:
@@ -376,10 +389,10 @@ def test_what_can_be_understood_of_an_odd_field_is_kept() -> None:
     assert read(human).messages[0].role == "user"
 
 
-def test_what_holds_an_image_is_read_and_no_task_claims_it() -> None:
+def test_what_holds_an_image_is_read_and_teaches_nobody() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     event = read(changed(PAIR, "request.messages.1.content.0", image))
-    assert event.task is None
+    assert (event.task, event.past) == ("support", "content")
     assert "base64" not in str(event.messages)
 
 

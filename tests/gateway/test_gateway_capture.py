@@ -5,10 +5,13 @@ import signal
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import httpx2
+import msgspec
 import pytest
 from gateway_rig import (
     ALL_LABELS,
@@ -23,6 +26,7 @@ from gateway_rig import (
     serving,
     settings_for,
     shared_students,
+    topic_records,
     wait_until,
 )
 from prometheus_client import CollectorRegistry
@@ -37,6 +41,8 @@ from service.gateway.recent import Recent
 from service.keys import open_keys
 from service.metrics.gateway import GatewayMetrics
 from service.topics.embedded import EmbeddedTopicWriter
+
+PIXELS = bytes(range(256)) * 40
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +345,70 @@ def test_no_prompt_text_is_logged(tmp_path: Path, students: Students) -> None:
     assert process.returncode == 0
     assert "sesame" not in out + err
     assert str(os.getpid()) not in out
+
+
+def test_what_no_student_may_answer_is_captured_with_the_reason(
+    tmp_path: Path, students: Students
+) -> None:
+    """Images are not kept, but what tells one from another; nothing of it is learned from."""
+    teacher = Teacher()
+    with serving(teacher.app()) as teacher.port:
+        gateway = RunningGateway(settings_for(tmp_path, teacher))
+        gateway.serve(students.publish(tmp_path, 1))
+        image = {"url": f"data:image/png;base64,{b64encode(PIXELS).decode()}"}
+        parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": image}]
+        gateway.chat(messages=[{"role": "user", "content": parts}])
+        gateway.chat(tools=[{"type": "function", "function": {"name": "look_up"}}])
+        gateway.chat(n=2)
+        gateway.chat(messages=["not", "an", "object"])
+        gateway.chat("long " * 100_000, tools=[{"type": "function"}])
+        gateway.chat("even longer " * 100_000)
+        wait_until(lambda: len(gateway.events()) == 6)
+        records = [msgspec.json.decode(one.value or b"") for one in topic_records(tmp_path)]
+        events = gateway.events()
+        gateway.stop()
+    assert [event.past for event in events] == [
+        "content", "tools", "choices", "malformed", "tools", "long",
+    ]  # fmt: skip
+    assert {event.task for event in events} == {"support"}
+    assert [event.answer for event in events] == [*["refund"] * 5, "delivery"]
+    assert records[0]["messages"][0]["content"] == "what is it?"
+    (kept,) = records[0]["attachments"]
+    assert kept == {
+        "message": 0,
+        "type": "image_url",
+        "media_type": "image/png",
+        "bytes": len(PIXELS),
+        "sha256": sha256(PIXELS).hexdigest(),
+    }
+    assert records[5]["cut"] == 12 * 100_000 - len(records[5]["messages"][0]["content"])
+    assert all(len(msgspec.json.encode(record)) < 20_000 for record in records)
+
+
+def test_what_the_app_asks_for_is_on_the_record(tmp_path: Path, students: Students) -> None:
+    teacher = Teacher()
+    call = {"id": "c1", "type": "function", "function": {"name": "who", "arguments": "{}"}}
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "customer 7", "tool_call_id": "c1"},
+        {"role": "user", "content": "where is my parcel"},
+    ]
+    with serving(teacher.app()) as teacher.port:
+        gateway = RunningGateway(settings_for(tmp_path, teacher))
+        gateway.serve(students.publish(tmp_path, 1))
+        said = gateway.chat(
+            messages=talk, temperature=0.3, seed=7, max_tokens=9, user="ann", store=True,
+            metadata={"a": "b"}, service_tier="flex",
+        )  # fmt: skip
+        assert said.headers["x-flywheel-served-by"] == "student"
+        wait_until(lambda: len(gateway.events()) == 1)
+        (event,) = gateway.events()
+        gateway.stop()
+    assert event.past == ""
+    assert event.asked == {"temperature": 0.3, "seed": 7, "max_tokens": 9}
+    assert [(one.role, one.content) for one in event.messages] == [
+        ("user", "hi"), ("assistant", ""), ("tool", "customer 7"), ("user", "where is my parcel"),
+    ]  # fmt: skip
+    assert event.messages[1].tool_calls == [call]
+    assert event.messages[2].tool_call_id == "c1"

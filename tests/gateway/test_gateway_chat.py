@@ -182,7 +182,7 @@ def test_unclaimed_requests_pass_through_byte_for_byte_and_uncaptured(
         ({"response_format": {"type": "json_object"}}, "format"),
         ({"modalities": ["text", "audio"]}, "audio"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "content"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "content"),
         ({"messages": "not a list"}, "malformed"),
     ],
 )

@@ -181,6 +181,7 @@ WAYS = {
         by="teacher",
         says="refund",
         counted=(TASK, "teacher", "passed_through"),
+        record=Record(by="teacher", answer="refund", teacher_answer="refund", student=False),
     ),
     "unclaimed": Way(
         asks={"model": "other"},

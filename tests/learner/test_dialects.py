@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import structlog
 from learner_rig import Rig, open_bench, open_rig
+from pydantic import SecretStr
 
 from pipelines.ask import Question
 from pipelines.errors import TeacherRefused
+from pipelines.types import Message
 from service.learner.teacher import Reply
 from service.learner.unusable import MANY, PROBE, RESTS
 
@@ -39,11 +41,15 @@ class Strict:
     def __init__(self) -> None:
         self.answer: Callable[[dict[str, Any]], Answer] = lambda request: completed("refund")
         self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         strict = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                strict.headers.append({name.lower(): said for name, said in self.headers.items()})
+                strict.paths.append(self.path)
                 strict.asked.append(request)
                 status, content = strict.answer(request)
                 body = json.dumps(content).encode()
@@ -112,6 +118,67 @@ def test_a_parameter_of_ours_that_is_refused_by_name_is_not_sent_again(
         sent = json.loads(bench.ledger.request(key) or b"{}")
     assert name not in sent, "the ledger has what was sent"
     assert "max_tokens" in sent or "max_completion_tokens" in sent, "an answer always has a limit"
+
+
+def test_labels_are_asked_as_the_app_asks(rig: Rig, strict: Strict) -> None:
+    """What decides about the answer goes along, the app's word before ours; nothing else does."""
+    call = {"id": "c1", "type": "function", "function": {"name": "who", "arguments": "{}"}}
+    talk = (
+        Message("user", "hi"),
+        Message("assistant", "", [call]),
+        Message("tool", "customer 7", tool_call_id="c1"),
+        Message("user", "where is my parcel"),
+    )
+    wanted = {"type": "json_object"}
+    rig.sample("e-0", messages=talk, asked={"response_format": wanted, "seed": 7, "max_tokens": 5})
+    rig.sample("e-1", "plain")
+    rig.sample("e-2", "hot", asked={"temperature": 1.0, "max_tokens": 10**6})
+    with open_bench(rig, base_url=strict.url, max_concurrency=1) as bench:
+        bench.relabel.run()
+        asked = {request["messages"][-1]["content"]: request for request in strict.asked}
+        assert len(rig.labels()) == 3
+    ours = bench.teacher.policy
+    first = asked["where is my parcel"]
+    assert first["messages"][-3:] == [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "customer 7", "tool_call_id": "c1"},
+        {"role": "user", "content": "where is my parcel"},
+    ]
+    assert (first["response_format"], first["seed"]) == (wanted, 7)
+    assert (first[ours.max_tokens_field], first["temperature"]) == (5, ours.temperature)
+    assert set(asked["plain"]) == {"model", "messages", "temperature", ours.max_tokens_field}
+    hot = asked["hot"]
+    assert (hot["temperature"], hot[ours.max_tokens_field]) == (1.0, ours.max_tokens)
+
+
+def test_a_parameter_of_the_apps_is_never_left_out(rig: Rig, strict: Strict) -> None:
+    refusal = refused("no temperature here", "temperature")
+    strict.answer = lambda request: refusal if "temperature" in request else completed("refund")
+    fill(rig, 3)
+    with open_bench(rig, base_url=strict.url) as bench:
+        for _ in range(3):
+            bench.relabel.run()
+        for number in range(3):
+            rig.sample(f"own-{number}", f"own {number}", asked={"temperature": 0.7})
+        bench.relabel.run()
+    assert set(rig.labels()) == {"e-0", "e-1", "e-2"}
+    assert {rig.statuses()[f"own-{number}"] for number in range(3)} == {"failed"}
+    assert all(
+        "temperature" in request
+        for request in strict.asked
+        if request["messages"][-1]["content"].startswith("own")
+    )
+
+
+def test_headers_and_a_query_of_our_own_go_with_every_call(rig: Rig, strict: Strict) -> None:
+    fill(rig, 1)
+    own = {"Api-Key": SecretStr("s3cret"), "x-subscription": SecretStr("7")}
+    with open_bench(rig, base_url=strict.url, headers=own, query={"api-version": "v 1"}) as bench:
+        bench.relabel.run()
+    (headers,), (path,) = strict.headers, strict.paths
+    assert (headers["api-key"], headers["x-subscription"]) == ("s3cret", "7")
+    assert "authorization" not in headers, "without a key there is none to send"
+    assert path == "/v1/chat/completions?api-version=v+1"
 
 
 def test_one_prompt_alone_proves_nothing_about_a_parameter(rig: Rig, strict: Strict) -> None:

@@ -107,6 +107,27 @@ def test_unclaimed_traffic_is_counted_and_not_looked_at(rig: Rig, producer: Prod
     assert metric(rig, "events", task="unclaimed", served_by="app") == 1
 
 
+def test_what_no_student_may_answer_is_counted_and_nothing_else(
+    rig: Rig, producer: Producer
+) -> None:
+    """Neither in the sums that judge a student, nor in any draw, nor a label; whoever says it."""
+    producer.send(record("a", past="tools", **by_teacher("refund")), record("b"))
+    producer.send(record("c", past="content", attributes={"feedback_on": "a"}))
+    offered = {"tools": [{"type": "function"}]}
+    producer.send(record("d", asked=offered), record("e", asked={**offered, "tool_choice": "none"}))
+    producer.send(record("f", attributes={"unsure": "not_allowed"}, **by_teacher("refund")))
+    drain(make_ingest(rig, sampling=ALL))
+    assert rig.rows("SELECT reason, sum(requests) FROM traffic_past GROUP BY ALL ORDER BY ALL") == [
+        ("not_allowed", 1),
+        ("tools", 2),
+    ]
+    assert events(rig) == 3, "b, e, and f whose answer might have been another"
+    assert rig.rows("SELECT event_id FROM samples ORDER BY ALL") == [("b",), ("e",), ("f",)]
+    assert rig.rows("SELECT event_id FROM labels ORDER BY ALL") == [("f",)]
+    assert metric(rig, "past", task="support", reason="tools") == 2
+    assert metric(rig, "records", outcome="event") == 6
+
+
 def test_failed_transaction_stores_nothing_and_redelivery_stores_once(
     rig: Rig, producer: Producer
 ) -> None:

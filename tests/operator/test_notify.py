@@ -21,18 +21,21 @@ from structlog.testing import capture_logs
 from webhook import Webhook, running_webhook
 
 from pipelines.errors import SettingsError
-from pipelines.types import Estimate
+from pipelines.tally import tally
+from pipelines.types import Estimate, Message, PromptEvent, SourceOffset
 from service.care.check import find_problems, lines
 from service.console.app import console_app
 from service.metrics.learner import LearnerMetrics
 from service.operator.notify import SETTLED, Notifier, Seen
-from service.operator.status import Figures, GatewaySeen, HoldReason, Unusable
+from service.operator.status import Figures, HoldReason, Unusable
 from service.sections import NotifyKind, NotifySettings
 from service.settings import load_settings
 from service.terminal import status_lines
 from storage.folder import DataFolder
 from storage.ledger import Amounts
+from storage.past import add_past
 from storage.runs import end_run, start_run
+from storage.traffic import add_traffic
 
 CONSOLE = "https://flywheel.example"
 
@@ -237,21 +240,24 @@ def test_what_the_teacher_said_is_for_operators_and_not_for_the_webhook(post: Po
 
 
 def test_requests_that_go_past_the_student_are_told_with_the_reasons(post: Post) -> None:
-    def heard(name: str, asked: int, **past: int) -> None:
-        seen = GatewaySeen(
-            name=name, heard_at=post.desk.clock(), requests={TASK: asked}, past={TASK: past}
-        )
-        post.desk.board.hear(seen)
+    def came(asked: int, **past: int) -> None:
+        minute = post.desk.clock().replace(second=0, microsecond=0)
+        event = PromptEvent(
+            event_id="e", task=TASK, model="desk", occurred_at=minute,
+            messages=(Message("user", "hi"),), source=SourceOffset("t", 0, 0),
+        )  # fmt: skip
+        with post.desk.database.transaction() as tx:
+            add_traffic(tx, tally([(event, "")] * asked))
+            add_past(tx, {(minute, TASK, reason): count for reason, count in past.items()})
 
-    heard("a", 1_000, format=60)
+    came(940, format=60)
     assert post.tick() == [], "six in a hundred"
-    heard("a", 1_000, format=60, tools=3)
-    heard("b", 100, format=99)
+    came(0, tools=3, format=99)
     (told,) = post.tick()
     assert told["kind"] == "requests_past"
-    assert told["title"] == "162 of 1,100 requests for support went past its student"
+    assert told["title"] == "162 of 1,102 requests for support went past its student"
     assert (
-        "a response_format that its answers do not have (159), tools or tool turns (3)"
+        "a response_format that its answers do not have (159), tools that the answer may call (3)"
         in (told["text"])
     )
 

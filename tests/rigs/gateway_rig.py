@@ -34,7 +34,7 @@ from pipelines.decode import decode
 from pipelines.records.common import DecodePolicy
 from pipelines.students.encoder import Encoder, installed_encoder_files
 from pipelines.students.head import Head, save_head
-from pipelines.types import PromptEvent, SourceOffset
+from pipelines.types import PromptEvent, Record, SourceOffset
 from service.gateway.app import run_gateway
 from service.keys import GATEWAY_PRODUCER, Keys, open_keys
 from service.learner.gateway_api import gateway_routes
@@ -428,17 +428,23 @@ def captured(data_dir: Path, keys: Keys) -> list[PromptEvent]:
         producer_keys={GATEWAY_PRODUCER: keys.capture},
         user_salt=b"salt",
     )
+    events = []
+    for record in topic_records(data_dir):
+        source = SourceOffset("t", record.partition, record.offset)
+        event = decode(record.value, record.headers, source, record.timestamp_ms, policy)
+        assert any(name == "flywheel-signature" for name, _ in record.headers)
+        events.append(event)
+    return events
+
+
+def topic_records(data_dir: Path) -> list[Record]:
     reader = EmbeddedTopicReader(data_dir / TOPIC_FILE)
     reader.seek({})
-    events = []
+    found: list[Record] = []
     while batch := reader.poll(max_records=5_000, timeout_seconds=0.0).records:
-        for record in batch:
-            source = SourceOffset("t", record.partition, record.offset)
-            event = decode(record.value, record.headers, source, record.timestamp_ms, policy)
-            assert any(name == "flywheel-signature" for name, _ in record.headers)
-            events.append(event)
+        found.extend(batch)
     reader.close()
-    return events
+    return found
 
 
 def settings_for(data_dir: Path, teacher: Teacher | None = None, **more: Any) -> Settings:

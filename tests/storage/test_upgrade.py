@@ -189,12 +189,15 @@ def test_a_folder_of_the_version_before_is_opened_and_goes_on(tmp_path: Path) ->
 def take_back_the_last_migration(database: Path) -> None:
     """What the version before had: the tables of its migrations, and no others."""
     last = sorted(path.name for path in MIGRATIONS.glob("*.sql"))[-1]
-    assert last == "008_doubts.sql"
+    assert last == "009_asked.sql"
     columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() ORDER BY ALL"
     with duckdb.connect(":memory:") as then, duckdb.connect(str(database)) as now:
         then.execute("CREATE TABLE schema_migrations (name TEXT PRIMARY KEY)")
         for path in sorted(MIGRATIONS.glob("*.sql"))[:-1]:
             then.execute(path.read_text())
-        now.execute("DROP TABLE doubts")
+        now.execute("DROP TABLE traffic_past")
+        now.execute("DROP INDEX samples_by_status")
+        now.execute("ALTER TABLE samples DROP COLUMN asked")
+        now.execute("CREATE INDEX samples_by_status ON samples (status)")
         now.execute("DELETE FROM schema_migrations WHERE name = ?", [last])
         assert now.execute(columns).fetchall() == then.execute(columns).fetchall()

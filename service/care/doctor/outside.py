@@ -120,11 +120,15 @@ def look_at_teacher(settings: Settings, ask: Ask) -> Iterator[Finding]:
     if not teacher.base_url:
         yield warning("teacher", "none is set: nothing is labelled", "set [teacher]")
         return
-    key = teacher.api_key.get_secret_value()
-    headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{teacher.base_url}/models"
     try:
-        answer = httpx2.get(url, headers=headers, timeout=TEACHER_SECONDS, follow_redirects=False)
+        answer = httpx2.get(
+            url,
+            params=teacher.query,
+            headers=teacher.http_headers,
+            timeout=TEACHER_SECONDS,
+            follow_redirects=False,
+        )
     except httpx2.HTTPError as error:
         yield problem(
             "teacher",

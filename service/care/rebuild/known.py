@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
-
+from pipelines.ask import TeacherPolicy, asked_in
 from pipelines.identities import question_key
+from pipelines.render import app_messages
 from pipelines.rows import read_held_out, read_training
 from pipelines.types import Message, Side, Task
 from service.care.rebuild.versions import written_at
@@ -25,6 +25,7 @@ class Known:
     event_id: str
     messages: tuple[Message, ...]
     at: datetime
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,12 @@ class KnownItem(Known):
     terms: str = ""
 
 
-class Asked(msgspec.Struct):
-    """As much of a stored request as tells what was asked."""
+class Asked(NamedTuple):
+    """What a stored request tells of the event that it was made for."""
 
+    task: Task
     messages: tuple[Message, ...]
+    asked: Mapping[str, Any]
 
 
 def known_items(datasets: Sequence[Artifact]) -> dict[str, KnownItem]:
@@ -78,20 +81,18 @@ def calls_by_event(ledger: Ledger) -> dict[str, Call]:
     return {call.event_id: call for call in ledger.calls() if not call.repeat}
 
 
-def asked_messages(
-    ledger: Ledger, call: Call, tasks: Sequence[Task]
-) -> tuple[Task, tuple[Message, ...]] | None:
-    """The task and the app's messages of a call; None where no task's question has its key."""
+def asked_in_call(
+    ledger: Ledger, call: Call, tasks: Sequence[Task], policy: TeacherPolicy
+) -> Asked | None:
+    """What the app had asked; None where no task's question has the call's key."""
     body = ledger.request(call.key)
     if body is None:
         return None
     parameters = json.loads(body)
     for task in tasks:
         if question_key(task, parameters, call.repeat) == call.key:
-            messages = msgspec.convert(parameters, Asked).messages
-            first = messages[0] if messages else None
-            ours = first == Message("system", task.instructions) and len(messages) > 1
-            return task, messages[1:] if ours else messages
+            messages = app_messages(parameters["messages"], task)
+            return Asked(task, messages, asked_in(parameters, policy))
     return None
 
 

@@ -19,7 +19,7 @@ from pipelines.types import (
     SampleReason,
     SourceOffset,
 )
-from service.care.rebuild.known import Known, KnownItem, asked_messages
+from service.care.rebuild.known import Known, KnownItem, asked_in_call
 from service.care.rebuild.replay import BY_REBUILD, Replay, of_known
 from service.learner.teacher import Reply, Teacher
 from storage.database import Database
@@ -71,13 +71,13 @@ class Answers:
         for call in calls.values():
             if call.event_id in present:
                 continue
-            asked = asked_messages(self.ledger, call, tasks)
+            asked = asked_in_call(self.ledger, call, tasks, self.teacher.policy)
             if asked is None:
                 self.replay.counts["calls_of_other_questions"] += 1
                 continue
-            task, messages = asked
+            task, messages = asked.task, asked.messages
             text = classifier_text(messages, task)
-            about = Known(event_id=call.event_id, messages=messages, at=call.at)
+            about = Known(event_id=call.event_id, messages=messages, at=call.at, asked=asked.asked)
             sample = self._sample(about, task.name, text, SampleReason.UNCERTAIN, Draws())
             made.append((sample, call.at))
         self._store(made)
@@ -119,7 +119,8 @@ class Answers:
     def _reply(self, sample: PendingSample) -> tuple[Call | None, Reply | None]:
         """The call that answered this very question, or an earlier wording of it."""
         task = self.replay.rules.tasks[sample.task]
-        question = ask(sample.event_id, sample.messages, task, self.teacher.policy)
+        policy = self.teacher.policy
+        question = ask(sample.event_id, sample.messages, task, policy, asked=sample.asked)
         call = self.ledger.call(question.key)
         try:
             if call is not None:
@@ -158,16 +159,19 @@ class Answers:
 
     def _votes_of_calls(self) -> None:
         """What was asked again, beside the label that the teacher gave first."""
+        tasks = list(self.replay.rules.tasks.values())
         again = [call for call in self.ledger.calls() if call.repeat and call.step == "received"]
         with self.database.snapshot() as tx:
             first = first_answers(tx, [call.event_id for call in again])
         found: defaultdict[tuple[str, datetime], list[Vote]] = defaultdict(list)
         for call in again:
-            asked = asked_messages(self.ledger, call, list(self.replay.rules.tasks.values()))
+            asked = asked_in_call(self.ledger, call, tasks, self.teacher.policy)
             if asked is None or call.event_id not in first:
                 continue
-            task, messages = asked
-            question = ask(call.event_id, messages, task, self.teacher.policy, call.repeat)
+            task, policy = asked.task, self.teacher.policy
+            question = ask(
+                call.event_id, asked.messages, task, policy, call.repeat, asked=asked.asked
+            )
             try:
                 reply = self.teacher.read(question, self.ledger.reply(call.key))
             except DataDamaged:
@@ -191,6 +195,7 @@ class Answers:
             model=self.replay.rules.tasks[task].models[0],
             occurred_at=known.at,
             messages=known.messages,
+            asked=known.asked,
             source=NOWHERE,
         )
         return Sample(

@@ -33,6 +33,7 @@ from storage.dead_letters import add_dead_letters
 from storage.groups import add_groups
 from storage.labels import add_labels
 from storage.ledger import Call
+from storage.past import add_past
 from storage.samples import add_samples
 from storage.traffic import add_traffic, store_offsets
 
@@ -122,6 +123,7 @@ class Replay:
             self.counts["unassessed"] += self._was_assessed_by_learner(prompt)
         with database.transaction() as tx:
             add_traffic(tx, self.rules.sums(items))
+            add_past(tx, self.rules.past(items))
             self.save_groups(tx, written)
             add_samples(tx, [one.sample for one in kept], written)
             for task, labels in _by_task(kept).items():
@@ -161,7 +163,7 @@ class Replay:
         return replace(self.policies[task], cold_start=cold)
 
     def _was_asked(self, event: PromptEvent, task: Task) -> bool:
-        question = ask(event.event_id, event.messages, task, self.rules.teacher)
+        question = ask(event.event_id, event.messages, task, self.rules.teacher, asked=event.asked)
         return question.key in self._keys
 
     def _was_assessed_by_learner(self, event: PromptEvent) -> bool:
