@@ -4,15 +4,18 @@ With the policy and the facts that a judgement rests on. `pipelines.gate` adds t
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.evaluate import BASE, CANDIDATE, CHAMPION, MAJORITY
+from pipelines.shape import TEXT
 from pipelines.statistics.certify import items_needed
 from pipelines.types import Check, Evaluation, PairCounts
 
 LABELS_CAME = "labels_came"
 STEPS_WANTED = 3  # of the strictest threshold's items: room for a mistake or two among them
+MOST_OF_ANOTHER_SHAPE = 0.05  # of the answers that the app receives today
 MOST_FOR_STEPS = 300  # so that an ambitious target does not ask for a thousand items first
 
 
@@ -40,6 +43,8 @@ class GateFacts:
     leaked_items: int  # held-out items whose near-duplicates the candidate was trained on
     latency_ms: float | None = None
     size_mb: float | None = None
+    shape: str = TEXT  # of the candidate's answers (`pipelines.shape`)
+    shapes: Mapping[str, int] = field(default_factory=dict)  # of the newest that the app received
     # Before the first look: labels of kept events on which the two differ, that it waits for.
     labels_awaited: int = 0
 
@@ -69,6 +74,23 @@ def conclusion(
     return Check(
         name=name, passed=bool(passed), value=value, threshold=threshold, sentence=sentence
     )
+
+
+def same_shape(case: Case) -> Check:
+    """Would the app be able to parse the candidate's answers as it does those of today?"""
+    shapes, own = case.facts.shapes, case.facts.shape
+    total, others = sum(shapes.values()), Counter(shapes)
+    alike = others.pop(own, 0)
+    passed = not total or (total - alike) <= MOST_OF_ANOTHER_SHAPE * total
+    sentence = f"Its answers look like those that the app receives: {own}."
+    if not passed:
+        ((other, count),) = others.most_common(1)
+        sentence = (
+            f"The app receives {other} ({count:,} of the newest {total:,} answers); the student "
+            f"would answer {own}, which an app that parses the other would not understand."
+        )
+    share = alike / total if total else None
+    return conclusion("shape", passed, share, 1 - MOST_OF_ANOTHER_SHAPE, sentence)
 
 
 # --- May this evaluation be judged at all? ---

@@ -24,6 +24,7 @@ from pipelines.checks import (
     percent,
     points,
     policy_makes_sense,
+    same_shape,
     waits,
 )
 from pipelines.evaluate import BASE, CHAMPION, MAJORITY, SIBLING
@@ -101,7 +102,7 @@ def _judge(
         look=turn.look,
         departed=departed,
     )
-    evidence = [policy_makes_sense(policy), *evidence_checks(case)]
+    evidence = [policy_makes_sense(policy), same_shape(case), *evidence_checks(case)]
     if not all(check.passed for check in evidence):
         return _report(evidence, turn, alpha)
     if facts.labels_awaited:  # nothing is compared yet, so that nothing is used up

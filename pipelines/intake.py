@@ -8,7 +8,7 @@ what is written when.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 import msgspec
 
@@ -22,6 +22,7 @@ from pipelines.label import read_label
 from pipelines.records.common import DecodePolicy
 from pipelines.render import classifier_text
 from pipelines.sample import Choice, SamplingPolicy, choose, choose_feedback
+from pipelines.shape import shape
 from pipelines.tally import Tally, TrafficKey, tally
 from pipelines.types import (
     Assessment,
@@ -109,6 +110,17 @@ class Rules:
             )
             if reason and event.task is not None:
                 found[event.occurred_at.replace(second=0, microsecond=0), event.task, reason] += 1
+        return found
+
+    def shapes(self, items: Iterable[Assessed]) -> Counter[tuple[date, str, str]]:
+        """What answers look like that are labels and no student's, by day, task and shape."""
+        found: Counter[tuple[date, str, str]] = Counter()
+        for item in items:
+            event, answer = item.event, item.event.answer
+            if event.task is None or event.past or event.served_by == "student" or not answer:
+                continue
+            if not item.is_feedback and read_label(answer, self.tasks[event.task]) is not None:
+                found[event.occurred_at.date(), event.task, shape(answer)] += 1
         return found
 
     def chosen(self, item: Assessed, policy: SamplingPolicy) -> Choice | None:

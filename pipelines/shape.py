@@ -1,4 +1,4 @@
-"""What an answer looks like, in words that quote nothing of it."""
+"""What an answer looks like: for whoever has to parse it, and in words that quote nothing of it."""
 
 import json
 import re
@@ -6,7 +6,50 @@ import re
 from pipelines.typography import unwrapped, without_reasoning
 
 MOST_NAMES = 5
+MOST_FIELDS, MOST_DEPTH = 20, 4
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,29}")
+
+
+TEXT = "text"
+
+
+def shape(answer: str) -> str:
+    """What an app has to be able to parse: text, or JSON with its keys and types.
+
+    Reasoning and typography around it make no difference (`pipelines.typography`).
+    """
+    said = unwrapped(answer)
+    if said[:1] not in ("{", "["):
+        return TEXT
+    try:
+        return _json_shape(json.loads(said), 0)
+    except (ValueError, RecursionError):
+        return TEXT
+
+
+def _json_shape(value: object, depth: int) -> str:
+    match value:
+        case dict() if depth < MOST_DEPTH:
+            shown = sorted(value)[:MOST_FIELDS]
+            inside = [f"{_name(name)}: {_json_shape(value[name], depth + 1)}" for name in shown]
+            more = [f"and {len(value) - MOST_FIELDS} more"] if len(value) > MOST_FIELDS else []
+            return "{" + ", ".join([*inside, *more]) + "}"
+        case list() if depth < MOST_DEPTH:
+            kinds = sorted({_json_shape(one, depth + 1) for one in value[:MOST_FIELDS]})
+            return f"[{' or '.join(kinds)}]"
+        case dict() | list():
+            return "…"
+        case bool():
+            return "truth value"
+        case int() | float():
+            return "number"
+        case None:
+            return "null"
+    return TEXT
+
+
+def _name(name: str) -> str:
+    return name if _NAME.fullmatch(name) else "…"
 
 
 def shape_in_words(answer: str | None) -> str:
@@ -27,7 +70,7 @@ def _shape(text: str) -> str:
         size = f"{len(text):,} character{'s' if len(text) > 1 else ''} of text"
         return size + (f" in {lines:,} lines" if lines > 1 else "")
     if isinstance(value, dict):
-        names = [name if _NAME.fullmatch(name) else "…" for name in list(value)[:MOST_NAMES]]
+        names = list(map(_name, list(value)[:MOST_NAMES]))
         more = f" and {len(value) - MOST_NAMES:,} more" if len(value) > MOST_NAMES else ""
         return f"a JSON object with the fields {', '.join(names)}{more}" if value else "{}"
     if isinstance(value, list):

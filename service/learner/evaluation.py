@@ -14,10 +14,12 @@ from pipelines.checks import groups_needed
 from pipelines.curate import normalise, of_now, uncontaminated
 from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
+from pipelines.label import write_answer
 from pipelines.marks import asked_of
 from pipelines.pool import PoolPart
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import read_training
+from pipelines.shape import shape
 from pipelines.traffic import weighted
 from pipelines.types import (
     Answers,
@@ -61,6 +63,7 @@ from storage.reports import (
     write_pool,
     write_report,
 )
+from storage.shapes import newest_shapes
 from storage.ticks import JobResult
 from storage.versions import version_by_digest, versions, versions_by_content
 
@@ -69,6 +72,7 @@ log = structlog.get_logger()
 # A candidate that is not promotable and not worse is judged again when so many items, of those
 # that judged it last, are new: what is not shown to be better yet may be shown later.
 LOOK_AGAIN_SHARE = 0.2
+ANSWERS_LOOKED_AT = 500  # of the newest, for what they look like to an app
 CHAMPION_CHANGED = "the champion has changed"
 MORE_EVIDENCE = "there are new held-out items"
 LABELS_CAME = "the labels where it and the champion differ have come"
@@ -259,8 +263,10 @@ class Evaluating:
         measured: AnswerFacts,
     ) -> GateFacts:
         """Looked up again after the evaluation: an operator may have decided meanwhile."""
+        task = self._shop.tasks[version.task]
         with self._shop.database.snapshot() as tx:
             serving = champion_of(tx, version.task)
+            shapes = newest_shapes(tx, version.task, ANSWERS_LOOKED_AT)
         trained = set(
             map(
                 normalise,
@@ -275,6 +281,8 @@ class Evaluating:
             leaked_items=sum(normalise(item.text) in trained for item in items),
             latency_ms=measured.latency_ms,
             size_mb=self._size(version) / 1e6,
+            shape=shape(write_answer(task.labels[0], task)),
+            shapes=shapes,
         )
 
     def _gate(

@@ -41,6 +41,7 @@ from storage.groups import add_groups, stored_groups
 from storage.labels import add_labels
 from storage.past import PastKey, add_past
 from storage.samples import add_samples
+from storage.shapes import ShapeKey, add_shapes
 from storage.ticks import ALL_JOBS, pause, pauses
 from storage.traffic import add_gaps, add_traffic, store_offsets, stored_offsets
 
@@ -63,6 +64,7 @@ class _Work(NamedTuple):
     batch: Batch
     sums: Mapping[TrafficKey, Tally]
     past: Mapping[PastKey, int]
+    shapes: Mapping[ShapeKey, int]
     groups: Sequence[Group]
     samples: Sequence[Sample]
     given: Mapping[str, Sequence[Label]]
@@ -232,6 +234,7 @@ class Ingest:
             batch=batch,
             sums=self._rules.sums(items),
             past=self._rules.past(items),
+            shapes=self._rules.shapes(items),
             groups=groups,
             samples=samples,
             given=self._labels(items, samples),
@@ -256,6 +259,7 @@ class Ingest:
                 with self._database.transaction() as tx:
                     add_traffic(tx, work.sums)
                     add_past(tx, work.past)
+                    add_shapes(tx, work.shapes)
                     add_groups(tx, work.groups, now)
                     new = add_samples(tx, work.samples, now)
                     for task, labels in work.given.items():

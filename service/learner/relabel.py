@@ -11,7 +11,7 @@ from pipelines.ask import ask
 from pipelines.errors import TeacherRefused
 from pipelines.identities import prompt_version
 from pipelines.label import OUTSIDE, read_label
-from pipelines.shape import shape_in_words
+from pipelines.shape import shape, shape_in_words
 from pipelines.types import Label, Task
 from service.learner.sampling import left_in_purses
 from service.learner.teacher import Reply, Teacher
@@ -23,6 +23,7 @@ from storage.failpoints import passing
 from storage.labels import add_labels
 from storage.ledger import Ledger
 from storage.samples import PendingSample, count_by_status, pending_samples, set_status
+from storage.shapes import ShapeKey, add_shapes
 from storage.ticks import JobResult
 
 log = structlog.get_logger()
@@ -133,6 +134,7 @@ class Relabel:
         # Where no prompt at all is answered, none of them is to blame for it.
         refused = any(reply.outcome == "refused" for reply in replies)
         shapes: dict[str, list[str]] = {}
+        looks: Counter[ShapeKey] = Counter()
         for reply in replies:
             event_id, asked = reply.question.event_id, self._tasks[reply.question.task]
             label = read_label(reply.text, asked)
@@ -140,10 +142,11 @@ class Relabel:
                 version = prompt_version(asked)
                 made = reply.as_label(label, prompt_version=version, terms=self._terms)
                 labels.setdefault(asked.name, []).append(made)
+                looks[self._now().date(), asked.name, shape(reply.text or "")] += 1
             elif reply.outcome == "received":
                 failed.setdefault(reply.detail or OUTSIDE, []).append(event_id)
-                shape = reply.detail or shape_in_words(reply.text)
-                shapes.setdefault(asked.name, []).append(shape)
+                looked = reply.detail or shape_in_words(reply.text)
+                shapes.setdefault(asked.name, []).append(looked)
             elif reply.outcome == "impossible" and not refused:
                 failed.setdefault(reply.detail, []).append(event_id)
             elif reply.outcome == "unknown":
@@ -151,6 +154,7 @@ class Relabel:
         with self._database.transaction() as tx:
             for task, found in labels.items():
                 add_labels(tx, task, found, self._now())
+            add_shapes(tx, looks)
             for why, event_ids in failed.items():
                 set_status(tx, event_ids, "failed", why)
             set_status(tx, held, "held", "nobody knows whether the teacher answered")

@@ -18,6 +18,7 @@ from storage.past import delete_past_before
 from storage.pool import leave_pool
 from storage.runs import runs
 from storage.samples import delete_labelled, expire_unlabelled
+from storage.shapes import delete_shapes_before
 from storage.swaps import delete_swaps_before
 from storage.ticks import JobResult, delete_ticks
 from storage.traffic import delete_traffic_before, stored_offsets
@@ -56,6 +57,7 @@ class Retention:
             delete_labelled(tx, now - kept.labelled_samples)
             delete_traffic_before(tx, now - kept.traffic)
             delete_past_before(tx, now - kept.traffic)
+            delete_shapes_before(tx, now - kept.traffic)
             delete_estimates_before(tx, now - kept.traffic)
             delete_swaps_before(tx, now - kept.traffic)
             delete_dead_letters(tx, now - kept.dead_letters)

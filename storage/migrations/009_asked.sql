@@ -10,3 +10,11 @@ CREATE TABLE traffic_past (
     reason TEXT NOT NULL,
     requests BIGINT NOT NULL
 );
+
+-- What the answers that are labels look like to whoever parses them: a student's must look alike.
+CREATE TABLE answer_shapes (
+    day DATE NOT NULL,
+    task TEXT NOT NULL,
+    shape TEXT NOT NULL,
+    answers BIGINT NOT NULL
+);

@@ -76,6 +76,24 @@ def evaluation(**changes: Any) -> Evaluation:
     return Evaluation(**{**plain, **changes})
 
 
+def test_a_candidate_whose_answers_would_look_otherwise_is_not_promotable() -> None:
+    """And nothing is used up: it is not even compared."""
+    three = "{confidence: number, label: text, reason: text}"
+    facts = dataclasses.replace(SECOND, shape="{label: text}", shapes={three: 95, "text": 5})
+    report = judge(evaluation(), POLICY, facts, turn=ALONE)
+    check = named(report, "shape")
+    assert (report.promotable, check.passed, compared(report)) == (False, False, False)
+    assert check.sentence == (
+        f"The app receives {three} (95 of the newest 100 answers); the student would answer "
+        "{label: text}, which an app that parses the other would not understand."
+    )
+    mostly = dataclasses.replace(SECOND, shape="text", shapes={"text": 95, three: 5})
+    assert judge(evaluation(), POLICY, mostly, turn=ALONE).promotable
+    assert judge(evaluation(), POLICY, SECOND, turn=ALONE).promotable, "nothing is known"
+    mixed = dataclasses.replace(SECOND, shape="text", shapes={"text": 94, three: 6})
+    assert not judge(evaluation(), POLICY, mixed, turn=ALONE).promotable
+
+
 def named(report: GateReport, name: str) -> Check:
     return next(check for check in report.checks if check.name == name)
 

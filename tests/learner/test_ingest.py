@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +28,7 @@ from service.operator.board import Board
 from service.operator.status import IngestState
 from service.topics.embedded import EmbeddedTopicReader
 from service.topics.topic_file import prune
+from storage.shapes import add_shapes, newest_shapes
 from storage.ticks import pause, resume
 
 RIG = Path(__file__).parents[1] / "rigs" / "ingest_rig.py"
@@ -126,6 +127,23 @@ def test_what_no_student_may_answer_is_counted_and_nothing_else(
     assert rig.rows("SELECT event_id FROM labels ORDER BY ALL") == [("f",)]
     assert metric(rig, "past", task="support", reason="tools") == 2
     assert metric(rig, "records", outcome="event") == 6
+
+
+def test_what_the_apps_answers_look_like_is_learned_from_those_that_are_labels(
+    rig: Rig, producer: Producer
+) -> None:
+    producer.send(record("a", **by_teacher("refund")), record("b", answer="**Refund.**"))
+    producer.send(record("c", answer='{"label": "refund"}'), record("d", answer="I cannot say"))
+    producer.send(record("e", past="tools", answer="refund"), record("f", **by_student(0.9)))
+    drain(make_ingest(rig))
+    with rig.database.snapshot() as tx:
+        assert newest_shapes(tx, "support", 500) == {"text": 2, "{label: text}": 1}
+    with rig.database.transaction() as tx:
+        old, older = date(2020, 1, 2), date(2020, 1, 1)
+        add_shapes(tx, {(old, "support", "[text]"): 7, (older, "support", "null"): 9})
+        assert newest_shapes(tx, "support", 3) == {"text": 2, "{label: text}": 1}
+        assert newest_shapes(tx, "support", 4)["[text]"] == 7
+        assert newest_shapes(tx, "support", 99)["null"] == 9
 
 
 def test_failed_transaction_stores_nothing_and_redelivery_stores_once(

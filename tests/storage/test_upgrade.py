@@ -196,6 +196,7 @@ def take_back_the_last_migration(database: Path) -> None:
         for path in sorted(MIGRATIONS.glob("*.sql"))[:-1]:
             then.execute(path.read_text())
         now.execute("DROP TABLE traffic_past")
+        now.execute("DROP TABLE answer_shapes")
         now.execute("DROP INDEX samples_by_status")
         now.execute("ALTER TABLE samples DROP COLUMN asked")
         now.execute("CREATE INDEX samples_by_status ON samples (status)")

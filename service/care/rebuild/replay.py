@@ -35,6 +35,7 @@ from storage.labels import add_labels
 from storage.ledger import Call
 from storage.past import add_past
 from storage.samples import add_samples
+from storage.shapes import add_shapes
 from storage.traffic import add_traffic, store_offsets
 
 MAX_RECORDS = 2_000
@@ -124,6 +125,7 @@ class Replay:
         with database.transaction() as tx:
             add_traffic(tx, self.rules.sums(items))
             add_past(tx, self.rules.past(items))
+            add_shapes(tx, self.rules.shapes(items))
             self.save_groups(tx, written)
             add_samples(tx, [one.sample for one in kept], written)
             for task, labels in _by_task(kept).items():
