@@ -97,7 +97,7 @@ def text_of(content: object) -> str | None:
     if isinstance(content, str):
         return _storable(content)
     if isinstance(content, dict):
-        return None if content.get("type") in THOUGHTS else text_of(content.get("text"))
+        return None if str(content.get("type")) in THOUGHTS else text_of(content.get("text"))
     if isinstance(content, list):
         parts = [text for part in content if (text := text_of(part)) is not None]
         return "".join(parts) if parts else None

@@ -17,6 +17,7 @@ from storage.failpoints import passing
 from storage.folder import DataFolder
 
 GATEWAY_PRODUCER = "gateway"
+IMPORT_PRODUCER = "flywheel-import"  # an operator's `--teacher-answers`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,11 @@ class Keys:
     def capture(self) -> bytes:
         """Signs what the gateway puts on the topic."""
         return self._derive("capture")
+
+    @property
+    def imports(self) -> bytes:
+        """Signs logs of which an operator says that the answers are the teacher's."""
+        return self._derive("imports")
 
     @property
     def live(self) -> bytes:

@@ -4,7 +4,7 @@ from pipelines.intake import Rules
 from pipelines.records.common import DecodePolicy
 from pipelines.sample import SamplingPolicy
 from pipelines.types import Task
-from service.keys import GATEWAY_PRODUCER, Keys
+from service.keys import GATEWAY_PRODUCER, IMPORT_PRODUCER, Keys
 from service.settings import Settings
 
 
@@ -17,7 +17,11 @@ def intake_rules(settings: Settings, keys: Keys) -> Rules:
         decoding=DecodePolicy(
             claims=settings.claims(),
             tasks=frozenset(settings.tasks),
-            producer_keys={**producers, GATEWAY_PRODUCER: keys.capture},
+            producer_keys={
+                **producers,
+                GATEWAY_PRODUCER: keys.capture,
+                IMPORT_PRODUCER: keys.imports,
+            },
             user_salt=keys.users,
             max_bytes=settings.ingest.max_record_bytes,
         ),

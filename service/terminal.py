@@ -34,18 +34,31 @@ def status_lines(status: Data) -> Iterator[str]:
 
 
 def import_lines(found: Data) -> Iterator[str]:
-    """What became of a file's lines, and what its answers were taken for."""
-    yield f"{found['sent']:,} of {found['lines']:,} lines are on the topic"
-    for model, lines in found["unclaimed"].items():
+    """What became of a log's records, and what its answers were taken for."""
+    yield f"{found['sent']:,} of {found['lines']:,} records are on the topic"
+    for shape, records in found["shapes"].items():
+        yield f"  read as {shape}: {records:,}"
+    if found["other"]:
+        yield f"{found['other']:,} others are no model calls"
+    if found["beyond"]:
         yield (
-            f"no task claims the model {model}: {lines:,} lines count for nothing. Name it in "
-            "`models` of a task, or give the app's name with --model"
+            f"{found['beyond']:,} ask for what no student can give (tools, several answers, an "
+            "image, a sound, a file): they belong to no task"
         )
+    for model, records in found["unclaimed"].items():
+        yield (
+            f"no task claims the model {printable(model, 60)}: {records:,} records count for "
+            "nothing. Name it in `models` of a task, or say --task"
+        )
+    if found["not_labels"]:
+        yield f"{found['not_labels']:,} of the teacher's answers are none of the task's labels"
     taken = []
     if found["labelled"]:
         taken.append(f"{found['labelled']:,} as the teacher's, which are labels")
     if found["answered"]:
         taken.append(f"{found['answered']:,} as the app's, which are none")
+    if taken and found["unanswered"]:
+        taken.append(f"{found['unanswered']:,} records without")
     yield f"answers: {', '.join(taken) or 'none'}"
 
 

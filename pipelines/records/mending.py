@@ -52,9 +52,9 @@ def _native(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
     if beyond and not kept.get("past"):
         kept["past"] = "content"
     kept["user"] = user_name(record.get("user"))
-    kept["attributes"] = _attributes(record.get("attributes"))
+    kept["attributes"] = attributes_of(record.get("attributes"))
     kept["occurred_at"] = _time(record.get("occurred_at"), timestamp_ms)
-    kept["event_id"] = _id(record.get("event_id"))
+    kept["event_id"] = id_of(record.get("event_id"))
     kept["usage"] = usage_of(record.get("usage"))
     for name in ("answer", "teacher_answer"):
         kept[name] = text_of(record.get(name))
@@ -73,7 +73,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
         "messages": _chat(request.get("messages")),
         "user": user_name(request.get("user")),
         "n": request["n"] if type(request.get("n")) is int else None,
-        "metadata": _attributes(request.get("metadata")),
+        "metadata": attributes_of(request.get("metadata")),
     }
     said = None
     if isinstance(response, dict):
@@ -84,7 +84,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
         time = _time(response.get("created"), timestamp_ms)
         said = {
             "choices": [{"message": {"content": content}}],
-            "id": _id(response.get("id")),
+            "id": id_of(response.get("id")),
             "created": time.timestamp() if time else None,
             "usage": usage_of(response.get("usage")),
         }
@@ -156,7 +156,7 @@ def _role(role: object) -> object:
     return known if known in ROLES else SYNONYMS.get(known, role)
 
 
-def _attributes(found: object) -> dict[str, str]:
+def attributes_of(found: object) -> dict[str, str]:
     """What is one text, number or truth value a name."""
     kept = {
         name: value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -167,7 +167,7 @@ def _attributes(found: object) -> dict[str, str]:
     return dict(list(fitting.items())[:50])
 
 
-def _id(given: object) -> str | None:
+def id_of(given: object) -> str | None:
     """None: the record's place on the topic is its id."""
     if not isinstance(given, str) or not given.isprintable():
         return None

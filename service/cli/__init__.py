@@ -6,10 +6,10 @@ Nothing heavy is imported before a verb needs it, so that `--help` answers at on
 import sys
 
 from pipelines.errors import FlywheelError
-from service.cli import care, processes, records, versions
+from service.cli import care, importing, processes, records, versions
 from service.cli.root import app
 
-__all__ = ["app", "care", "main", "processes", "records", "versions"]
+__all__ = ["app", "care", "importing", "main", "processes", "records", "versions"]
 
 
 def main() -> None:

@@ -2,16 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipelines.errors import ExitCode, SettingsError
+from pipelines.errors import ExitCode
 from service.cli.help import examples
-from service.cli.root import AsJson, TaskName, app, chosen, print_json, tell
-
-if TYPE_CHECKING:
-    from service.settings import Settings
+from service.cli.root import AsJson, app, chosen, print_json, tell
 
 
 @app.command(epilog=examples("flywheel run", "flywheel --config support.toml run"))
@@ -166,64 +163,3 @@ def recipes(
         return
     for line in needs_lines(found, labels, settings.trainer.memory_limit_mb):
         print(line)
-
-
-@app.command("import", epilog=examples("flywheel import prompts.jsonl", "flywheel import log.csv"))
-def import_log(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
-    model: Annotated[
-        str | None, typer.Option(help="For lines that name no model.", show_default=False)
-    ] = None,
-    task: TaskName = None,
-    producer: Annotated[
-        str | None,
-        typer.Option(
-            help="Vouch for the column `label` as this one of ingest.trusted_producers: it is "
-            "what the teacher answered.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put a recorded log (JSONL, CSV or Parquet) onto the topic."""
-    from contextlib import closing
-    from dataclasses import asdict
-
-    from service.care.import_log import ImportPolicy, import_file
-    from service.terminal import import_lines
-    from service.topics.opening import open_writer
-
-    settings = chosen.settings()
-    policy = ImportPolicy(
-        model=model,
-        task=task,
-        teacher_model=settings.teacher.model or None,
-        producer=producer,
-        key=_key_of(settings, producer) if producer else None,
-        claims=settings.claims(),
-        max_bytes=settings.ingest.max_record_bytes,
-    )
-    with closing(open_writer(settings)) as writer:
-        found = import_file(file, writer, policy=policy, progress=_count_lines)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        for reject in found.rejects:
-            print(f"line {reject.line}: {reject.reason}", file=sys.stderr)
-        if found.rejected > len(found.rejects):
-            print(f"... and {found.rejected - len(found.rejects):,} more", file=sys.stderr)
-        print("\n".join(import_lines(asdict(found))))
-    if found.rejected or found.unclaimed or not found.lines:
-        raise typer.Exit(int(ExitCode.NOT_ALL_TAKEN))
-
-
-def _key_of(settings: "Settings", producer: str) -> bytes:
-    known = settings.ingest.trusted_producers
-    if producer not in known:
-        names = ", ".join(sorted(known)) or "none"
-        raise SettingsError(f"ingest.trusted_producers has no {producer}; it has: {names}")
-    return known[producer].get_secret_value().encode()
-
-
-def _count_lines(lines: int) -> None:
-    tell(f"{lines:,} lines")

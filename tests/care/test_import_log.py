@@ -17,12 +17,13 @@ from pipelines.decode import decode
 from pipelines.errors import ExitCode, SettingsError
 from pipelines.records.common import DecodePolicy
 from pipelines.records.native import SCHEMA
-from pipelines.types import Message, PromptEvent, SourceOffset
-from service.care.import_log import Columns, ImportCounts, ImportPolicy, import_file
+from pipelines.types import Message, PromptEvent, SourceOffset, Task
+from service.care.import_log import ImportCounts, ImportPolicy, import_logs
 from service.terminal import import_lines
 from service.topics.embedded import EmbeddedTopicReader, EmbeddedTopicWriter
 
 KEY = b"importer's key"
+DESK = Task(name="support", models=("desk",), labels=("refund", "delivery"))
 SIGNING = ImportPolicy(model="support-large", producer="importer", key=KEY, teacher_model="large-1")
 RULES = DecodePolicy(
     claims={"support-large": "support"}, producer_keys={"importer": KEY}, user_salt=b"salt"
@@ -35,7 +36,7 @@ def imported(
     """Import the file, then read the topic as the learner does."""
     topic = path.parent / "topic.sqlite"
     with closing(EmbeddedTopicWriter(topic)) as writer:
-        counts = import_file(path, writer, policy=policy, **more)
+        counts = import_logs([path], writer, policy=policy, **more)
     with closing(EmbeddedTopicReader(topic)) as reader:
         reader.seek({})
         events = []
@@ -91,7 +92,7 @@ def test_csv_columns_are_mapped(tmp_path: Path) -> None:
         "Lost it,card_lost,,1767323045000\n",
         encoding="utf-8",
     )
-    columns = Columns(text="query", label="intent", user="who", time="at")
+    columns = {"text": "query", "label": "intent", "user": "who", "time": "at"}
     policy = ImportPolicy(
         model="support-large", columns=columns, producer="importer", key=KEY, teacher_model="m"
     )
@@ -199,11 +200,11 @@ def test_what_was_answered_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
     counts, events = imported(path, ImportPolicy(model="support-large"))
     roles = [[message.role for message in event.messages] for event in events]
     asked = ["system", "user"]
-    assert roles == [asked, asked, [*asked, "assistant", "user"], asked]
-    assert [event.answer for event in events] == ["delivery", "delivery", None, "delivery"]
+    assert roles == [asked, asked, [*asked, "assistant", "user"], asked, ["user"]]
+    assert [event.answer for event in events] == ["delivery", "delivery", None, *["delivery"] * 2]
     assert events[3].messages[1].content == "where\nis it"
-    assert [tuple(one) for one in counts.rejects] == [(5, "it holds an image, a sound or a file")]
-    assert (counts.answered, counts.labelled) == (3, 0)
+    assert [event.task for event in events] == [*["support"] * 4, None]  # the image
+    assert (counts.answered, counts.labelled, counts.unanswered, counts.beyond) == (4, 0, 1, 1)
     assert all(event.teacher_answer is None for event in events)
 
 
@@ -214,11 +215,11 @@ def test_lines_that_no_task_wants_are_said(tmp_path: Path) -> None:
         {"text": "b", "model": "gpt-large"},
         {"text": "c", "model": "desk"},
     )
-    counts, _ = imported(path, ImportPolicy(claims={"desk": "support"}))
+    counts, _ = imported(path, ImportPolicy(tasks={"support": DESK}))
     assert counts.sent == 3
     assert counts.unclaimed == {"gpt-large": 2}
     said = "\n".join(import_lines(asdict(counts)))
-    assert "no task claims the model gpt-large: 2 lines count for nothing" in said
+    assert "no task claims the model gpt-large: 2 records count for nothing" in said
     assert said.endswith("answers: none")
 
 
@@ -276,7 +277,7 @@ def test_a_file_larger_than_the_writers_queue_waits_for_it(tmp_path: Path) -> No
     path = write_lines(tmp_path / "log.jsonl", *({"text": f"prompt {i}"} for i in range(2500)))
     told: list[int] = []
     with closing(EmbeddedTopicWriter(tmp_path / "topic.sqlite", max_queued=100)) as writer:
-        counts = import_file(path, writer, policy=SIGNING, progress=told.append)
+        counts = import_logs([path], writer, policy=SIGNING, progress=told.append)
     assert counts.sent == 2500
     assert told == [1000, 2000, 2500]
 
@@ -291,7 +292,7 @@ def test_a_file_that_cannot_be_imported_is_said_before_anything_is_sent(
         closing(EmbeddedTopicWriter(tmp_path / "topic.sqlite")) as writer,
         pytest.raises(SettingsError),
     ):
-        import_file(tmp_path / name, writer)
+        import_logs([tmp_path / name], writer)
 
 
 def test_a_damaged_parquet_file_is_said(tmp_path: Path) -> None:
@@ -300,7 +301,7 @@ def test_a_damaged_parquet_file_is_said(tmp_path: Path) -> None:
         closing(EmbeddedTopicWriter(tmp_path / "topic.sqlite")) as writer,
         pytest.raises(SettingsError, match="not a Parquet file"),
     ):
-        import_file(tmp_path / "log.parquet", writer)
+        import_logs([tmp_path / "log.parquet"], writer)
 
 
 def test_a_producer_without_key_is_refused(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_a_producer_without_key_is_refused(tmp_path: Path) -> None:
         closing(EmbeddedTopicWriter(tmp_path / "topic.sqlite")) as writer,
         pytest.raises(SettingsError, match="both"),
     ):
-        import_file(path, writer, policy=ImportPolicy(producer="importer"))
+        import_logs([path], writer, policy=ImportPolicy(producer="importer"))
 
 
 def test_the_command_line_vouches_for_labels_as_a_trusted_producer(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from console_server import TOKEN, seed, serve
 from gateway_rig import RunningGateway, Teacher, serving, settings_for
+from log_samples import BATCH_INPUT, BATCH_OUTPUT, LITELLM, REQUEST
 from operating import Desk, open_desk
 from test_docs import EXAMPLE, ROOT, fences
 
@@ -60,6 +61,14 @@ FILES = {
     "prompts.jsonl": '{"text": "where is my parcel", "model": "support-classifier"}\n',
     "lost-records.jsonl": '{"text": "where is my parcel", "model": "support-classifier"}\n',
     "log.csv": "text,user\nwhere is my parcel,anna\n",
+    "exported.csv": "question;output;who;asked_at;region\n"
+    'where is my parcel;"{""content"": ""delivery""}";anna;2026-01-02T03:04:05Z;eu\n',
+    "litellm.jsonl": json.dumps({**LITELLM, "metadata": {"customer": "anna"}}) + "\n",
+    "batch_input.jsonl": json.dumps(
+        {**BATCH_INPUT, "body": {**REQUEST, "model": "support-classifier"}}
+    )
+    + "\n",
+    "batch_output.jsonl": json.dumps(BATCH_OUTPUT) + "\n",
 }
 
 
@@ -141,6 +150,7 @@ def environment(folder: Path) -> dict[str, str]:
     text = EXAMPLE.read_text()
     (folder / "flywheel.example.toml").write_text(text)
     text = text.replace('# data_dir = "flywheel-data"', 'data_dir = "data"')
+    text = text.replace("terms_allow_training = false", "terms_allow_training = true")
     (folder / "flywheel.toml").write_text(text)
     (folder / "demo-data" / "flywheel.toml").write_text(text)
     (folder / "flywheel-data").mkdir()

@@ -34,7 +34,7 @@ TRAINING_MODULES = ("pipelines/students/", "pipelines/train.py")
 ONLY_IN = {
     "kafka": ("service/topics/",),
     "apscheduler": ("service/learner/schedule.py",),
-    "duckdb": ("storage/", "service/care/import_log.py"),  # the latter reads Parquet with it
+    "duckdb": ("storage/", "service/care/logs/files.py"),  # the latter reads Parquet with it
 }
 # The wings of `service/`, each with those that it may import of the others.
 WINGS: dict[str, tuple[str, ...]] = {
