@@ -12,7 +12,8 @@ from pipelines.label import read_label
 from pipelines.records.common import DecodePolicy
 from pipelines.records.signature import sign
 from pipelines.types import Headers, PromptEvent, SourceOffset, Task
-from service.care.logs.reading import EVERY, Found, Progress, read_logs
+from service.care.logs.call import EVERY, Progress
+from service.care.logs.reading import Found, read_logs
 from service.care.logs.records import Naming, record_of
 from service.topics import TopicWriter
 

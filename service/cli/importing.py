@@ -115,8 +115,11 @@ def _policy(
 ) -> "ImportPolicy":
     from service.care.import_log import ImportPolicy
     from service.care.logs.mapping import read_map
+    from service.keys import open_keys
 
     signer, key = _signer(settings, producer, terms)
+    token = settings.gateway.learner_token.get_secret_value()
+    there = token or settings.folder.internal_key.exists()  # a look makes nothing
     return ImportPolicy(
         columns=read_map(mapped),
         model=model,
@@ -127,6 +130,7 @@ def _policy(
         key=key,
         tasks={name: settings.task_of(name) for name in settings.tasks},
         max_bytes=settings.ingest.max_record_bytes,
+        user_salt=open_keys(settings.data_dir, token).users if there else b"not kept",
     )
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.errors import InvalidMessage
-from service.care.logs.call import Row
+from service.care.logs.call import EVERY, Progress, Row
 from service.care.logs.files import open_log
 from service.care.logs.shapes import BATCH_ANSWER, BATCH_REQUEST
 
@@ -25,10 +25,12 @@ class BatchAnswers:
         """Whether there was a file of responses at all."""
         return bool(self._files)
 
-    def hold(self, path: Path) -> None:
+    def hold(self, path: Path, progress: Progress) -> None:
         """Read a file of responses. A line that is none is said when its file is imported."""
         self._files += 1
-        for _, row, problem in open_log(path).lines:
+        for at, (_, row, problem) in enumerate(open_log(path).lines, 1):
+            if at % EVERY == 0:
+                progress(at)
             if problem or not BATCH_ANSWER.fits(row):
                 continue
             name = str(row["custom_id"])

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from pipelines.errors import InvalidMessage
 
 Row = Mapping[str, Any]
+Progress = Callable[[int], None]  # is told how many records were read
+EVERY = 1_000
 
 
 class Said(NamedTuple):

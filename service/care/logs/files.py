@@ -76,6 +76,8 @@ def open_log(path: Path) -> LogFile:
 def _text(path: Path) -> LogFile:
     with _open(path) as file:
         head = file.read(PEEKED)
+    if "\0" in head:
+        raise SettingsError(f"{path.name} is no text: unpack it, or save it as JSON or CSV.")
     in_lines = any(ending in path.name.lower() for ending in (".jsonl", ".ndjson"))
     first = head.lstrip()[:1]
     if first == "[" or (first == "{" and not in_lines and _goes_on(head)):
@@ -96,6 +98,8 @@ def _open(path: Path, newline: str = "") -> IO[str]:
     with _bytes(path) as raw:
         start = raw.read(4)
     encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+    if start[:2].count(0) == 1 and encoding == "utf-8":  # ASCII in two bytes, without a mark
+        encoding = "utf-16-be" if start[0] == 0 else "utf-16-le"
     errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
     return io.TextIOWrapper(_bytes(path), encoding=encoding, errors=errors, newline=newline)
 

@@ -92,7 +92,7 @@ def _attributes(row: Row) -> dict[str, Any]:
     """As a table: an object, OTLP's list of keys and values, or columns of their own."""
     given = parsed(first_of(row.get("attributes"), row.get("SpanAttributes")))
     if isinstance(given, dict):
-        return given
+        return {str(name): value for name, value in given.items()}
     if isinstance(given, list):
         return {str(one.get("key")): _value(one.get("value")) for one in _rows(given)}
     return {name: value for name, value in row.items() if name.startswith("gen_ai.")}

@@ -1,19 +1,17 @@
 """Some files to the calls that they hold, each with where it stands and what it was taken for."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.errors import InvalidMessage, SettingsError
 from service.care.logs.batches import BatchAnswers, is_of_answers
-from service.care.logs.call import LoggedCall, Row
+from service.care.logs.call import EVERY, LoggedCall, Progress, Row
 from service.care.logs.files import LogFile, open_log
 from service.care.logs.mapping import PROMPT, from_columns, has, overlaid
 from service.care.logs.shapes import BATCH_ANSWER, COLUMNS, OWN_COLUMNS, SHAPES, rows_in, shape_of
-
-Progress = Callable[[int], None]
-EVERY = 1_000
+from service.terminal import printable
 
 
 class Found(NamedTuple):
@@ -35,7 +33,7 @@ def read_logs(
     answers = BatchAnswers()
     with_answers = [path for path in paths if len(paths) > 1 and is_of_answers(path)]
     for path in with_answers:
-        answers.hold(path)
+        answers.hold(path, progress)
     for path in paths:
         if path not in with_answers:
             _refuse_unknown_columns(path, columns, progress)
@@ -115,5 +113,6 @@ def _refuse_strange_table(path: Path, log: LogFile) -> None:
         return
     raise SettingsError(
         f"{path.name}: no shape that is known, and no column text or messages. It has: "
-        f"{', '.join(columns[:20]) or 'none'}. Say which holds the prompt: --map text=COLUMN"
+        f"{printable(', '.join(columns), 300) or 'none'}. "
+        "Say which holds the prompt: --map text=COLUMN"
     )

@@ -45,7 +45,7 @@ def record_of(call: LoggedCall, number: int, naming: Naming) -> Recorded:
         asked, answer = _without_answer(call)
         messages, beyond = plain_messages(asked)
         if beyond or _asks_more(call.request):
-            return Recorded(_pair(call, asked, answer, naming), beyond_students=True)
+            return Recorded(_pair(call, asked, answer, number, naming), beyond_students=True)
         return Recorded(_native(call, messages, answer, number, naming))
     except UnicodeEncodeError:
         raise InvalidMessage("not UTF-8") from None
@@ -105,7 +105,8 @@ def _of_our_own(row: Row, number: int, naming: Naming) -> bytes:
     try:
         record = msgspec.convert(row, NativeRecord)
     except msgspec.ValidationError:
-        return msgspec.json.encode(row)
+        named = id_of(row.get("event_id")) or _made_id(number, msgspec.json.encode(row))
+        return msgspec.json.encode({**row, "event_id": named})
     if naming.task is not None:
         record = msgspec.structs.replace(record, task=naming.task)
     if record.teacher_answer is None and record.served_by == "app" and record.answer:
@@ -113,7 +114,9 @@ def _of_our_own(row: Row, number: int, naming: Naming) -> bytes:
     return _identified(record, number)
 
 
-def _pair(call: LoggedCall, asked: Messages, answer: Said | None, naming: Naming) -> bytes:
+def _pair(
+    call: LoggedCall, asked: Messages, answer: Said | None, number: int, naming: Naming
+) -> bytes:
     """What no student can answer, in the one form that can say so."""
     request = {
         **{name: call.request[name] for name in ("tools", "functions", "n")
@@ -124,7 +127,8 @@ def _pair(call: LoggedCall, asked: Messages, answer: Said | None, naming: Naming
         "metadata": attributes_of(parsed(call.metadata)),
     }  # fmt: skip
     response = {
-        "id": id_of(_text(call.source_id)),
+        "id": id_of(_text(call.source_id))
+        or _made_id(number, msgspec.json.encode(storable(request))),
         "created": call.time.timestamp() if call.time else None,
         "choices": [{"message": {"content": answer.text}}] if answer else [],
     }
@@ -151,9 +155,13 @@ def _text(found: object) -> str | None:
 
 
 def _identified(record: NativeRecord, number: int) -> bytes:
-    """The record with the id by which the same line is known again: its own, or one of its
-    content and its line's number."""
+    """With the id by which the same line is known again: its own, or one that is made."""
     if record.event_id is None:
-        digest = blake2b(b"%d " % number + encode_native(record), digest_size=12)
-        record = msgspec.structs.replace(record, event_id=f"import-{digest.hexdigest()}")
+        named = _made_id(number, encode_native(record))
+        record = msgspec.structs.replace(record, event_id=named)
     return encode_native(record)
+
+
+def _made_id(number: int, content: bytes) -> str:
+    """The one place where a record without an id gets one."""
+    return f"import-{blake2b(b'%d ' % number + content, digest_size=12).hexdigest()}"

@@ -1,7 +1,7 @@
 """Prompts, answers and times as logs hold them: messages, parts, JSON in a text, a bare text."""
 
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -211,6 +211,8 @@ def moment(given: object) -> datetime | None:
     if given in (None, ""):
         return None
     found = given if isinstance(given, datetime) else None
+    if isinstance(given, date) and found is None:
+        found = datetime(given.year, given.month, given.day, tzinfo=UTC)
     if isinstance(given, str | int | float) and not isinstance(given, bool):
         found = _from_text(str(given).strip())
     if found is None:
@@ -225,7 +227,7 @@ def _from_text(given: str) -> datetime | None:
     with suppress(ValueError):
         return _from_unix(float(given))
     with suppress(ValueError):
-        return datetime.fromisoformat(given)
+        return datetime.fromisoformat(given.removesuffix("UTC").strip())
     return None
 
 
