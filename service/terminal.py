@@ -38,6 +38,8 @@ def import_lines(found: Data) -> Iterator[str]:
     yield f"{found['sent']:,} of {found['lines']:,} records are on the topic"
     for shape, records in found["shapes"].items():
         yield f"  read as {shape}: {records:,}"
+    if found["undated"]:
+        yield f"{found['undated']:,} have no time: they count as of now"
     if found["other"]:
         yield f"{found['other']:,} others are no model calls"
     if found["beyond"]:

@@ -12,7 +12,7 @@ from pipelines.label import read_label
 from pipelines.records.common import DecodePolicy
 from pipelines.records.signature import sign
 from pipelines.types import Headers, PromptEvent, SourceOffset, Task
-from service.care.logs.call import EVERY, Progress
+from service.care.logs.call import EVERY, LoggedCall, Progress
 from service.care.logs.reading import Found, read_logs
 from service.care.logs.records import Naming, record_of
 from service.topics import TopicWriter
@@ -85,6 +85,7 @@ class ImportCounts:
     unanswered: int = 0
     not_labels: int = 0  # of those of a teacher: answers that are none of the task's labels
     beyond: int = 0  # what no student can answer
+    undated: int = 0
     other: int = 0  # what is no model call: not counted among the lines
     rejected: int = 0
     shapes: dict[str, int] = field(default_factory=dict)
@@ -171,10 +172,15 @@ def _count(
     task = policy.tasks.get(event.task or "")
     if task and event.teacher_answer and read_label(event.teacher_answer, task) is None:
         counts.not_labels += 1
+    counts.undated += isinstance(found.call, LoggedCall) and not _is_dated(found.call)
     if understood.beyond_students:
         counts.beyond += 1
     elif event.task is None:
         counts.unclaimed[event.model] = counts.unclaimed.get(event.model, 0) + 1
+
+
+def _is_dated(call: LoggedCall) -> bool:
+    return call.time is not None or bool((call.native or {}).get("occurred_at"))
 
 
 def _send(writer: TopicWriter, understood: Understood) -> None:

@@ -112,6 +112,12 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
+def test_bodies_may_lie_inside_a_request_and_its_response(tmp_path: Path) -> None:
+    row = {"request": {"url": "/v1/chat/completions", "body": samples.REQUEST},
+           "response": {"status": 200, "body": json.dumps(samples.COMPLETION)}}  # fmt: skip
+    assert_the_call(only(written(tmp_path / "x.jsonl", row)), set())
+
+
 ODD = [
     pytest.param({"status": "failure", "response": {"error": {"message": "x"}}}, id="failed"),
     pytest.param({"response": {}}, id="empty"),
@@ -182,6 +188,23 @@ def test_spans_that_are_no_model_calls_are_no_records(tmp_path: Path) -> None:
     calls, problems = understood(path)
     assert [shape for shape, _ in calls] == ["OpenTelemetry"]
     assert problems == []
+
+
+def test_message_events_are_told_apart_by_their_spans(tmp_path: Path) -> None:
+    def moved(record: dict[str, Any], span: str | None) -> dict[str, Any]:
+        return {**record, "spanId": span}
+
+    details = {**samples.log_record("gen_ai.client.inference.operation.details", {}),
+               "attributes": samples.otlp_attributes(samples.NEWER)}  # fmt: skip
+    asked, answered = samples.LOG_EVENTS[1], samples.LOG_EVENTS[2]
+    logs = [moved(asked, "a"), moved(asked, "b"), moved(answered, "b"), details,
+            moved(answered, "a"), {**details, "timeUnixNano": "1767323046000000000"},
+            moved(asked, None)]  # fmt: skip
+    row = {"resourceLogs": [{"scopeLogs": [{"logRecords": logs}]}]}
+    calls, problems = understood(written(tmp_path / "x.jsonl", row))
+    assert [one.event.answer for _, one in calls] == [ANSWER] * 4
+    assert len({one.event.event_id for _, one in calls}) == 4
+    assert problems == ["1: message events outside of any span: nobody knows what goes together"]
 
 
 def test_a_span_without_its_content_says_so(tmp_path: Path) -> None:

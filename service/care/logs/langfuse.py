@@ -6,7 +6,7 @@ from pipelines.errors import InvalidMessage
 from service.care.logs.call import LoggedCall, Row
 from service.care.logs.texts import conversation, first_of, moment, said, table
 
-MARKS = {"traceId", "trace_id", "startTime", "start_time", "observations", "traceName"}
+MARKS = {"traceId", "trace_id", "startTime", "start_time", "observations", "sessionId"}
 KINDS = ("GENERATION", "")
 
 

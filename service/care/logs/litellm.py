@@ -7,7 +7,9 @@ from service.care.logs.texts import conversation, first_of, moment, said, table
 
 MARKS = {"call_type", "model_group", "litellm_call_id", "hidden_params", "model_map_information"}
 WRAPPED = "standard_logging_object"
-CALLS = ("completion", "responses")  # how the kinds of call end that have a prompt
+# Kinds of call in whose names one of these stands have no prompt, or none that a student reads.
+OTHERS = ("embed", "moderation", "image", "transcri", "speech", "rerank", "batch", "file", "thread",
+          "fine_tun", "assistant", "vector", "video", "ocr", "health")  # fmt: skip
 OF_THE_KEY = "user_api_key"  # what LiteLLM adds about its own keys: hashes, e-mail addresses
 
 
@@ -18,8 +20,8 @@ def is_litellm(row: Row) -> bool:
 def read_litellm(row: Row) -> Iterator[LoggedCall]:
     """`model` is the provider's name; the app used that of the `model_group`."""
     told = table(row.get(WRAPPED)) or row
-    kind = str(told.get("call_type") or "completion")
-    if not kind.endswith(CALLS):
+    kind = str(told.get("call_type")).lower()
+    if any(other in kind for other in OTHERS):
         return
     about, asked = table(told.get("metadata")), table(told.get("model_parameters"))
     failed = told.get("status") == "failure"

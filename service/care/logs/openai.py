@@ -13,6 +13,9 @@ from service.care.logs.texts import conversation, first_of, moment, said, table
 CALLS = ("chat/completions", "responses", "completions")  # the ends of paths that are model calls
 
 
+TIMES = ("timestamp", "occurred_at", "created_at", "time")
+
+
 # Our own records, and pairs of a request and its response
 
 
@@ -35,7 +38,9 @@ def is_nvidia(row: Row) -> bool:
 
 def read_pair(row: Row) -> Iterator[LoggedCall]:
     """Also NVIDIA's flywheel documents, which say when and for which workload."""
-    request, response = table(row.get("request")), table(row.get("response"))
+    around, response = table(row.get("request")), table(row.get("response"))
+    request = table(around.get("body")) or around  # some say the way there, too
+    response = table(response.get("body")) or response
     if not response and isinstance(row.get("response"), str):
         response = {"role": "assistant", "content": row["response"]}
     told = {name: row[name] for name in ("client_id", "workload_id") if row.get(name)}
@@ -43,7 +48,8 @@ def read_pair(row: Row) -> Iterator[LoggedCall]:
         request,
         response,
         metadata={**table(request.get("metadata")), **told},
-        time=first_of(row.get("timestamp"), row.get("occurred_at"), response.get("created")),
+        user=around.get("user_id"),
+        time=first_of(*(row.get(name) for name in TIMES), around.get("created_at")),
     )
 
 

@@ -6,7 +6,6 @@ The older one says prompts as numbered attributes (`gen_ai.prompt.0.content`), a
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any
 
 from pipelines.errors import InvalidMessage
@@ -45,10 +44,23 @@ def _spans(row: Row) -> Iterator[tuple[Row, list[Row]]]:
         yield row, _rows(row.get("events"))
     for span in _inside(row, "resourceSpans", "scopeSpans", "spans"):
         yield span, _rows(span.get("events"))
-    logs = list(_inside(row, "resourceLogs", "scopeLogs", "logRecords"))
-    for _, group in groupby(logs, key=lambda log: (log.get("traceId"), log.get("spanId"))):
-        told = list(group)
-        yield {**told[0], "attributes": []}, told
+    yield from _calls_in_logs(_inside(row, "resourceLogs", "scopeLogs", "logRecords"))
+
+
+def _calls_in_logs(logs: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """One event tells a whole call; or several do, one a message, that lie in the same span."""
+    of_spans: dict[tuple[str, str], list[Row]] = {}
+    for log in logs:
+        trace, span = str(log.get("traceId") or ""), str(log.get("spanId") or "")
+        if _name(log) == DETAILS:
+            yield {**log, "spanId": f"{span}/{_time(log)}"}, []
+        else:
+            of_spans.setdefault((trace, span), []).append(log)
+    for (trace, span), told in of_spans.items():
+        if trace and span:  # else nobody can say which belong together
+            yield {**told[0], "attributes": []}, told
+        elif any(ROLE_OF_EVENT.fullmatch(_name(one)) for one in told):
+            yield {"loose": True}, []
 
 
 def _inside(row: Row, outer: str, middle: str, inner: str) -> Iterator[Row]:
@@ -62,6 +74,8 @@ def _rows(found: object) -> list[Row]:
 
 
 def _call(span: Row, events: list[Row]) -> Iterator[LoggedCall]:
+    if span.get("loose"):
+        raise InvalidMessage("message events outside of any span: nobody knows what goes together")
     told = _attributes(span)
     for event in events:
         if _name(event) in (DETAILS, "gen_ai.content.prompt", "gen_ai.content.completion"):

@@ -52,7 +52,7 @@ def conversation(given: object) -> list[dict[str, Any]]:
     if found is None and isinstance(given, str) and given:
         found = [{"role": "user", "content": given}]  # a text that only looked like JSON
     if not found:
-        raise InvalidMessage("it holds no prompt")
+        raise InvalidMessage("no prompt where its tool puts it: say where it is with --map")
     if any(message.get("content") == LEFT_OUT for message in found):
         raise InvalidMessage("the tool that wrote it left the texts out")
     return found
