@@ -23,7 +23,8 @@ TASK = Task(name="support", models=(MODEL,), labels=("refund", ANSWER))
 POLICY = ImportPolicy(model=MODEL, tasks={"support": TASK}, user_salt=b"salt")
 STRANGE: tuple[Any, ...] = (
     None, "", 0, -1.5, True, 10**30, [], {}, [None], ["x"], {"id": 1}, [[]], "[", '{"a": 1}',
-    "nul \0", "half \ud83d", "2026-99-99", [{"role": "user"}], {"role": "x", "content": 5},
+    "nul \0", "half \ud83d", "2026-99-99", float("nan"), 10**400,
+    [{"role": "user"}], {"role": "x", "content": 5},
 )  # fmt: skip
 
 
@@ -83,16 +84,32 @@ def test_every_shape_of_the_table_has_a_sample() -> None:
     assert {shape.name for shape in SHAPES} - in_two_files == {one[0] for one in SAMPLES.values()}
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_whatever_stands_anywhere_in_a_record_is_read_or_refused(tmp_path: Path, name: str) -> None:
+def test_whatever_stands_anywhere_in_a_record_is_read_or_refused(
+    tmp_path: Path, name: str, ending: str
+) -> None:
     """No place and no value ends the import, and no reason quotes the record."""
     _, row, _ = SAMPLES[name]
-    changed = [(place, value) for place in places(row) for value in STRANGE]
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps(put(row, *one)) + "\n" for one in changed))
+    changed = [json.dumps(put(row, place, one)) for place in places(row) for one in STRANGE]
+    path = tmp_path / f"log.{ending}"
+    path.write_text("\n".join(changed) if ending == "jsonl" else f"[{','.join(changed)}]")
     calls, problems = understood(path)
     assert calls
     assert not [one for one in problems if PROMPT in one or USER in one or "\ud83d" in one]
+
+
+@pytest.mark.parametrize("name", ["input", "data", "_source", "messages", "message"])
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_what_is_nested_without_end_is_read_or_refused(
+    tmp_path: Path, name: str, ending: str
+) -> None:
+    for depth in (50, 900, 50_000):
+        deep = f'{{"{name}":' * depth + '"x"' + "}" * depth
+        for around in ("%s", '{"input": %s, "output": "x", "traceId": "t"}', '{"text": %s}'):
+            path = tmp_path / f"log.{ending}"
+            path.write_text(around % deep)
+            assert any(understood(path))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -190,6 +207,16 @@ def test_spans_that_are_no_model_calls_are_no_records(tmp_path: Path) -> None:
     assert problems == []
 
 
+def test_an_instruction_beside_the_messages_is_part_of_the_prompt(tmp_path: Path) -> None:
+    """LiteLLM's log of a call to `/v1/responses`; its own id of a call is not the response's."""
+    row = {**samples.LITELLM, "call_type": "aresponses", "litellm_call_id": "call-1",
+           "messages": samples.ASKED[1:], "model_parameters": {"instructions": "Sort."},
+           "response": samples.RESPONSES}  # fmt: skip
+    event = only(written(tmp_path / "x.jsonl", row))
+    assert_the_call(event, set())
+    assert event.event_id == "call-1"
+
+
 def test_message_events_are_told_apart_by_their_spans(tmp_path: Path) -> None:
     def moved(record: dict[str, Any], span: str | None) -> dict[str, Any]:
         return {**record, "spanId": span}
@@ -208,9 +235,13 @@ def test_message_events_are_told_apart_by_their_spans(tmp_path: Path) -> None:
 
 
 def test_a_span_without_its_content_says_so(tmp_path: Path) -> None:
-    calls, problems = understood(written(tmp_path / "x.jsonl", samples.otlp(samples.span({}))))
+    empty = samples.log_record("gen_ai.user.message", {})
+    logs = {"resourceLogs": [{"scopeLogs": [{"logRecords": [empty]}]}]}
+    path = written(tmp_path / "x.jsonl", samples.otlp(samples.span({})), logs)
+    calls, problems = understood(path)
     assert calls == []
-    assert problems == ["1: the span has no prompt: its content was not captured"]
+    reason = "the span has no prompt: its content was not captured"
+    assert problems == [f"1: {reason}", f"2: {reason}"]
 
 
 def test_texts_that_a_tool_left_out_are_no_prompt(tmp_path: Path) -> None:

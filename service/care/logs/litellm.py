@@ -26,13 +26,15 @@ def read_litellm(row: Row) -> Iterator[LoggedCall]:
     about, asked = table(told.get("metadata")), table(told.get("model_parameters"))
     failed = told.get("status") == "failure"
     yield LoggedCall(
-        messages=conversation(told.get("messages")),
+        messages=conversation(
+            {"messages": told.get("messages"), "instructions": asked.get("instructions")}
+        ),
         model=first_of(told.get("model_group"), told.get("model")),
         said=None if failed else said(told.get("response")),
         user=first_of(told.get("end_user"), about.get("user_api_key_end_user_id"),
                       asked.get("user")),
         time=moment(first_of(told.get("startTime"), told.get("start_time"))),
-        source_id=first_of(told.get("id"), told.get("request_id"), told.get("litellm_call_id")),
+        source_id=first_of(told.get("litellm_call_id"), told.get("id"), told.get("request_id")),
         metadata=_own(about),
         request=asked,
     )  # fmt: skip

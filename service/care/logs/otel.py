@@ -84,7 +84,8 @@ def _call(span: Row, events: list[Row]) -> Iterator[LoggedCall]:
     if not asked:
         asked, answer = _of_events(events, answer)
     if not asked or str(told.get("gen_ai.operation.name", "")) not in OPERATIONS:
-        if told.get("gen_ai.operation.name") in OPERATIONS[:4] and not asked:
+        said_so = told.get("gen_ai.operation.name") in OPERATIONS[:4]
+        if not asked and (said_so or any(ROLE_OF_EVENT.fullmatch(_name(one)) for one in events)):
             raise InvalidMessage("the span has no prompt: its content was not captured")
         return
     context = table(span.get("context"))

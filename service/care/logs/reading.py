@@ -13,6 +13,8 @@ from service.care.logs.mapping import PROMPT, from_columns, has, overlaid
 from service.care.logs.shapes import BATCH_ANSWER, COLUMNS, OWN_COLUMNS, SHAPES, rows_in, shape_of
 from service.terminal import printable
 
+TOO_DEEP = "nested too deeply"
+
 
 class Found(NamedTuple):
     """One call, or why there is none: `None` is a row that is no model call."""
@@ -50,7 +52,12 @@ def _read(
             if problem:
                 yield Found(path, number, "", InvalidMessage(problem))
                 continue
-            for one in rows_in(row):
+            try:
+                rows = list(rows_in(row))
+            except RecursionError:
+                yield Found(path, number, "", InvalidMessage(TOO_DEEP))
+                continue
+            for one in rows:
                 yield from _found(path, number, one, columns, answers)
 
 
@@ -76,6 +83,8 @@ def _found(
             yield Found(path, number, name, call)
     except InvalidMessage as problem:
         yield Found(path, number, name, problem)
+    except RecursionError:
+        yield Found(path, number, name, InvalidMessage(TOO_DEEP))
     else:
         if none:
             yield Found(path, number, name, None)
