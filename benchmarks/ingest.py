@@ -261,6 +261,7 @@ def _ingest(
                     claims=settings.claims(),
                     tasks=frozenset(settings.tasks),
                     producer_keys={GATEWAY_PRODUCER: KEY},
+                    own_producers=frozenset({GATEWAY_PRODUCER}),
                     user_salt=SALT,
                     max_bytes=settings.ingest.max_record_bytes,
                 ),

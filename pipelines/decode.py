@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from pipelines.errors import InvalidMessage
+from pipelines.identities import event_identity
 from pipelines.records import openai_pair
 from pipelines.records.common import DecodePolicy
 from pipelines.records.mending import mend
 from pipelines.records.native import SCHEMA, NativeRecord, from_native
-from pipelines.records.signature import is_signed
+from pipelines.records.signature import signer_of
 from pipelines.types import Headers, PromptEvent, SourceOffset
 
 # A reader that could not even take a record apart says so in this header.
@@ -43,17 +44,24 @@ def decode(
         raise InvalidMessage(_why_empty(headers))
     if len(value) > policy.max_bytes:
         raise InvalidMessage(f"{len(value)} bytes; at most {policy.max_bytes} are accepted")
-    signed = bool(headers) and is_signed(value, headers, policy.producer_keys)
+    producer = signer_of(value, headers, policy.producer_keys) if headers else None
+    signed = producer is not None
     try:
-        return _read(value, source, timestamp_ms, signed, policy)
+        event = _read(value, source, timestamp_ms, signed, policy)
     except InvalidMessage as problem:
         mended = mend(value, timestamp_ms)
         if mended is None:
             raise
         try:
-            return _read(mended, source, timestamp_ms, signed, policy)
+            event = _read(mended, source, timestamp_ms, signed, policy)
         except InvalidMessage:
             raise problem from None  # of the record as it came
+    if event.event_id and producer in policy.own_producers:
+        return event
+    identity = event_identity(
+        event.event_id, _ENCODE(event.messages), task=event.task, producer=producer, source=source
+    )
+    return msgspec.structs.replace(event, event_id=identity)
 
 
 def _read(

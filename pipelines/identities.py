@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 
 from pipelines.recipes import Recipe
-from pipelines.types import Example, HeldOutItem, Task
+from pipelines.types import Example, HeldOutItem, SourceOffset, Task
 
+IMPORTED = "import-"  # what the ids begin with that an import gives
+SHOWN_OF_GIVEN = 60  # characters of a producer's own id, so that it can be found again
 # What of a recipe decides the weights that come out of it, and what was taken for it once.
 OF_A_RECIPE = (
     "name",
@@ -32,6 +34,26 @@ OF_A_RECIPE = (
     "memory_mb",
     "bytes_per_weight",
 )
+
+
+def event_identity(
+    given: str, content: bytes, *, task: str | None, producer: str | None, source: SourceOffset
+) -> str:
+    """The one id of an event in this program: two different prompts never share one.
+
+    What producers give (`given`; empty: nothing) is unique only as far as they care: servers have
+    said "", "0", or the id of a cached answer. So it counts together with the task, who signed
+    (None: nobody), the topic's incarnation and the content. Told again with all of them the same,
+    it is the same event. Without a given id the place on the topic is the id.
+    """
+    incarnation = content_digest([source.incarnation])[:8] if source.incarnation else ""
+    if not given:
+        place = f"{source.topic}/{source.partition}/{source.offset}"
+        return f"{place}~{incarnation}" if incarnation else place
+    digest = blake2b(content, digest_size=12)
+    for part in (task or "", producer or "unsigned", incarnation, given):
+        digest.update(b"\0" + part.encode())
+    return f"{given[:SHOWN_OF_GIVEN]}~{digest.hexdigest()}"
 
 
 def prompt_version(task: Task) -> str:

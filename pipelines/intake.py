@@ -65,12 +65,12 @@ class Rules:
     terms: str | None  # None: an answer that was there anyway is no label
 
     def read(
-        self, topic: str, records: Iterable[Record]
+        self, topic: str, records: Iterable[Record], incarnation: str
     ) -> tuple[list[PromptEvent], list[DeadLetter]]:
         """The events of some records, and a dead letter for each that cannot be read."""
         events, letters = [], []
         for partition, offset, value, headers, timestamp_ms in records:
-            source = SourceOffset(topic, partition, offset)
+            source = SourceOffset(topic, partition, offset, incarnation)
             try:
                 events.append(decode(value, headers, source, timestamp_ms, self.decoding))
             except InvalidMessage as error:

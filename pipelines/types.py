@@ -42,6 +42,7 @@ class SourceOffset(msgspec.Struct, frozen=True, gc=False):
     topic: str
     partition: int
     offset: int
+    incarnation: str = ""  # of the topic: one that was made anew begins its offsets again
 
 
 class StudentAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -22,6 +22,7 @@ def intake_rules(settings: Settings, keys: Keys) -> Rules:
                 GATEWAY_PRODUCER: keys.capture,
                 IMPORT_PRODUCER: keys.imports,
             },
+            own_producers=frozenset({GATEWAY_PRODUCER}),
             user_salt=keys.users,
             max_bytes=settings.ingest.max_record_bytes,
         ),

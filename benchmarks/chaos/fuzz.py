@@ -114,6 +114,7 @@ def _ingested(folder: Path, records: int) -> Mapping[str, float]:
                 claims=settings.claims(),
                 tasks=frozenset({TASK}),
                 producer_keys={GATEWAY_PRODUCER: KEY},
+                own_producers=frozenset({GATEWAY_PRODUCER}),
                 user_salt=b"salt",
             ),
             teacher=settings.teacher.policy,

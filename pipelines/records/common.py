@@ -10,7 +10,6 @@ from typing import Annotated
 from msgspec import Meta
 
 from pipelines.errors import InvalidMessage
-from pipelines.types import SourceOffset
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -36,6 +35,8 @@ class DecodePolicy:
     claims: Mapping[str, str]  # model name -> task name
     tasks: frozenset[str] = frozenset()  # the tasks that a record may name itself
     producer_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    # Producers of our own, whose ids are unique as they are.
+    own_producers: frozenset[str] = frozenset()
     user_salt: bytes = field(repr=False)
     max_bytes: int = 256 * 1024
 
@@ -66,12 +67,11 @@ def user_name(user: object) -> str | None:
     return str(user)[:LONGEST_USER] or None
 
 
-def event_id(given: str | None, source: SourceOffset) -> str:
-    if given is None:
-        return f"{source.topic}/{source.partition}/{source.offset}"
-    if not given.isprintable():
+def given_id(given: str | None) -> str:
+    """As the producer says; empty: it does not."""
+    if given is not None and not given.isprintable():
         raise InvalidMessage("event_id contains characters that do not print")
-    return given
+    return given or ""
 
 
 def moment(given: datetime | None, timestamp_ms: int) -> datetime:

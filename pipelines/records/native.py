@@ -14,7 +14,7 @@ from pipelines.records.common import (
     DecodePolicy,
     Name,
     TokenCount,
-    event_id,
+    given_id,
     moment,
     refuse_unknown_role,
     user_key,
@@ -72,7 +72,10 @@ class NativeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     schema: Annotated[Literal["flywheel.prompt/1"], Meta(description="This very text.")]
     event_id: Annotated[
         Name | None,
-        Meta(description="Unique and stable over retries. Absent: topic/partition/offset."),
+        Meta(
+            description="Stable over retries. Counts together with task, producer and content; "
+            "absent: the place on the topic."
+        ),
     ] = None
     task: Annotated[
         Name | None,
@@ -157,7 +160,7 @@ def from_native(
     if task is None or task not in policy.tasks:
         task = policy.claims.get(record.model)
     return PromptEvent(
-        event_id=event_id(record.event_id, source),
+        event_id=given_id(record.event_id),
         task=task,
         model=record.model,
         occurred_at=moment(record.occurred_at, timestamp_ms),

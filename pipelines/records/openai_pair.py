@@ -16,7 +16,7 @@ from pipelines.records.common import (
     Attributes,
     DecodePolicy,
     Name,
-    event_id,
+    given_id,
     moment,
     refuse_unknown_role,
     user_key,
@@ -63,10 +63,10 @@ def read_pair(
     """Raises `InvalidMessage`, or what msgspec raises for another form."""
     pair = _DECODE(value)
     request, response = pair.request, pair.response
-    answer = given_id = occurred_at = usage = None
+    answer = source_id = occurred_at = usage = None
     if response is not None:
         answer = response.choices[0].message.content if response.choices else None
-        given_id = response.id
+        source_id = response.id
         occurred_at = _from_unix(response.created)
         usage = response.usage if signed else None
     for message in request.messages:
@@ -74,7 +74,7 @@ def read_pair(
         if message.content is None and message.role != "assistant":  # one that only called tools
             raise InvalidMessage("a message has no content")
     return PromptEvent(
-        event_id=event_id(given_id, source),
+        event_id=given_id(source_id),
         task=policy.claims.get(request.model),
         model=request.model,
         occurred_at=moment(occurred_at, timestamp_ms),

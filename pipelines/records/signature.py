@@ -16,28 +16,29 @@ def sign(value: bytes, producer: str, key: bytes) -> Headers:
     return ((PRODUCER_HEADER, producer.encode()), (SIGNATURE_HEADER, _signature(value, key)))
 
 
-def is_signed(value: bytes, headers: Headers, keys: Mapping[str, bytes]) -> bool:
-    """False without a signature. A signature that does not hold is never just ignored."""
+def signer_of(value: bytes, headers: Headers, keys: Mapping[str, bytes]) -> str | None:
+    """The producer; None without a signature. One that does not hold is never just ignored."""
     producer = signature = None
-    for name, content in headers:
-        if name == PRODUCER_HEADER:
+    for header, content in headers:
+        if header == PRODUCER_HEADER:
             if producer is not None:
                 raise InvalidMessage(f"more than one header {PRODUCER_HEADER}")
             producer = content
-        elif name == SIGNATURE_HEADER:
+        elif header == SIGNATURE_HEADER:
             if signature is not None:
                 raise InvalidMessage(f"more than one header {SIGNATURE_HEADER}")
             signature = content
     if producer is None and signature is None:
-        return False
+        return None
     if producer is None or signature is None:
         raise InvalidMessage("only one of the headers that make up a signature is there")
-    key = keys.get(producer.decode(errors="replace"))
+    name = producer.decode(errors="replace")
+    key = keys.get(name)
     if not key:
         raise InvalidMessage("signed by a producer that the settings do not name")
     if not hmac.compare_digest(_signature(value, key), signature):
         raise InvalidMessage("the signature does not fit: wrong key, or changed on the way")
-    return True
+    return name
 
 
 def _signature(value: bytes, key: bytes) -> bytes:

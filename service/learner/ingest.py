@@ -38,6 +38,7 @@ from storage.database import Database
 from storage.dead_letters import add_dead_letters
 from storage.failpoints import passing
 from storage.groups import add_groups, stored_groups
+from storage.imported import add_imported, is_imported, unread
 from storage.labels import add_labels
 from storage.past import PastKey, add_past
 from storage.samples import add_samples
@@ -62,6 +63,7 @@ class _Work(NamedTuple):
     """What a batch means: all that its transaction writes."""
 
     batch: Batch
+    events: Sequence[PromptEvent]
     sums: Mapping[TrafficKey, Tally]
     past: Mapping[PastKey, int]
     shapes: Mapping[ShapeKey, int]
@@ -226,12 +228,14 @@ class Ingest:
 
     def _work(self, batch: Batch) -> _Work:
         started = time.perf_counter()
-        events, letters = self._rules.read(self._reader.name, batch.records)
+        read, letters = self._rules.read(self._reader.name, batch.records, self._identity)
+        events = self._not_imported_before(read)
         items = [self._rules.assessed(event) for event in self._with_answers(events)]
         samples = list(self._samples(items))
         groups, self._unsaved = self._unsaved, []
         return _Work(
             batch=batch,
+            events=events,
             sums=self._rules.sums(items),
             past=self._rules.past(items),
             shapes=self._rules.shapes(items),
@@ -260,6 +264,7 @@ class Ingest:
                     add_traffic(tx, work.sums)
                     add_past(tx, work.past)
                     add_shapes(tx, work.shapes)
+                    add_imported(tx, work.events, now)
                     add_groups(tx, work.groups, now)
                     new = add_samples(tx, work.samples, now)
                     for task, labels in work.given.items():
@@ -275,6 +280,13 @@ class Ingest:
         stored = [sample for sample in work.samples if sample.event.event_id in new]
         self._count(work, stored)
         self._metrics.records.labels(outcome="dead_letter").inc(new_letters)
+
+    def _not_imported_before(self, events: Sequence[PromptEvent]) -> Sequence[PromptEvent]:
+        if not any(map(is_imported, events)):
+            return events
+        self.settle()  # what the batch before has imported is to be known
+        with self._database.snapshot() as tx:
+            return unread(tx, events)
 
     def _with_answers(self, events: Sequence[PromptEvent]) -> list[PromptEvent]:
         """Have the gateway assess what came without a student's answer."""

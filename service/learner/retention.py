@@ -13,6 +13,7 @@ from storage.dead_letters import delete_dead_letters
 from storage.decisions import chain
 from storage.estimates import delete_estimates_before
 from storage.evaluations import evaluations_of
+from storage.imported import forget_imported_before
 from storage.leases import delete_leases_before
 from storage.past import delete_past_before
 from storage.pool import leave_pool
@@ -56,6 +57,7 @@ class Retention:
             expire_unlabelled(tx, unlabelled)
             delete_labelled(tx, now - kept.labelled_samples)
             delete_traffic_before(tx, now - kept.traffic)
+            forget_imported_before(tx, now - kept.traffic)
             delete_past_before(tx, now - kept.traffic)
             delete_shapes_before(tx, now - kept.traffic)
             delete_estimates_before(tx, now - kept.traffic)

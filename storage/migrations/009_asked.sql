@@ -18,3 +18,9 @@ CREATE TABLE answer_shapes (
     shape TEXT NOT NULL,
     answers BIGINT NOT NULL
 );
+
+-- Imported events that were read: the same import twice counts once, in every sum.
+CREATE TABLE imported (
+    event_id TEXT NOT NULL,
+    read_at TIMESTAMP NOT NULL
+);

@@ -64,7 +64,7 @@ class Desk:
             reader.seek({})
             records: list[Record] = [*reader.poll(max_records=99, timeout_seconds=0.05).records]
         rules = self.rules()
-        events, letters = rules.read("prompts", records)
+        events, letters = rules.read("prompts", records, "")
         assert letters == []
         return [rules.assessed(event) for event in events]
 

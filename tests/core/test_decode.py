@@ -22,6 +22,7 @@ from decode_samples import (
     read,
     signed,
 )
+from msgspec.structs import replace as moved
 
 from pipelines.decode import MAX_REASON_CHARACTERS, UNREADABLE_HEADER, decode
 from pipelines.errors import InvalidMessage
@@ -53,7 +54,7 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "prompt-event.schema.json"
 def test_a_native_record_becomes_an_event() -> None:
     event = read({**PLAIN, "user": "u-7", "answer": "x", "attributes": {"region": "eu"}})
     assert event == PromptEvent(
-        event_id="e-1",
+        event_id=event.event_id,
         task="support",
         model="support-large",
         occurred_at=datetime(2026, 11, 23, 8, tzinfo=UTC),
@@ -111,7 +112,7 @@ def test_fields_that_are_not_named_are_ignored() -> None:
 
 def test_of_a_field_given_twice_the_last_one_counts_as_everywhere_in_json() -> None:
     value = json.dumps(PLAIN).encode()[:-1] + b', "event_id": "e-2"}'
-    assert read(value).event_id == json.loads(value)["event_id"] == "e-2"
+    assert read(value).event_id.partition("~")[0] == json.loads(value)["event_id"] == "e-2"
 
 
 def test_users_are_told_apart_and_never_named() -> None:
@@ -193,13 +194,38 @@ def test_served_by_a_student_needs_the_students_answer() -> None:
         signed({**PLAIN, "served_by": "student"})
 
 
+# The id
+
+
+def test_the_id_of_an_event_is_ours_and_tells_apart_what_producers_do_not() -> None:
+    """TGI's id is empty, LMDeploy's was a number, a cache gives the id of the cached answer."""
+    other = changed(PLAIN, "messages.0.content", "Another prompt")
+    made = [
+        read(PLAIN),
+        read(other),
+        signed(PLAIN),
+        signed(PLAIN, "importer", b"another key"),
+        read({**PLAIN, "task": "other"}),
+        read({**PLAIN, "event_id": "e-2"}),
+        read(PLAIN, source=moved(SOURCE, incarnation="made anew")),
+        read({**PLAIN, "event_id": None}),
+        read({**PLAIN, "event_id": None}, source=moved(SOURCE, offset=42)),
+        read({**PLAIN, "event_id": None}, source=moved(SOURCE, incarnation="made anew")),
+    ]
+    assert len({event.event_id for event in made}) == len(made)
+    assert read(PLAIN, source=moved(SOURCE, offset=99)).event_id == made[0].event_id, "told again"
+    assert made[0].event_id.startswith("e-1~"), "the producer's own can be found in it"
+    ours = replace(POLICY, own_producers=frozenset({"gateway-1"}))
+    assert signed(PLAIN, policy=ours).event_id == "e-1", "our gateway's are unique as they are"
+
+
 # The OpenAI pair
 
 
 def test_an_openai_pair_becomes_an_event_whose_answer_is_the_apps() -> None:
     event = read(PAIR)
     assert event == PromptEvent(
-        event_id="chatcmpl-9",
+        event_id=event.event_id,
         task="support",
         model="support-large",
         occurred_at=WRITTEN - timedelta(seconds=1),

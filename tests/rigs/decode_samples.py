@@ -71,15 +71,24 @@ OTHER_SAMPLES: dict[str, dict[str, Any]] = {"request": PAIR}
 
 
 def read(
-    record: Any, headers: Headers = (), policy: DecodePolicy = POLICY, ms: int = WRITTEN_MS
+    record: Any,
+    headers: Headers = (),
+    policy: DecodePolicy = POLICY,
+    ms: int = WRITTEN_MS,
+    source: SourceOffset = SOURCE,
 ) -> PromptEvent:
     value = record if isinstance(record, bytes) else json.dumps(record).encode()
-    return decode(value, headers, SOURCE, ms, policy)
+    return decode(value, headers, source, ms, policy)
 
 
-def signed(record: dict[str, Any], producer: str = "gateway-1", key: bytes = KEY) -> PromptEvent:
+def signed(
+    record: dict[str, Any],
+    producer: str = "gateway-1",
+    key: bytes = KEY,
+    policy: DecodePolicy = POLICY,
+) -> PromptEvent:
     value = json.dumps(record).encode()
-    return decode(value, sign(value, producer, key), SOURCE, WRITTEN_MS, POLICY)
+    return decode(value, sign(value, producer, key), SOURCE, WRITTEN_MS, policy)
 
 
 def changed(base: dict[str, Any], path: str, to: Any) -> dict[str, Any]:

@@ -426,6 +426,7 @@ def captured(data_dir: Path, keys: Keys) -> list[PromptEvent]:
         claims={"desk": TASK},
         tasks=frozenset({TASK}),
         producer_keys={GATEWAY_PRODUCER: keys.capture},
+        own_producers=frozenset({GATEWAY_PRODUCER}),
         user_salt=b"salt",
     )
     events = []

@@ -94,6 +94,7 @@ def make_ingest(
                 claims={"gpt-support": TASK.name},
                 tasks=frozenset({TASK.name}),
                 producer_keys={GATEWAY_PRODUCER: KEY},
+                own_producers=frozenset({GATEWAY_PRODUCER}),
                 user_salt=b"users",
             ),
             teacher=rig.settings.teacher.policy,

@@ -195,8 +195,8 @@ def take_back_the_last_migration(database: Path) -> None:
         then.execute("CREATE TABLE schema_migrations (name TEXT PRIMARY KEY)")
         for path in sorted(MIGRATIONS.glob("*.sql"))[:-1]:
             then.execute(path.read_text())
-        now.execute("DROP TABLE traffic_past")
-        now.execute("DROP TABLE answer_shapes")
+        for table in ("traffic_past", "answer_shapes", "imported"):
+            now.execute(f"DROP TABLE {table}")
         now.execute("DROP INDEX samples_by_status")
         now.execute("ALTER TABLE samples DROP COLUMN asked")
         now.execute("CREATE INDEX samples_by_status ON samples (status)")

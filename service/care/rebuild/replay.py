@@ -31,6 +31,7 @@ from service.topics import Batch, TopicReader
 from storage.database import Cursor, Database
 from storage.dead_letters import add_dead_letters
 from storage.groups import add_groups
+from storage.imported import add_imported, unread
 from storage.labels import add_labels
 from storage.ledger import Call
 from storage.past import add_past
@@ -114,7 +115,9 @@ class Replay:
     def _store(self, batch: Batch, topic: str, identity: str, database: Database) -> None:
         if not batch.next_offsets:
             return
-        events, letters = self.rules.read(topic, batch.records)
+        read, letters = self.rules.read(topic, batch.records, identity)
+        with database.snapshot() as tx:
+            events = unread(tx, read)
         items = [self.rules.assessed(event) for event in events]
         written = _written_at(batch.records)
         kept = [found for item in items if (found := self._keep(item, written)) is not None]
@@ -126,6 +129,7 @@ class Replay:
             add_traffic(tx, self.rules.sums(items))
             add_past(tx, self.rules.past(items))
             add_shapes(tx, self.rules.shapes(items))
+            add_imported(tx, events, written)
             self.save_groups(tx, written)
             add_samples(tx, [one.sample for one in kept], written)
             for task, labels in _by_task(kept).items():
