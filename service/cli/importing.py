@@ -101,7 +101,7 @@ def import_log(
         found = import_logs(files, writer, policy=policy, progress=_count_records)
     tell("")
     _tell_counts(found, as_json)
-    if found.rejected or found.unclaimed or found.beyond or not found.sent:
+    if found.rejected or found.unclaimed or not found.sent:
         raise typer.Exit(int(ExitCode.NOT_ALL_TAKEN))
 
 

@@ -203,8 +203,9 @@ def test_what_was_answered_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
     assert roles == [asked, asked, [*asked, "assistant", "user"], asked, ["user"]]
     assert [event.answer for event in events] == ["delivery", "delivery", None, *["delivery"] * 2]
     assert events[3].messages[1].content == "where\nis it"
-    assert [event.task for event in events] == [*["support"] * 4, None]  # the image
-    assert (counts.answered, counts.labelled, counts.unanswered, counts.beyond) == (4, 0, 1, 1)
+    assert [event.task for event in events] == ["support"] * 5
+    assert (counts.answered, counts.labelled, counts.unanswered) == (4, 0, 1)
+    assert counts.past == {"content": 1}
     assert all(event.teacher_answer is None for event in events)
 
 
