@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.errors import InvalidMessage
 from service.care.import_log import ImportPolicy, understanding
+from service.care.logs.call import Progress
 from service.care.logs.reading import Found, read_logs
 from service.terminal import printable, when
 
@@ -16,10 +17,13 @@ LONGEST = 300  # characters of a text
 Seen = Mapping[str, Any]
 
 
-def looked_at(paths: Sequence[Path], policy: ImportPolicy) -> list[Seen]:
+def looked_at(
+    paths: Sequence[Path], policy: ImportPolicy, progress: Progress = lambda _: None
+) -> list[Seen]:
     """The first records. Nothing is sent or written."""
     understand = understanding(policy)
-    calls = (found for found in read_logs(paths, policy.columns) if found.call is not None)
+    found_all = read_logs(paths, policy.columns, progress)
+    calls = (found for found in found_all if found.call is not None)
     return [_seen(found, understand) for found in islice(calls, SHOWN)]
 
 

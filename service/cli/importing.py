@@ -176,7 +176,8 @@ def _key_of(settings: "Settings", producer: str) -> bytes:
 def _look(files: list[Path], policy: "ImportPolicy", as_json: bool) -> None:
     from service.care.import_look import look_lines, looked_at
 
-    seen = looked_at(files, policy)
+    seen = looked_at(files, policy, _count_records)
+    tell("")
     if as_json:
         print_json(seen)
     else:
