@@ -12,8 +12,7 @@ from pipelines.pairs import Flip, Pooled
 from pipelines.reach import Reach, Shown
 from pipelines.recipes import FamilyName
 
-# Structs are what ingest makes by the hundred thousand. They hold nothing that could hold them,
-# so the garbage collector need not look at them.
+# Ingest makes structs by the hundred thousand: none can hold itself, so none is collected.
 Headers = tuple[tuple[str, bytes], ...]
 
 

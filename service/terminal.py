@@ -42,11 +42,9 @@ def import_lines(found: Data) -> Iterator[str]:
         yield f"{found['undated']:,} have no time: they count as of now"
     if found["other"]:
         yield f"{found['other']:,} others are no model calls"
-    if found["beyond"]:
-        yield (
-            f"{found['beyond']:,} ask for what no student can give (tools, several answers, an "
-            "image, a sound, a file): they belong to no task"
-        )
+    if found["past"]:
+        why = ", ".join(f"{reason} ({records:,})" for reason, records in found["past"].items())
+        yield f"{sum(found['past'].values()):,} are such that no student may answer them: {why}"
     for model, records in found["unclaimed"].items():
         yield (
             f"no task claims the model {printable(model, 60)}: {records:,} records count for "

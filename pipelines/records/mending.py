@@ -70,7 +70,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
     request, response = record["request"], record.get("response")
     asked = {
         **request,
-        "messages": _chat(request.get("messages")),
+        "messages": chat_of(request.get("messages")),
         "user": user_name(request.get("user")),
         "n": request["n"] if type(request.get("n")) is int else None,
         "metadata": attributes_of(request.get("metadata")),
@@ -91,7 +91,7 @@ def _pair(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
     return {**record, "request": asked, "response": said}
 
 
-def _chat(messages: object) -> object:
+def chat_of(messages: object) -> object:
     """As they are but for the names of roles, the newest where there are too many."""
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
         return messages

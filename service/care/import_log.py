@@ -14,7 +14,7 @@ from pipelines.records.signature import sign
 from pipelines.types import Headers, PromptEvent, SourceOffset, Task
 from service.care.logs.call import EVERY, LoggedCall, Progress
 from service.care.logs.reading import Found, read_logs
-from service.care.logs.records import Naming, record_of
+from service.care.logs.records import Identities, Naming, record_of
 from service.topics import TopicWriter
 
 FLUSH_SECONDS = 60.0
@@ -84,11 +84,11 @@ class ImportCounts:
     labelled: int = 0  # with what a teacher answered, signed
     unanswered: int = 0
     not_labels: int = 0  # of those of a teacher: answers that are none of the task's labels
-    beyond: int = 0  # what no student can answer
     undated: int = 0
     other: int = 0  # what is no model call: not counted among the lines
     rejected: int = 0
     shapes: dict[str, int] = field(default_factory=dict)
+    past: dict[str, int] = field(default_factory=dict)  # why no student may answer
     unclaimed: dict[str, int] = field(default_factory=dict)  # of models that no task claims
     rejects: list[Reject] = field(default_factory=list)
 
@@ -99,7 +99,6 @@ class Understood(NamedTuple):
     event: PromptEvent
     value: bytes
     headers: Headers
-    beyond_students: bool
 
 
 def import_logs(
@@ -111,7 +110,7 @@ def import_logs(
 ) -> ImportCounts:
     """Send every call that ingest would accept; return when they are durable.
 
-    Safe to repeat: where a call has no id of its own, one is made of its content and line.
+    Safe to repeat: the same calls have the same ids, and count once (`logs.records.Identities`).
     """
     policy = policy or ImportPolicy()
     understand = understanding(policy)
@@ -139,20 +138,19 @@ def import_logs(
 
 def understanding(policy: ImportPolicy) -> Callable[[Found], Understood]:
     """What a found call says to ingest. Raises `InvalidMessage`."""
-    naming, decoding = policy.naming, policy.decoding
+    naming, decoding, identities = policy.naming, policy.decoding, Identities()
 
     def understand(found: Found) -> Understood:
         if found.call is None:
             raise InvalidMessage("it is no model call")
         if isinstance(found.call, InvalidMessage):
             raise found.call
-        record = record_of(found.call, found.line, naming)
+        value = record_of(found.call, naming, identities)
         headers: Headers = ()
         if policy.producer and policy.key:
-            headers = sign(record.value, policy.producer, policy.key)
+            headers = sign(value, policy.producer, policy.key)
         at, now = SourceOffset("import", 0, found.line), int(time.time() * 1000)
-        event = decode(record.value, headers, at, now, decoding)
-        return Understood(event, record.value, headers, record.beyond_students)
+        return Understood(decode(value, headers, at, now, decoding), value, headers)
 
     return understand
 
@@ -173,9 +171,9 @@ def _count(
     if task and event.teacher_answer and read_label(event.teacher_answer, task) is None:
         counts.not_labels += 1
     counts.undated += isinstance(found.call, LoggedCall) and not _is_dated(found.call)
-    if understood.beyond_students:
-        counts.beyond += 1
-    elif event.task is None:
+    if event.past:
+        counts.past[event.past] = counts.past.get(event.past, 0) + 1
+    if event.task is None:
         counts.unclaimed[event.model] = counts.unclaimed.get(event.model, 0) + 1
 
 

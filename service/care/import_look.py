@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.errors import InvalidMessage
 from service.care.import_log import ImportPolicy, understanding
+from service.care.logs.call import Progress
 from service.care.logs.reading import Found, read_logs
 from service.terminal import printable, when
 
@@ -16,24 +17,27 @@ LONGEST = 300  # characters of a text
 Seen = Mapping[str, Any]
 
 
-def looked_at(paths: Sequence[Path], policy: ImportPolicy) -> list[Seen]:
+def looked_at(
+    paths: Sequence[Path], policy: ImportPolicy, progress: Progress = lambda _: None
+) -> list[Seen]:
     """The first records. Nothing is sent or written."""
     understand = understanding(policy)
-    calls = (found for found in read_logs(paths, policy.columns) if found.call is not None)
+    found_all = read_logs(paths, policy.columns, progress)
+    calls = (found for found in found_all if found.call is not None)
     return [_seen(found, understand) for found in islice(calls, SHOWN)]
 
 
 def _seen(found: Found, understand: Any) -> Seen:
     place = {"file": found.path.name, "line": found.line, "shape": found.shape}
     try:
-        event, _, _, beyond = understand(found)
+        event = understand(found).event
     except InvalidMessage as problem:
         return {**place, "problem": str(problem)}
     return {
         **place,
         "problem": None,
         "task": event.task,
-        "beyond_students": beyond,
+        "past": event.past,
         "model": event.model,
         "time": event.occurred_at.isoformat(),
         "user_key": event.user_key,
@@ -58,10 +62,8 @@ def look_lines(seen: Sequence[Seen]) -> Iterator[str]:
 
 
 def _told(one: Seen) -> Iterator[tuple[str, str]]:
-    task = one["task"] or "none claims the model"
-    if one["beyond_students"]:
-        task = "none: it asks for what no student can give (tools, several answers, a file)"
-    yield "task", task
+    past = f"; no student may answer it: {one['past']}" if one["past"] else ""
+    yield "task", (one["task"] or "none claims the model") + past
     yield "model", _short(one["model"])
     yield "time", when(one["time"])
     yield "user", (one["user_key"] or "")[:12]

@@ -101,7 +101,7 @@ def import_log(
         found = import_logs(files, writer, policy=policy, progress=_count_records)
     tell("")
     _tell_counts(found, as_json)
-    if found.rejected or found.unclaimed or found.beyond or not found.sent:
+    if found.rejected or found.unclaimed or not found.sent:
         raise typer.Exit(int(ExitCode.NOT_ALL_TAKEN))
 
 
@@ -176,7 +176,8 @@ def _key_of(settings: "Settings", producer: str) -> bytes:
 def _look(files: list[Path], policy: "ImportPolicy", as_json: bool) -> None:
     from service.care.import_look import look_lines, looked_at
 
-    seen = looked_at(files, policy)
+    seen = looked_at(files, policy, _count_records)
+    tell("")
     if as_json:
         print_json(seen)
     else:

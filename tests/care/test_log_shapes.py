@@ -261,7 +261,7 @@ def test_texts_that_a_tool_left_out_are_no_prompt(tmp_path: Path) -> None:
     ]
 
 
-def test_what_no_student_can_give_belongs_to_no_task(tmp_path: Path) -> None:
+def test_what_no_student_may_answer_is_kept_with_the_reason(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]
     blob = '[{"role":"user","parts":[{"type":"blob","content":"aGk=","mime_type":"image/png"}]}]'
@@ -276,8 +276,45 @@ def test_what_no_student_can_give_belongs_to_no_task(tmp_path: Path) -> None:
     )
     calls, problems = understood(path)
     assert problems == []
-    assert [one.event.task for _, one in calls] == [None] * 6
-    assert all(one.beyond_students for _, one in calls)
+    assert [one.event.task for _, one in calls] == ["support"] * 6
+    assert [one.event.past for _, one in calls] == [
+        "tools", "choices", "tools", "content", "content", "tools",
+    ]  # fmt: skip
+    assert b"aGk=" not in calls[4][1].value
+    assert b"sha256" in calls[4][1].value
+
+
+def test_what_decides_about_an_answer_is_kept_for_the_teacher(tmp_path: Path) -> None:
+    asked = {"response_format": {"type": "json_object"}, "temperature": 0, "stop": ["\n"]}
+    path = written(
+        tmp_path / "x.jsonl",
+        {**samples.LITELLM, "model_parameters": {**asked, "max_tokens": 5, "user": "anna"}},
+        {**samples.NVIDIA, "request": {**samples.REQUEST, **asked, "max_completion_tokens": 5}},
+        {**samples.BATCH_INPUT, "body": {**samples.REQUEST, **asked, "max_tokens": 5}},
+        {**samples.LANGFUSE, "modelParameters": {**asked, "temperature": "0", "max_tokens": "5",
+                                                 "seed": "none"}},
+        samples.otlp(samples.span({**samples.NEWER, "gen_ai.request.temperature": 0,
+                     "gen_ai.request.max_tokens": 5, "gen_ai.request.stop_sequences": ["\n"]})),
+    )  # fmt: skip
+    calls, problems = understood(path)
+    assert problems == []
+    *others, otel = [one.event.asked for _, one in calls]
+    assert others == [{**asked, "max_tokens": 5}] * 4
+    assert otel == {"temperature": 0, "stop": ["\n"], "max_tokens": 5}
+
+
+def test_a_tools_turn_keeps_its_ids(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "customer 7", "tool_call_id": "c1"},
+        {"role": "user", "content": PROMPT},
+    ]
+    event = only(written(tmp_path / "x.jsonl", {**samples.LITELLM, "messages": turns}))
+    assert event.past == ""
+    assert event.messages[1].tool_calls == [call]
+    assert event.messages[2].tool_call_id == "c1"
 
 
 def test_batches_are_joined_whatever_the_order_of_their_files(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from core_samples import TASK
 from ingest_rig import KEY, SALT, TOPIC, Assessor, Producer, drain, make_ingest, record
 from learner_rig import Rig, open_rig
 
 from pipelines.errors import OffsetsLost
+from pipelines.identities import IMPORTED
 from pipelines.records.native import NativeFeedback, NativeStudent, NativeUsage, encode_native
 from pipelines.records.signature import sign
 from pipelines.sample import side_of
@@ -211,6 +213,41 @@ def test_event_id_that_comes_in_a_second_record_is_not_sampled_twice(
     drain(ingest)
     assert rig.rows("SELECT event_id FROM samples") == [("same",)]
     assert rig.scalar("SELECT count(*) FROM labels") == 1
+
+
+def test_ids_that_repeat_or_are_empty_melt_nothing_together(rig: Rig, producer: Producer) -> None:
+    """A cache gives all answers one id, TGI none: each prompt is still one event of its own."""
+
+    def pair(given: str, text: str) -> bytes:
+        asked = {"model": "gpt-support", "messages": [{"role": "user", "content": text}]}
+        said = {"id": given, "choices": [{"message": {"content": "refund"}}]}
+        return msgspec.json.encode({"request": asked, "response": said})
+
+    texts = [f"{word} {word} is what I want to know of" for word in ["alpha", "beta", "gamma"]]
+    producer.send(*(pair("chatcmpl-0", text) for text in texts))
+    producer.send(*(pair("", text) for text in texts))
+    producer.send(pair("chatcmpl-0", texts[0]))  # told again
+    drain(make_ingest(rig, sampling=ALL))
+    assert rig.scalar("SELECT count(*) FROM samples") == 6
+    assert rig.scalar("SELECT count(*) FROM groups") == 3
+    assert rig.scalar("SELECT count(DISTINCT text) FROM samples") == 3
+
+
+def test_a_log_that_is_imported_twice_counts_once(rig: Rig, producer: Producer) -> None:
+    def send() -> None:
+        producer.send(*(record(f"{IMPORTED}{n}", f"text {n} of it") for n in range(10)))
+
+    send()
+    ingest = make_ingest(rig, sampling=ALL, max_records=4)
+    drain(ingest)
+    send()
+    drain(ingest)
+    send()
+    drain(make_ingest(rig, sampling=ALL))
+    assert (events(rig), rig.scalar("SELECT count(*) FROM samples")) == (10, 10)
+    producer.send(*(record("a", "of the app") for _ in range(2)))
+    drain(ingest := make_ingest(rig, sampling=ALL))
+    assert events(rig) == 12, "what comes from an app is not looked up"
 
 
 def test_killed_ingest_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ OPERATIONS = ("chat", "text_completion", "generate_content", "completion", "")
 USERS = ("enduser.id", "user.id", "gen_ai.user.id", "gen_ai.request.user", "llm.user",
          "traceloop.association.properties.user_id")  # fmt: skip
 TOOLS = ("gen_ai.tool.definitions", "gen_ai.request.tools", "llm.request.functions.0.name")
+SAID_ALIKE = ("temperature", "top_p", "seed", "max_tokens")
 ROLE_OF_EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
 NUMBERED = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(role|content|finish_reason)")
 DETAILS = "gen_ai.client.inference.operation.details"
@@ -99,6 +100,8 @@ def _call(span: Row, events: list[Row]) -> Iterator[LoggedCall]:
         request={
             "tools": first_of(*(told.get(name) for name in TOOLS)),
             "n": told.get("gen_ai.request.choice.count"),
+            "stop": told.get("gen_ai.request.stop_sequences"),
+            **{name: told.get(f"gen_ai.request.{name}") for name in SAID_ALIKE},
         },
     )
 
