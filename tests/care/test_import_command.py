@@ -116,6 +116,21 @@ def test_a_name_goes_before_what_the_records_shape_says(desk: Desk) -> None:
     assert desk.topic()[0].event.answer == ANSWER
 
 
+def test_a_prompt_in_a_strange_place_costs_nothing_else_that_the_shape_says(desk: Desk) -> None:
+    """Langfuse's `input` is whatever a decorated function was given."""
+    row = {**samples.LANGFUSE, "input": {"args": [], "kwargs": {"question": PROMPT}}}
+    path = desk.log("log.jsonl", row)
+    refused = desk.run(path)
+    assert refused.exit_code == ExitCode.NOT_ALL_TAKEN
+    assert "no prompt where its tool puts it: say where it is with --map" in refused.output
+    done = desk.run(path, *mapped("text=input.kwargs.question", "system=name"))
+    assert done.exit_code == 0, done.output
+    ((event, *_),) = [(one.event, one) for one in desk.topic()]
+    assert [message.content for message in event.messages] == ["classify", PROMPT]
+    assert (event.answer, event.occurred_at) == (ANSWER, samples.WHEN)
+    assert event.user_key is not None
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [

@@ -45,3 +45,4 @@ class Shape(NamedTuple):
     name: str  # as the operator is told
     fits: Callable[[Row], bool]
     read: Read
+    prompt: str = ""  # where its rows have the prompt, if that is one place

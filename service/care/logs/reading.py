@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipelines.errors import InvalidMessage, SettingsError
 from service.care.logs.batches import BatchAnswers, is_of_answers
-from service.care.logs.call import EVERY, LoggedCall, Progress, Row
+from service.care.logs.call import EVERY, LoggedCall, Progress, Row, Shape
 from service.care.logs.files import LogFile, open_log
 from service.care.logs.mapping import PROMPT, from_columns, has, overlaid
 from service.care.logs.shapes import BATCH_ANSWER, COLUMNS, OWN_COLUMNS, SHAPES, rows_in, shape_of
@@ -66,17 +66,16 @@ def _found(
 ) -> Iterator[Found]:
     name, none = "", True
     try:
-        if PROMPT & columns.keys():
-            yield Found(path, number, COLUMNS.name, from_columns(row, _own(columns)))
-            return
-        shape = shape_of(row)
+        shape, asked = _shape_of(row, columns)
         name = shape.name
         if shape is BATCH_ANSWER and answers.held:
             if why := answers.why_left(row):
                 yield Found(path, number, name, InvalidMessage(why))
             return
-        row = answers.beside(row)
-        for call in shape.read(row):
+        if shape is COLUMNS and columns:
+            yield Found(path, number, name, from_columns(row, _own(columns)))
+            return
+        for call in shape.read(answers.beside(asked)):
             none = False
             if columns and isinstance(call, LoggedCall):
                 call = overlaid(call, row, columns)
@@ -90,9 +89,22 @@ def _found(
             yield Found(path, number, name, None)
 
 
+def _shape_of(row: Row, columns: Mapping[str, str]) -> tuple[Shape, Row]:
+    """Where the operator says where the prompt lies, the tool's own place holds it from then on."""
+    named = {field: columns[field] for field in PROMPT & columns.keys()}
+    if not named:
+        return shape_of(row), row
+    for shape in SHAPES:
+        if shape.prompt and shape.fits(row):
+            return shape, {**row, shape.prompt: from_columns(row, named).messages}
+    return COLUMNS, row
+
+
 def _own(columns: Mapping[str, str]) -> dict[str, str]:
     """The columns that were named, and those that carry our own names."""
-    return {**{k: v for k, v in OWN_COLUMNS.items() if k not in PROMPT}, **columns}
+    prompt = PROMPT & columns.keys() or PROMPT
+    own = {field: name for field, name in OWN_COLUMNS.items() if field not in PROMPT - prompt}
+    return {**own, **columns}
 
 
 def _refuse_unknown_columns(path: Path, columns: Mapping[str, str], progress: Progress) -> None:

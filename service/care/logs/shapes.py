@@ -43,14 +43,14 @@ COLUMNS = Shape("columns", _has_a_prompt, _read_columns)
 # The first that fits counts.
 SHAPES = (
     Shape("our own record", is_native, read_native),
-    Shape("LiteLLM", is_litellm, read_litellm),
+    Shape("LiteLLM", is_litellm, read_litellm, "messages"),
     Shape("NVIDIA flywheel document", is_nvidia, read_pair),
     BATCH_REQUEST,
     BATCH_ANSWER,
     Shape("OpenAI request and response", is_pair, read_pair),
     Shape("Helicone", is_helicone, read_helicone),
     Shape("OpenTelemetry", is_otel, read_otel),
-    Shape("Langfuse", is_langfuse, read_langfuse),
+    Shape("Langfuse", is_langfuse, read_langfuse, "input"),
     Shape("OpenAI stored completion", is_stored, read_stored),
     Shape("OpenAI fine-tuning", is_training, read_training),
     COLUMNS,
