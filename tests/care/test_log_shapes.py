@@ -64,7 +64,7 @@ def assert_the_call(event: PromptEvent, silent: set[str]) -> None:
     assert event.user_key == (None if "user" in silent else user_key(USER, b"salt"))
     if "time" not in silent:
         assert event.occurred_at == WHEN
-    assert event.event_id.startswith("import-") == ("id" in silent)
+    assert event.event_id.startswith("import-")
     if "metadata" not in silent:
         assert event.attributes["region"] == "eu"
     assert not any("user_api_key" in name for name in event.attributes)
@@ -77,6 +77,21 @@ def test_every_shape_is_told_apart_and_says_all_that_it_holds(tmp_path: Path, na
     assert problems == []
     assert taken_for == shape
     assert_the_call(one.event, silent)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_calls_that_differ_in_their_logs_id_alone_are_two(tmp_path: Path, name: str) -> None:
+    """And one that stands in the log twice with all the same is two as well."""
+    _, row, _ = SAMPLES[name]
+    text = json.dumps(row)
+    for given in ("chatcmpl-7", "obs-1", "req-1", "resp_1", "own-1", "e-1", "eee19b7ec3c1b174"):
+        text = text.replace(given, "other")
+    other = {**json.loads(text), **({"id": 18} if row.get("id") == 17 else {})}
+    calls, _ = understood(written(tmp_path / "log.jsonl", row, other, row))
+    ids = [one.event.event_id for _, one in calls]
+    assert len(set(ids)) == 3
+    again, _ = understood(written(tmp_path / "again.jsonl", row))
+    assert again[0][1].event.event_id == ids[0]
 
 
 def test_every_shape_of_the_table_has_a_sample() -> None:
@@ -208,13 +223,12 @@ def test_spans_that_are_no_model_calls_are_no_records(tmp_path: Path) -> None:
 
 
 def test_an_instruction_beside_the_messages_is_part_of_the_prompt(tmp_path: Path) -> None:
-    """LiteLLM's log of a call to `/v1/responses`; its own id of a call is not the response's."""
-    row = {**samples.LITELLM, "call_type": "aresponses", "litellm_call_id": "call-1",
-           "messages": samples.ASKED[1:], "model_parameters": {"instructions": "Sort."},
+    """LiteLLM's log of a call to `/v1/responses`."""
+    row = {**samples.LITELLM, "call_type": "aresponses", "messages": samples.ASKED[1:],
+           "model_parameters": {"instructions": "Sort."},
            "response": samples.RESPONSES}  # fmt: skip
     event = only(written(tmp_path / "x.jsonl", row))
     assert_the_call(event, set())
-    assert event.event_id == "call-1"
 
 
 def test_message_events_are_told_apart_by_their_spans(tmp_path: Path) -> None:
