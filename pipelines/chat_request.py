@@ -21,6 +21,8 @@ Past = Literal[
 ]  # fmt: skip
 # And why the student's answer was not given: the request's own schema does not take it.
 NOT_ALLOWED: Final = "not_allowed"
+STORED: Final = "stored"  # or the teacher is to keep the answer, for what may come later
+NOT_ANSWERED: Final = frozenset({NOT_ALLOWED, STORED})  # such requests teach, as all others
 
 # What of a request, beside its messages, decides about the answer: the teacher is asked with it.
 ASKED: Final = (

@@ -14,7 +14,7 @@ import msgspec
 
 from pipelines.ask import TeacherPolicy, cost
 from pipelines.assess import assess
-from pipelines.chat_request import NOT_ALLOWED
+from pipelines.chat_request import NOT_ANSWERED
 from pipelines.decode import decode
 from pipelines.errors import InvalidMessage
 from pipelines.identities import prompt_version
@@ -101,13 +101,12 @@ class Rules:
     def past(self, items: Iterable[Assessed]) -> Counter[tuple[datetime, str, str]]:
         """Requests that went past the student, by minute, task and reason.
 
-        Those of `NOT_ALLOWED` are in the traffic sums too: another answer could have been given.
+        Those of `NOT_ANSWERED` are in the traffic sums too: they are prompts as all others.
         """
         found: Counter[tuple[datetime, str, str]] = Counter()
         for event in (item.event for item in items if not item.is_feedback):
-            reason = event.past or (
-                NOT_ALLOWED if event.attributes.get(UNSURE) == NOT_ALLOWED else ""
-            )
+            why = event.attributes.get(UNSURE, "")
+            reason = event.past or (why if why in NOT_ANSWERED else "")
             if reason and event.task is not None:
                 found[event.occurred_at.replace(second=0, microsecond=0), event.task, reason] += 1
         return found

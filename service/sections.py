@@ -325,6 +325,8 @@ class TaskSettings(Section):
     challenger_time: Duration = timedelta(minutes=30)  # what it may take
     target: float = Field(default=0.97, gt=0.5, lt=1)  # promised agreement where the student serves
     when_unsure: Literal["student", "refuse"] = "student"  # and the teacher cannot be asked
+    # nobody looks up a stored response again, so that a student may answer although `store` is set
+    stateless: bool = False
 
     @field_validator("kind")
     @classmethod

@@ -34,11 +34,11 @@ from service.gateway.feedback import Feedback
 from service.gateway.generations import Generations
 from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
-from service.gateway.passing import KNOWN, Passing
+from service.gateway.passing import Passing
 from service.gateway.recent import Recent
 from service.gateway.server import Server
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
-from service.gateway.turn import Rejected, json_response, rejection
+from service.gateway.turn import KNOWN, Rejected, json_response, rejection
 from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
 from service.host.memory import hoard_less
@@ -142,7 +142,7 @@ class Gateway:
         self, tasks: Mapping[str, Task], keys: Keys, metrics: GatewayMetrics
     ) -> Starlette:
         settings = self._settings
-        claims = settings.claims()
+        claims, listed = settings.claims(), settings.gateway.pass_through
         recent = Recent()
         escalations = Escalations(self._upstream, self._lease, settings.teacher, metrics)
         chat = Chat(
@@ -151,6 +151,8 @@ class Gateway:
             refusing=frozenset(
                 name for name, task in settings.tasks.items() if task.when_unsure == "refuse"
             ),
+            stateless=frozenset(name for name, task in settings.tasks.items() if task.stateless),
+            passes=frozenset(f"/{one}" for one in ("chat/completions", *listed)),
             generations=self._generations,
             upstream=self._upstream,
             escalations=escalations,
@@ -173,8 +175,8 @@ class Gateway:
         )
         assess = Assess(tasks=tasks, generations=self._generations)
         passing = Passing(
-            own={"chat/completions": chat, "feedback": feedback},
-            endpoints=settings.gateway.pass_through,
+            own={"chat/completions": chat, "responses": chat.responses, "feedback": feedback},
+            endpoints=listed,
             claims=claims,
             upstream=self._upstream,
             metrics=metrics,
@@ -182,6 +184,7 @@ class Gateway:
         door = Door([key.get_secret_value() for key in settings.gateway.keys], metrics)
         routes = [
             Route("/v1/chat/completions", door.guard(chat), methods=["POST"]),
+            Route("/v1/responses", door.guard(chat.responses), methods=["POST"]),
             Route("/v1/feedback", door.guard(feedback), methods=["POST"]),
             # The learner assesses too; its key is the internal one.
             Route("/v1/assess", door.guard(assess, also=[keys.internal]), methods=["POST"]),

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the student answers, or the teacher does.
+"""POST /v1/chat/completions and /v1/responses: the student answers, or the teacher does.
 
 Everything that the app can see of a swap, a dead learner or a broken teacher is decided here.
 """
@@ -11,14 +11,23 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.chat_request import NOT_ALLOWED, attachments, plain_messages, why_past
+from pipelines.chat_request import (
+    NOT_ALLOWED,
+    STORED,
+    ChatRequest,
+    Past,
+    attachments,
+    plain_messages,
+    why_past,
+)
 from pipelines.intake import UNSURE
 from pipelines.label import write_answer
 from pipelines.reach import Reach
 from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
-from pipelines.replies import Completion, read_reply
+from pipelines.replies import Completion
 from pipelines.types import Task, Usage
+from service.gateway.dialects import CHAT, Dialect
 from service.gateway.endings import (
     NOBODY,
     TEACHER,
@@ -32,11 +41,12 @@ from service.gateway.endings import (
 from service.gateway.escalation import Escalations
 from service.gateway.formats import Formats
 from service.gateway.generations import Generation, Generations
+from service.gateway.responses import RESPONSES
 from service.gateway.router import Unsure
 from service.gateway.student import StudentFailed, StudentReply
-from service.gateway.turn import Rejected, Turn, read_attributes, read_body
+from service.gateway.turn import Rejected, Turn, does_not_pass, read_attributes, read_body
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import read_request, replace_fields
+from service.gateway.wire import replace_fields
 from service.metrics.gateway import GatewayMetrics
 
 # Why there is no teacher's answer, by the outcome of an escalation.
@@ -47,7 +57,7 @@ NO_TEACHER: Mapping[str, str] = {
 
 
 class Chat:
-    """The endpoint, with all that it needs."""
+    """An endpoint of either dialect, with all that it needs."""
 
     def __init__(
         self,
@@ -55,6 +65,8 @@ class Chat:
         tasks: Mapping[str, Task],
         claims: Mapping[str, str],
         refusing: frozenset[str],
+        stateless: frozenset[str],
+        passes: frozenset[str],
         generations: Generations,
         upstream: Upstream,
         escalations: Escalations,
@@ -65,6 +77,8 @@ class Chat:
         self._tasks = tasks
         self._claims = claims
         self._refusing = refusing  # tasks with when_unsure = "refuse"
+        self._stateless = stateless  # tasks whose answers nobody looks up again
+        self._passes = passes  # paths that pass also for models of no task
         self._generations = generations
         self._upstream = upstream
         self._escalations = escalations
@@ -74,8 +88,17 @@ class Chat:
         self._formats = Formats()
 
     async def __call__(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        return await self._answered(request, CHAT)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        return await self._answered(request, RESPONSES)
+
+    async def _answered(self, request: Request, dialect: Dialect) -> Response:
         """Answers as the OpenAI API does, plain or streamed."""
-        turn = self._begin(request, await read_body(request, self._max_body_bytes))
+        body = await read_body(request, self._max_body_bytes)
+        turn = self._begin(request, body, dialect)
         if turn.past == "content" and turn.request is not None:
             turn.attachments = await asyncio.to_thread(attachments, turn.request.messages)
         try:
@@ -84,13 +107,15 @@ class Chat:
             ending = failed(Rejected(error.status, str(error), code=f"teacher_{error.kind}"))
         return self._endings.close(turn, ending)
 
-    def _begin(self, request: Request, body: bytes) -> Turn:
+    def _begin(self, request: Request, body: bytes, dialect: Dialect) -> Turn:
         """Read what decides about the request. Raises `Rejected` for what is no JSON."""
-        wanted, envelope = read_request(body)
+        wanted, envelope = dialect.read_request(body)
         if envelope is None:
-            problem = "the body is not a JSON object with a model and messages"
+            problem = "the body is not a JSON object with a model and messages (or input)"
             raise Rejected(400, problem, code="malformed_request")
         task = self._tasks.get(self._claims.get(envelope.model, ""))
+        if task is None and dialect.path not in self._passes:
+            raise does_not_pass("POST", dialect.path)
         turn = Turn(
             body=body,
             model=envelope.model,
@@ -99,9 +124,10 @@ class Chat:
             request=wanted,
             messages=plain_messages(wanted.messages) if wanted and task else (),
             attributes=read_attributes(request.scope["headers"]),
+            dialect=dialect,
         )
         if task is not None:
-            turn.past = why_past(wanted) if wanted and turn.messages else "malformed"
+            turn.past = _past(wanted, turn)
         return turn
 
     async def _answer(self, turn: Turn, request: Request) -> Ending:
@@ -116,7 +142,9 @@ class Chat:
         else:
             # From here to its end the request knows this generation and no other.
             generation = self._generations.champion(task.name)
-            if generation is not None and (
+            if self._is_to_be_kept(turn, task):
+                self._not_answered(turn, task, STORED)
+            elif generation is not None and (
                 ending := await self._ask_student(turn, task, generation, allowed)
             ):
                 return ending
@@ -135,8 +163,7 @@ class Chat:
             none = Ending(by=NOBODY, outcome="failed", version=version, unsure="student_failed")
             return await self._escalate(turn, task, none)
         if read.label not in allowed:
-            self._metrics.unsupported.labels(task.name, NOT_ALLOWED).inc()
-            turn.attributes[UNSURE] = NOT_ALLOWED
+            self._not_answered(turn, task, NOT_ALLOWED)
             return None
         if read.truncated:
             self._metrics.truncated.labels(task.name).inc()
@@ -150,10 +177,20 @@ class Chat:
             marked = replace(marked, by=NOBODY, outcome="refused", said=None)
         return await self._escalate(turn, task, marked)
 
+    def _is_to_be_kept(self, turn: Turn, task: Task) -> bool:
+        """Whether the teacher is to keep the answer, for a request that may come later."""
+        kept = turn.request is not None and turn.dialect.state(turn.request) == "kept"
+        return kept and task.name not in self._stateless
+
+    def _not_answered(self, turn: Turn, task: Task, why: str) -> None:
+        """A student may learn from it, and not answer it."""
+        self._metrics.unsupported.labels(task.name, why).inc()
+        turn.attributes[UNSURE] = why
+
     async def _escalate(self, turn: Turn, task: Task, otherwise: Ending) -> Ending:
         """What the teacher says in the student's place, or `otherwise`."""
         assert turn.request is not None
-        escalated = await self._escalations.ask(turn.body, turn.request, turn.messages, task)
+        escalated = await self._escalations.ask(turn.body, turn.request, turn.dialect, task)
         otherwise = replace(otherwise, escalation=escalated.outcome)
         if escalated.said is not None:
             return replace(
@@ -175,14 +212,22 @@ class Chat:
             return failed(_no_teacher(turn))
         async with AsyncExitStack() as stack:
             reply = await stack.enter_async_context(
-                self._upstream.open(body, request.headers, passes=True)
+                self._upstream.open(body, request.headers, path=turn.dialect.path, passes=True)
             )
             if reply.streams:
                 return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))
             content = await reply.read()
-        said = read_reply(content) if turn.task else None
+        said = turn.dialect.read_reply(content) if turn.task else None
         own = Verbatim(content, reply.status, reply.headers(), media_type=None)
         return passed_through(reply.ok, said, own)
+
+
+def _past(wanted: ChatRequest | None, turn: Turn) -> Past | None:
+    if wanted is None or not turn.messages:
+        return "malformed"
+    if turn.dialect.state(wanted) == "needed":
+        return "state"
+    return why_past(wanted)
 
 
 def _student_answers(

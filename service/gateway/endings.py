@@ -19,7 +19,7 @@ from service.gateway.recent import Recent
 from service.gateway.relay import Relay
 from service.gateway.turn import Rejected, Turn, json_response, rejection
 from service.gateway.upstream import Reply
-from service.gateway.wire import EVENT_STREAM, chunks, completion
+from service.gateway.wire import EVENT_STREAM
 from service.metrics.gateway import GatewayMetrics
 
 By = Literal["student", "teacher", "nobody"]
@@ -94,6 +94,7 @@ class Endings:
                 stack,
                 {**reply.headers(), **headers},
                 lambda ok, said: self._note(turn, passed_through(ok, said)),
+                turn.dialect,
             )
         self._note(turn, ending)
         match ending.body:
@@ -163,11 +164,10 @@ def _written(turn: Turn, ending: Ending, headers: Mapping[str, str]) -> Response
     assert ending.said is not None
     said, model = ending.said, ending.said.model or turn.model
     created = int(turn.occurred_at.timestamp())
+    write = turn.dialect.streamed if turn.streams else turn.dialect.whole
+    content = write(said, turn.request, name=turn.event_id, model=model, created=created)
     if not turn.streams:
-        content = completion(said, event_id=turn.event_id, model=model, created=created)
         return json_response(content, headers=headers)
-    counts = turn.request is not None and turn.request.wants_usage
-    content = chunks(said, event_id=turn.event_id, model=model, created=created, with_usage=counts)
     return Response(content, headers=headers, media_type=EVENT_STREAM)
 
 

@@ -1,18 +1,16 @@
 """Escalation: an unsure request goes to the teacher, on our money, within the lease."""
 
 import time
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import structlog
 
 from pipelines.chat_request import ChatRequest
-from pipelines.render import teacher_messages
-from pipelines.replies import Completion, read_reply
-from pipelines.types import Message, Task, Usage
+from pipelines.replies import Completion
+from pipelines.types import Task, Usage
+from service.gateway.dialects import Dialect
 from service.gateway.lease import Lease
 from service.gateway.upstream import Upstream, UpstreamError
-from service.gateway.wire import replace_fields
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings
 
@@ -47,30 +45,38 @@ class Escalations:
         self._lease = lease
         self._settings = settings
         self._metrics = metrics
+        self._most = settings.max_tokens
         self._failures = 0
         self._paused_until = float("-inf")
 
     async def ask(
-        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
+        self, body: bytes, request: ChatRequest, dialect: Dialect, task: Task
     ) -> Escalated:
         """The teacher's answer to the app's own messages, whole, or why there is none."""
-        escalated = await self._ask(body, request, messages, task)
+        escalated = await self._ask(body, request, dialect, task)
         self._metrics.escalations.labels(task.name, escalated.outcome).inc()
         return escalated
 
     async def _ask(
-        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
+        self, body: bytes, request: ChatRequest, dialect: Dialect, task: Task
     ) -> Escalated:
         if not self._upstream.configured or time.monotonic() < self._paused_until:
             return Escalated("teacher_failed")
-        content, most = self._render(body, request, messages, task)
+        most = max(1, min(request.token_limit or self._most, self._most))
+        content = dialect.bounded(
+            body,
+            request,
+            model=self._upstream.model or request.model,
+            limit=(self._settings.max_tokens_field, most),
+            told="" if _has_system(request) else task.instructions,
+        )
         # No text has more tokens than bytes.
         ceiling = self._price(Usage(prompt_tokens=len(content), completion_tokens=most))
         reservation = await self._lease.reserve(ceiling)
         if reservation is None:
             return Escalated("no_lease")
         try:
-            escalated, cost = await self._call(content, ceiling)
+            escalated, cost = await self._call(content, ceiling, dialect)
         except UpstreamError as error:
             # Whether the teacher charges for an answer that did not come, nobody knows.
             escalated = Escalated("teacher_failed")
@@ -82,9 +88,11 @@ class Escalations:
         self._lease.settle(reservation, cost)
         return escalated
 
-    async def _call(self, content: bytes, ceiling: float) -> tuple[Escalated, float]:
+    async def _call(
+        self, content: bytes, ceiling: float, dialect: Dialect
+    ) -> tuple[Escalated, float]:
         """What came of it, and what it cost."""
-        async with self._upstream.open(content) as answer:
+        async with self._upstream.open(content, path=dialect.path) as answer:
             body = await answer.read()
         if not answer.ok:
             if answer.status == 429 or answer.status >= 500:
@@ -94,29 +102,11 @@ class Escalations:
         if self._failures >= FAILURES_TO_PAUSE:
             log.info("escalation_resumed")
         self._failures = 0
-        said = read_reply(body)
+        said = dialect.read_reply(body)
         cost = self._price(said.usage) if said and said.usage else ceiling
         if said is None or said.whole is None:  # cut, empty or filtered: the student's is better
             return Escalated("teacher_failed"), cost
         return Escalated("answered", said, body), cost
-
-    def _render(
-        self, body: bytes, request: ChatRequest, messages: Sequence[Message], task: Task
-    ) -> tuple[bytes, int]:
-        """The app's request with our model, a bounded answer, and never as a stream."""
-        settings, new = self._settings, {}
-        rendered = teacher_messages(messages, task)
-        if len(rendered) != len(messages):
-            new["messages"] = rendered
-        asked = request.token_limit or settings.max_tokens
-        most = max(1, min(asked, settings.max_tokens))
-        field = settings.max_tokens_field
-        content = replace_fields(
-            body,
-            {"model": self._upstream.model or request.model, **new, field: most},
-            drop=("stream", "stream_options", "max_tokens", "max_completion_tokens"),
-        )
-        return content, most
 
     def _price(self, usage: Usage) -> float:
         prompt = usage.prompt_tokens * self._settings.price_per_million_in
@@ -131,3 +121,7 @@ class Escalations:
             self._paused_until = time.monotonic() + pause
             if beyond == 0:
                 log.warning("escalation_stopped", reason="the teacher fails", seconds=pause)
+
+
+def _has_system(request: ChatRequest) -> bool:
+    return any(message.role in ("system", "developer") for message in request.messages)

@@ -15,9 +15,10 @@ from pipelines.records.native import NativeFeedback, NativeRecord
 from pipelines.replies import MALFORMED
 from pipelines.types import Task
 from service.gateway.capture import Capture
+from service.gateway.dialects import ANSWER_PREFIXES
 from service.gateway.recent import Answered, Recent
 from service.gateway.turn import Rejected, json_response, read_body
-from service.gateway.wire import ID_PREFIX, encode
+from service.gateway.wire import encode
 from service.metrics.gateway import GatewayMetrics
 
 MAX_ID = 150
@@ -80,7 +81,9 @@ class Feedback:
 
     def _find(self, given: FeedbackRequest) -> Answered:
         """What is judged: remembered, or told again."""
-        name = given.id.removeprefix(ID_PREFIX)
+        name = given.id
+        for prefix in ANSWER_PREFIXES:
+            name = name.removeprefix(prefix)
         found = self._recent.find(name) or self._recent.find(given.id)
         if found is not None:
             return found

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.gateway.access import Endpoint
-from service.gateway.turn import Rejected, rejection
+from service.gateway.turn import KNOWN, Rejected, does_not_pass, rejection
 from service.gateway.upstream import Reply, Upstream, UpstreamError
 from service.gateway.wire import read_request, replace_fields
 from service.metrics.gateway import GatewayMetrics
@@ -17,7 +17,6 @@ from service.metrics.gateway import GatewayMetrics
 # One that is longer is streamed, and keeps the model's name that the app gave it.
 LONGEST_LOOKED_AT = 1 << 20
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._:-]+(?:/[A-Za-z0-9._:-]+)*")
-KNOWN = "/v1/chat/completions, /v1/models, /v1/feedback"
 
 
 class Passing:
@@ -45,12 +44,7 @@ class Passing:
             return await self._own[path](request)
         reads_a_model = request.method == "GET" and re.fullmatch(r"models/[^/]+", path)
         if not reads_a_model and (request.method != "POST" or not self._passes(path)):
-            raise Rejected(
-                404,
-                f"{request.method} /v1/{path} does not pass this gateway; gateway.pass_through "
-                f"lists what does, beside {KNOWN}",
-                code="not_found",
-            )
+            raise does_not_pass(request.method, path)
         if not self._upstream.configured:
             raise Rejected(503, "there is no teacher to pass it to", code="no_teacher")
         body = await self._body(request)

@@ -7,8 +7,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from pipelines.replies import Completion
+from service.gateway.dialects import Dialect
 from service.gateway.upstream import Reply, UpstreamError
-from service.gateway.wire import StreamReader, error_body
 
 
 class Relay(StreamingResponse):
@@ -24,12 +24,14 @@ class Relay(StreamingResponse):
         stack: AsyncExitStack,
         headers: Mapping[str, str],
         on_end: Callable[[bool, Completion], None],
+        dialect: Dialect,
     ) -> None:
         super().__init__(self._pieces(), reply.status, headers)
         self._reply = reply
         self._stack = stack  # holds the reply open
         self._on_end = on_end
-        self._reader = StreamReader()
+        self._dialect = dialect
+        self._reader = dialect.listener()
         self._broken = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,6 +54,4 @@ class Relay(StreamingResponse):
                 return
             self._broken = True
             # The status is sent; clients read an error in the stream itself.
-            kind = f"teacher_{error.kind}"
-            told = error_body(str(error), type="server_error", code=kind)
-            yield b"data: " + told + b"\n\n"
+            yield self._dialect.broken(str(error), f"teacher_{error.kind}")

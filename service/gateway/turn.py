@@ -13,6 +13,7 @@ from starlette.responses import Response
 from pipelines.chat_request import Attachment, ChatRequest, Past
 from pipelines.records.common import user_name
 from pipelines.types import Message, Task
+from service.gateway.dialects import Dialect
 from service.gateway.wire import error_body
 
 ATTRIBUTE_PREFIX = b"x-flywheel-attribute-"
@@ -20,6 +21,7 @@ ATTRIBUTE_PREFIX = b"x-flywheel-attribute-"
 OWN_ATTRIBUTES = frozenset({"unsure", "escalation", "feedback_on"})
 ATTRIBUTE_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 MOST_ATTRIBUTES = 16
+KNOWN = "/v1/chat/completions, /v1/responses, /v1/models, /v1/feedback"
 LONGEST_ATTRIBUTE = 200
 
 
@@ -34,6 +36,15 @@ class Rejected(Exception):
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
 
 
+def does_not_pass(method: str, path: str) -> Rejected:
+    """For an endpoint of the teacher that the settings do not list."""
+    problem = (
+        f"{method} /v1/{path.strip('/')} does not pass this gateway; gateway.pass_through lists "
+        f"what does, beside {KNOWN}"
+    )
+    return Rejected(404, problem, code="not_found")
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Turn:
     """What is known about a request from its arrival on."""
@@ -45,6 +56,7 @@ class Turn:
     request: ChatRequest | None  # None: malformed, the teacher will say so
     messages: Sequence[Message]  # as text
     attributes: dict[str, str]
+    dialect: Dialect
     past: Past | None = None  # why no student may answer it
     attachments: tuple[Attachment, ...] = ()
     event_id: str = field(default_factory=lambda: uuid4().hex)

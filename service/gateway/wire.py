@@ -108,6 +108,12 @@ def _converted(found: Any, kind: Any) -> Any:
         return None
 
 
+def read_fields(body: bytes) -> dict[str, Any]:
+    """The request as it stands."""
+    found: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    return found
+
+
 def replace_fields(body: bytes, new: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
     """The same request with some fields set or gone; the bytes of all others stay."""
     fields = _decode_fields(body)

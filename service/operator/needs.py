@@ -35,6 +35,7 @@ WHY_PAST: Mapping[str, str] = {
     "endpoint": "an endpoint without a student",
     "long": "texts too long to be kept",
     "state": "state that is kept elsewhere",
+    "stored": "answers to be stored, which `stateless = true` in the task does without",
     "malformed": "messages that cannot be read",
 }
 UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know

@@ -9,7 +9,7 @@ from threading import Lock
 
 import structlog
 
-from pipelines.chat_request import NOT_ALLOWED
+from pipelines.chat_request import NOT_ANSWERED
 from pipelines.decide import ceiling_in_words
 from pipelines.errors import ArtifactDamaged, Refused
 from pipelines.statistics.certify import items_needed
@@ -263,7 +263,7 @@ class Overview:
             ceiling=ceiling_in_words(figures.ceiling),
             figures=figures,
             last_run=last_run[0] if last_run else None,
-            requests=today.events + past.total() - past[NOT_ALLOWED],
+            requests=today.events + sum(past[why] for why in past if why not in NOT_ANSWERED),
             past=past,
             loop=self._loop(tx, task, present, history, described, figures, last_run),
             reigns=reigns(history),
