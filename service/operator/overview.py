@@ -373,14 +373,14 @@ def _quality(champion: Version | None, figures: Figures, target: float) -> str:
             else "nothing it says is trusted, and the teacher is asked"
         )
         return f"{' '.join(guard.reason for guard in raised)} Until that is over, {what}."
+    if found is not None and found.high < target:
+        return f"Live agreement is below {goal}."
+    if found is not None and found.low >= target:
+        return f"Live agreement holds {goal}."
     if found is None or found.high - found.low > SAYS_NOTHING:
         needed = items_needed(target)
         return (
             f"Nobody knows yet whether {goal} is held: {found.n if found else 0} answers that the "
             f"student gave alone were audited; it takes at least {needed}, all of them right."
         )
-    if found.high < target:
-        return f"Live agreement is below {goal}."
-    if found.low >= target:
-        return f"Live agreement holds {goal}."
     return f"Live agreement is consistent with {goal}; the interval still contains it."
