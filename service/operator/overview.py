@@ -14,7 +14,8 @@ from pipelines.errors import ArtifactDamaged, Refused
 from pipelines.statistics.certify import items_needed
 from service.operator.activity import recent_activity
 from service.operator.board import Board
-from service.operator.needs import NeedFacts, needs
+from service.operator.need import NeedFacts
+from service.operator.needs import needs
 from service.operator.status import (
     Activity,
     ActivityKind,
@@ -41,14 +42,16 @@ from service.operator.versions import (
     reigns,
     short_name,
 )
+from service.purses import emptied
+from service.sections import BudgetSettings
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.datasets import dataset_by_digest, latest_dataset
 from storage.dead_letters import count_dead_letters
 from storage.evaluations import evaluations_of
-from storage.leases import reported_spend
-from storage.ledger import Ledger
+from storage.leases import Spend, reported_spend
+from storage.ledger import DaySpend, Ledger
 from storage.reports import Report, read_card, read_report
 from storage.runs import TrainingRun, failures_in_a_row, runs
 from storage.samples import drawn_since, last_drawn
@@ -193,6 +196,8 @@ class Overview:
             tasks = tuple(self._task(tx, task, present) for task in self._settings.tasks)
             escalated = reported_spend(tx, now.astimezone(UTC).date())
             letters = count_dead_letters(tx)
+            named = map(self._settings.task_of, self._settings.tasks)
+            empty = emptied(tx, self._ledger, self._settings.budget, named, now)
             failures = {task: failures_in_a_row(tx, task) for task in self._settings.tasks}
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
             feed = tuple(recent_activity(tx, list(self._settings.tasks), now, FEED_LENGTH))
@@ -215,6 +220,7 @@ class Overview:
                     unknown=unknown,
                     held=ingest.reason,
                     labels=spent,
+                    emptied=empty,
                     escalated=escalated,
                     budget=budget,
                     budget_share=self._settings.notify.budget_share,
@@ -227,12 +233,7 @@ class Overview:
             dead_letters=letters,
             unknown_outcomes=unknown,
             activity=feed,
-            money=Money(
-                labels=spent.money,
-                label_budget=budget.label_money,
-                escalations=escalated.money,
-                escalation_budget=budget.escalation_money,
-            ),
+            money=_money(spent, escalated, budget),
             gateways=gateways,
         )
 
@@ -320,6 +321,15 @@ class Overview:
             )
             for job in [*coming, *sorted(set(last) - set(coming))]
         )
+
+
+def _money(labels: DaySpend, escalated: Spend, budget: BudgetSettings) -> Money:
+    return Money(
+        labels=labels.money,
+        label_budget=budget.label_money,
+        escalations=escalated.money,
+        escalation_budget=budget.escalation_money,
+    )
 
 
 def teacher_status(settings: Settings) -> TeacherStatus:
