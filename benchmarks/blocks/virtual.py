@@ -6,10 +6,13 @@ turn. The gateway's part is its own rule (`why_unsure`) on the published student
 """
 
 import csv
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -29,19 +32,29 @@ from service.gateway.router import why_unsure
 from service.keys import GATEWAY_PRODUCER
 from service.learner.daemon import Learner
 from service.learner.watch import Watch
+from service.operator.status import Status
 from service.settings import Settings
 from service.topics.opening import open_writer
+from storage.live import LiveStudent
+from storage.reports import read_report
 
 BEGIN = datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
 OPERATOR = "benchmark"
 
 
-class Prompt(NamedTuple):
-    """One request: its text, its vector and what the teacher says to it."""
+@dataclass(kw_only=True)
+class Prompt:
+    """One request: its text, what the teacher says to it, and its vector."""
 
     text: str
-    vector: np.ndarray
     gold: str
+    encoder: Encoder
+
+    @cached_property
+    def vector(self) -> np.ndarray:
+        """Made when a student is asked: before the first one nobody reads it."""
+        vector: np.ndarray = self.encoder.encode([self.text])[0]
+        return vector
 
 
 class Served(NamedTuple):
@@ -52,11 +65,20 @@ class Served(NamedTuple):
     right: bool  # the student, whoever answered
 
 
+class Defences(NamedTuple):
+    """What keeps a student from answering what it has never seen; each may be switched off."""
+
+    certificate: bool = True  # else it answers whatever its confidence, unless a guard stands
+    mix: bool = True  # else no guard raises the threshold
+    novelty: bool = True  # else there is no radius: what is beyond it is far
+    forced: bool = False  # it has to answer alone all the same, marked, as without any budget
+
+
 class Clock:
     """Virtual time."""
 
-    def __init__(self) -> None:
-        self.at = BEGIN
+    def __init__(self, at: datetime = BEGIN) -> None:
+        self.at = at
 
     def __call__(self) -> datetime:
         return self.at
@@ -75,12 +97,14 @@ class VirtualLearner(Learner):
         super().__init__(settings, Event(), clock)
         self._operations.recover()
         self._ingest = self._build_ingest(reset_offsets=False)
+        self._ingest.start()
         self._writer = open_writer(settings)
         self._closing.callback(self._writer.close)
         self._jobs_done: dict[str, datetime] = {}
         self._heads: dict[str, Head] = {}
         self._unread = 0
         self.approves = True  # every version that may be approved
+        self.defences = Defences()
         self.trainings = 0
 
     def _build_watch(self, start_training: Callable[[str, str], None]) -> Watch:
@@ -95,8 +119,9 @@ class VirtualLearner(Learner):
             folder = self._artifacts.path("student", champion.student)
             self._heads = {champion.student: load_head(folder)}
         said = self._heads[champion.student].answer(prompt.vector[None, :])[0]
-        reach = place(said.distance, champion.near, champion.radius)
-        unsure = why_unsure(prompt.text, said.confidence, reach, champion.threshold)
+        radius = champion.radius if self.defences.novelty else math.inf
+        reach = place(said.distance, champion.near, radius)
+        unsure = why_unsure(prompt.text, said.confidence, reach, self._threshold(champion))
         student = NativeStudent(
             version=champion.name,
             label=said.label,
@@ -104,7 +129,16 @@ class VirtualLearner(Learner):
             reach=reach,
             unsure=unsure or "",
         )
-        return student, unsure is None
+        return student, unsure is None or self.defences.forced
+
+    def _threshold(self, champion: LiveStudent) -> float | None:
+        """The published one, as far as the defences that made it are on."""
+        if self.defences.mix and self.defences.certificate:
+            return champion.threshold
+        approved = read_report(self._artifacts, champion.report).evaluation.threshold.value
+        if champion.threshold != approved and self.defences.mix:
+            return champion.threshold
+        return approved if self.defences.certificate else 0.0
 
     def capture(self, task: str, number: int, prompt: Prompt) -> Served:
         """One request through the gateway's rules onto the topic."""
@@ -147,6 +181,19 @@ class VirtualLearner(Learner):
         if self._due("evaluate", timedelta(minutes=1)):
             self._jobs.evaluate()
             self._approve_all()
+
+    def now(self) -> datetime:
+        return self._now()
+
+    def status(self) -> Status:
+        """What its operators see."""
+        self._operations.note_change()
+        return self._operations.status()
+
+    def forget_guards(self, task: str) -> None:
+        """Operators see nothing of what the watch has raised, until it looks again."""
+        seen = replace(self._board.figures(task), guards=(), shifted=False)
+        self._board.show(task, seen)
 
     def stop_labels(self) -> None:
         """From now on the teacher is not asked for labels, and nothing is trained."""
@@ -192,25 +239,28 @@ def virtual_learner(
     folder: Path, task: str, queries: Sequence[Query], labels: Sequence[str], *, target: float
 ) -> Iterator[tuple[VirtualLearner, list[Prompt]]]:
     """A learner in virtual time whose teacher knows the queries' labels, and the queries."""
+    with (
+        prepared(folder, task, queries, labels, target=target) as (settings, prompts),
+        closing(VirtualLearner(settings, Clock())) as learner,
+    ):
+        yield learner, prompts
+
+
+@contextmanager
+def prepared(
+    folder: Path, task: str, queries: Sequence[Query], labels: Sequence[str], *, target: float
+) -> Iterator[tuple[Settings, list[Prompt]]]:
+    """What such a learner needs: its settings, with a teacher that is there, and the queries."""
     answers, encoder = folder / "answers.csv", folder / "encoder"
     with answers.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Query._fields, *queries])
     encoder.mkdir()
     for name, (path, _) in installed_encoder_files().items():
         (encoder / name).symlink_to(path)
-    threads = os.cpu_count() or 1
-    vectors = Encoder(encoder, threads=threads).encode([query.text for query in queries])
-    prompts = [
-        Prompt(query.text, vector, query.gold)
-        for query, vector in zip(queries, vectors, strict=True)
-    ]
-    with (
-        scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher,
-        closing(
-            VirtualLearner(_settings(folder / "data", task, labels, teacher, target), Clock())
-        ) as learner,
-    ):
-        yield learner, prompts
+    reading = Encoder(encoder, threads=os.cpu_count() or 1)
+    prompts = [Prompt(text=query.text, gold=query.gold, encoder=reading) for query in queries]
+    with scripted_teacher(f"--answers={answers}", "--label-column=gold") as teacher:
+        yield _settings(folder / "data", task, labels, teacher, target), prompts
 
 
 def _settings(

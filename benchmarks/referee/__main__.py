@@ -43,6 +43,14 @@ STUDIES: dict[str, tuple[Study, int]] = {
     "days_2_points_1000_a_day": (days_2_points_1000_a_day, 200),
     "days_5_point_drop": (lambda count, seed: days_to_notice(0.05, count, seed), 400),
     "days_2_point_drop": (lambda count, seed: days_to_notice(0.02, count, seed), 400),
+    "days_5_point_drop_1000_a_day": (
+        lambda count, seed: days_to_notice(0.05, count, seed, 1_000),
+        400,
+    ),
+    "days_2_point_drop_1000_a_day": (
+        lambda count, seed: days_to_notice(0.02, count, seed, 1_000),
+        400,
+    ),
     "false_promise_alarms_year": (false_alarms_a_year, 1_000),
     "served_ever_outside": (served_ever_outside, 400),
     "served_ever_outside_few_audits": (served_ever_outside_few_audits, 2_000),

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.referee.figures import Figure, share, tries, waits
+from benchmarks.referee.lateness import SERVED, day_budget, first_policy, wishes
 from benchmarks.referee.worlds import Student
+from pipelines.rates import DAY, Lately, next_policy
 from pipelines.statistics.detector import Detector
 from pipelines.statistics.estimate import Audit, Kind, TrafficSums, live_agreement_by_kind
 
@@ -33,26 +35,48 @@ ESCALATED_ANSWERED = 130
 FEW_SERVED = (1, 2, 3, 5, 10, 20, 40)
 
 
-def days_to_notice(drop: float, count: int, seed: int) -> Iterator[Figure]:
-    """A drop after three months in which all was well, with the alarm of an audit-year."""
+def audits_a_day(events_a_day: int) -> int:
+    """Of what the student serves, at the rate that the default budget pays for."""
+    policy, served = first_policy(), round(SERVED * events_a_day)
+    lately = Lately(
+        events=events_a_day, window=DAY, answered=events_a_day, served=served, has_champion=True
+    )
+    for _ in range(2):  # the rate in force decides whether it rises
+        policy = next_policy(policy, day_budget(), lately, wishes())
+    return round(served * policy.audit_rate)
+
+
+def days_to_notice(
+    drop: float, count: int, seed: int, events_a_day: int | None = None
+) -> Iterator[Figure]:
+    """A drop after three months in which all was well, with the alarm of an audit-year.
+
+    None: of a task with one event a second.
+    """
+    audits = AUDITS_A_DAY if events_a_day is None else audits_a_day(events_a_day)
+    audits_a_year = 365 * audits
 
     def one(generator: np.random.Generator) -> float:
         detector = Detector(target=TARGET)
-        detector = detector.after_all(generator.random(DAYS_WELL * AUDITS_A_DAY) < HEALTHY)
-        if detector.alarmed(A_YEAR):  # a false alarm: the watch begins anew
+        detector = detector.after_all(generator.random(DAYS_WELL * audits) < HEALTHY)
+        if detector.alarmed(audits_a_year):  # a false alarm: the watch begins anew
             detector = Detector(target=TARGET)
-        before, step = detector.seen, AUDITS_A_DAY // LOOKS_A_DAY
-        while detector.seen - before < DAYS_WATCHED * AUDITS_A_DAY:
+        before, step = detector.seen, audits // LOOKS_A_DAY
+        while detector.seen - before < DAYS_WATCHED * audits:
             detector = detector.after_all(generator.random(step) < HEALTHY - drop)
-            if detector.alarmed(A_YEAR):
-                return (detector.seen - before) / AUDITS_A_DAY
+            if detector.alarmed(audits_a_year):
+                return (detector.seen - before) / audits
         return math.inf
 
     points = round(100 * drop)
     name = f"days_{points}_point_drop"
+    traffic = ""
+    if events_a_day is not None:
+        name += f"_{events_a_day}_a_day"
+        traffic = f" of {events_a_day:,} prompts, {SERVED:.0%} of which the student serves"
     world = (
         f"Agreement falls from {HEALTHY:.1%} to {HEALTHY - drop:.1%} after {DAYS_WELL} days; "
-        f"promised are {TARGET:.0%}; {AUDITS_A_DAY} served audits a day; an alarm may be false "
+        f"promised are {TARGET:.0%}; {audits} served audits a day{traffic}; an alarm may be false "
         "once a year."
     )
     yield waits(name, list(tries(name, count, (seed, points), one)), world)

@@ -167,6 +167,16 @@ REFEREE: Sequence[Aim] = (
     ),
     Aim("days_5_point_drop", "agreement 5 points lower is noticed within", "<= 2 days", "days"),
     Aim("days_2_point_drop", "agreement 2 points lower is noticed within", "<= 35 days", "days"),
+    Aim(
+        "days_5_point_drop_1000_a_day",
+        "agreement 5 points lower is noticed, at 1,000 prompts a day, within",
+        unit="days",
+    ),
+    Aim(
+        "days_2_point_drop_1000_a_day",
+        "agreement 2 points lower is noticed, at 1,000 prompts a day, within",
+        unit="days",
+    ),
     Aim("false_promise_alarms_year", "a year half a point above the target, with an alarm"),
     Aim("served_ever_outside", "live agreement is ever outside its interval", "<= 5 %"),
     Aim("served_ever_outside_few_audits", "the same, when few served audits came", "<= 5 %"),

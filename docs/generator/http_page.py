@@ -122,12 +122,16 @@ def gateway_routes() -> list[Route]:
     routes = []
     for path, handler, method in found:
         name = handler.removeprefix("self.")
-        said = docstrings.get(name) or inspect.getdoc(_endpoint(name).__call__)
+        said = docstrings.get(name) or inspect.getdoc(_endpoint(name))
         fields = msgspec.structs.fields(BODIES[name]) if name in BODIES else ()
-        body = ", ".join(f"`{field.name}`" for field in fields) or ("as OpenAI" * (name == "chat"))
+        as_theirs = "as OpenAI" if name.startswith("chat") else ""
+        body = ", ".join(f"`{field.name}`" for field in fields) or as_theirs
         routes.append((method, path, body, first_line(said)))
     return routes
 
 
-def _endpoint(name: str) -> Any:
-    return getattr(import_module(f"service.gateway.{name}"), name.capitalize())
+def _endpoint(handler: str) -> Any:
+    """Of `feedback` the call of the class, of `chat.responses` the method."""
+    name, _, method = handler.partition(".")
+    found = getattr(import_module(f"service.gateway.{name}"), name.capitalize())
+    return getattr(found, method or "__call__")

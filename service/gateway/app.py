@@ -180,6 +180,7 @@ class Gateway:
             claims=claims,
             upstream=self._upstream,
             metrics=metrics,
+            capture=self._capture,
         )
         door = Door([key.get_secret_value() for key in settings.gateway.keys], metrics)
         routes = [

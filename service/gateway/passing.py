@@ -3,12 +3,19 @@
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pipelines.records.common import user_name
+from pipelines.records.native import SCHEMA, NativeRecord
+from pipelines.replies import read_object
+from pipelines.types import Message
 from service.gateway.access import Endpoint
+from service.gateway.capture import Capture
 from service.gateway.turn import KNOWN, Rejected, does_not_pass, rejection
 from service.gateway.upstream import Reply, Upstream, UpstreamError
 from service.gateway.wire import read_request, replace_fields
@@ -30,7 +37,9 @@ class Passing:
         claims: Mapping[str, str],
         upstream: Upstream,
         metrics: GatewayMetrics,
+        capture: Capture,
     ) -> None:
+        self._capture = capture
         self._own = own  # where a path is ours but for its slashes
         self._endpoints = frozenset(endpoints)
         self._claims = claims
@@ -47,13 +56,15 @@ class Passing:
             raise does_not_pass(request.method, path)
         if not self._upstream.configured:
             raise Rejected(503, "there is no teacher to pass it to", code="no_teacher")
-        body = await self._body(request)
+        body, claimed = await self._body(request)
         try:
             response = await self._passed(request, path, body)
         except UpstreamError as error:
             self._metrics.requests.labels("unclaimed", "nobody", "failed").inc()
             return rejection(Rejected(error.status, str(error), code=f"teacher_{error.kind}"))
         self._metrics.requests.labels("unclaimed", "teacher", "passed_through").inc()
+        if claimed is not None and response.status_code < 300:
+            self._capture.put(claimed)
         return response
 
     def _passes(self, path: str) -> bool:
@@ -72,21 +83,38 @@ class Passing:
             return Passed(reply, stack.pop_all(), headers)
         raise AssertionError("unreachable")
 
-    async def _body(self, request: Request) -> bytes | AsyncIterator[bytes]:
-        """As it is, but for a task's model, whose name the teacher may not know."""
+    async def _body(
+        self, request: Request
+    ) -> tuple[bytes | AsyncIterator[bytes], NativeRecord | None]:
+        """As it is, but for a task's model, whose name the teacher may not know.
+
+        With the record of a task's request, which no student of this endpoint answers.
+        """
         declared = request.headers.get("content-length", "")
         small = declared.isdigit() and int(declared) <= LONGEST_LOOKED_AT
         is_json = request.headers.get("content-type", "").startswith("application/json")
         if not small or not is_json:
-            return request.stream()
+            return request.stream(), None
         body = await request.body()
         _, envelope = read_request(body)
         task = self._claims.get(envelope.model) if envelope else None
-        if task is None:
-            return body
+        if envelope is None or task is None:
+            return body, None
         self._metrics.unsupported.labels(task, "endpoint").inc()
+        fields = read_object(body) or {}
+        texts = [fields.get(name) for name in ("prompt", "input")]
+        record = NativeRecord(
+            schema=SCHEMA,
+            event_id=uuid4().hex,
+            task=task,
+            model=envelope.model,
+            occurred_at=datetime.now(UTC),
+            messages=(Message("user", next((t for t in texts if isinstance(t, str)), "")),),
+            past="endpoint",
+            user=user_name(fields.get("user")),
+        )
         model = self._upstream.model
-        return replace_fields(body, {"model": model}) if model else body
+        return (replace_fields(body, {"model": model}) if model else body), record
 
 
 def _plain(path: str) -> str:

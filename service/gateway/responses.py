@@ -42,6 +42,8 @@ class ResponsesDialect:
     def read_request(self, body: bytes) -> tuple[ChatRequest | None, Envelope | None]:
         """The request, where it can be read, and at least its envelope; None: it has no model."""
         found = read_object(body)
+        if found is not None and found.get("model") is None and found.get("prompt"):
+            return None, Envelope("", found.get("stream"))  # the stored prompt names its model
         if found is None or not isinstance(found.get("model"), str):
             return None, None
         wanted = storable(found)

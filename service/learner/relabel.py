@@ -13,10 +13,10 @@ from pipelines.identities import prompt_version
 from pipelines.label import OUTSIDE, read_label
 from pipelines.shape import shape, shape_in_words
 from pipelines.types import Label, Task
-from service.learner.sampling import left_in_purses
 from service.learner.teacher import Reply, Teacher
 from service.learner.unusable import UnusableAnswers
 from service.metrics.learner import LearnerMetrics
+from service.purses import left_in_purses
 from service.sections import BudgetSettings
 from storage.database import Database
 from storage.failpoints import passing

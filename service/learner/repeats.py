@@ -11,8 +11,8 @@ from pipelines.identities import prompt_version
 from pipelines.label import read_label
 from pipelines.rates import DAY
 from pipelines.types import Task
-from service.learner.sampling import left_in_purses
 from service.learner.teacher import Reply, Teacher
+from service.purses import ASKED_TWICE, left_in_purses
 from service.sections import BudgetSettings
 from storage.database import Database
 from storage.ledger import Ledger
@@ -28,7 +28,6 @@ from storage.votes import (
     held_out_to_ask,
 )
 
-FIRST = 100  # held-out items that are asked about twice before a first student is judged
 OF_AUDITS = 0.02  # of the audits after that
 BATCH = 32
 RESTS = timedelta(minutes=10)  # a job that has not run for so long is not waited for
@@ -115,10 +114,10 @@ class Repeats:
         """
         version = prompt_version(task)
         with self._database.snapshot() as tx:
-            lacking = FIRST - asked_blindly(tx, task.name, version)
+            lacking = ASKED_TWICE - asked_blindly(tx, task.name, version)
             if lacking <= 0:
                 return []
-            found = held_out_to_ask(tx, task.name, version, FIRST + lacking)
+            found = held_out_to_ask(tx, task.name, version, ASKED_TWICE + lacking)
         replies = [self._teacher.known(self._question(task, one, BLIND)) for one in found]
         known = zip(found, replies, strict=True)
         return [one for one, said in known if said is None or said.outcome != "unknown"][:lacking]

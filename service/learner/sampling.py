@@ -12,25 +12,20 @@ from pipelines.rates import (
     PURSES,
     DayBudget,
     Lately,
-    Purse,
     Wishes,
     next_policy,
 )
 from pipelines.sample import SamplingPolicy
 from pipelines.types import Task
+from service.purses import day_budget, midnight
 from service.rules import wanted_in_cold_start
-from service.sections import BudgetSettings
 from service.settings import Settings
 from storage.database import Cursor, Database
 from storage.decisions import chain
-from storage.labels import LabelCounts, bought_by_purse, mean_bought
-from storage.ledger import Ledger
+from storage.labels import LabelCounts, bought_by_purse
 from storage.pool import count_disagreements
 from storage.samples import count_pending
 from storage.traffic import first_minute, window_sums
-from storage.votes import votes_since
-
-PRICED_OVER = timedelta(days=7)  # what a label costs is the average of so long
 
 
 class Sampling:
@@ -93,8 +88,7 @@ class Rates:
         """
         now = self._now()
         with self._database.snapshot() as tx:
-            # What the settings grant to all tasks is divided evenly.
-            budget = _day_budget(tx, self._settings.budget, now, tasks=len(self._tasks))
+            budget = day_budget(tx, self._settings.budget, now, tasks=len(self._tasks))
             lately = _lately(tx, task, now)
             wishes = self._wishes(tx, task, counts, now, budget, shifted)
         policy = next_policy(self._sampling.policy(task), budget, lately, wishes)
@@ -111,7 +105,7 @@ class Rates:
     ) -> Wishes:
         settings = self._settings.sampling
         pending = count_pending(tx, task)
-        today = _midnight(now)
+        today = midnight(now)
         bought = bought_by_purse(tx, task, today)
         awaited, had = count_disagreements(tx, task, today)
         return Wishes(
@@ -138,33 +132,6 @@ def first_purse(settings: Settings) -> float:
     return PURSES["held_out"] * settings.budget.label_calls / max(1, len(settings.tasks))
 
 
-def left_in_purses(
-    tx: Cursor, ledger: Ledger, budget: BudgetSettings, now: datetime
-) -> dict[Purse, int]:
-    """Labels that each purse still pays for today.
-
-    Calls that brought no label count as training data's: evidence does not pay for them.
-    """
-    bought = bought_by_purse(tx, None, _midnight(now))
-    evidence = bought["audit"] + bought["held_out"]
-    again = votes_since(tx, None, _midnight(now))
-    others = ledger.spent_on(now).calls - evidence - again
-    spent = {**bought, "repeat": again, "learning": others}
-    purses = _day_budget(tx, budget, now, tasks=1).purses()
-    return {purse: max(0, round(purses[purse] - spent.get(purse, 0))) for purse in purses}
-
-
-def _day_budget(tx: Cursor, budget: BudgetSettings, now: datetime, *, tasks: int) -> DayBudget:
-    tokens, money = mean_bought(tx, now - PRICED_OVER)
-    return DayBudget(
-        calls=budget.label_calls / max(1, tasks),
-        tokens=budget.label_tokens / max(1, tasks),
-        money=budget.label_money / max(1, tasks),
-        tokens_of_a_label=tokens,
-        money_of_a_label=money,
-    )
-
-
 def _lately(tx: Cursor, task: str, now: datetime) -> Lately:
     """The traffic of the last day, and of the present champion's part of it."""
     until = now + timedelta(minutes=1)
@@ -181,7 +148,3 @@ def _lately(tx: Cursor, task: str, now: datetime) -> Lately:
         served=own.served,
         has_champion=True,
     )
-
-
-def _midnight(now: datetime) -> datetime:
-    return now.replace(hour=0, minute=0, second=0, microsecond=0)

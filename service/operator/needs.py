@@ -1,25 +1,13 @@
 """What only a person can settle: one list, for the console and for who is told outside."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterator, Mapping
 
-from pipelines.decide import above_ceiling
 from pipelines.types import BY_ITSELF
-from service.operator.status import (
-    HoldReason,
-    JobStatus,
-    Labelling,
-    Need,
-    TaskStatus,
-    TeacherStatus,
-    Unusable,
-)
+from service.operator.need import NeedFacts, need
+from service.operator.status import HoldReason, Need, TaskStatus
+from service.operator.teacher_needs import budgets, calls, of_the_teacher, terms
 from service.operator.words import counted
-from service.sections import BudgetSettings
-from storage.leases import Spend
-from storage.ledger import DaySpend
 
 FORCED_SHARE = 0.01  # of a day's requests, from which on somebody should know
 REPEATEDLY = 2  # failed trainings in a row: then it is told outside, too
@@ -38,79 +26,27 @@ WHY_PAST: Mapping[str, str] = {
     "stored": "answers to be stored, which `stateless = true` in the task does without",
     "malformed": "messages that cannot be read",
 }
-UNUSABLE = 5  # answers in a row that were no label, from which on somebody should know
-REFUSED = "teacher_refused"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeedFacts:
-    """All that the list is made from."""
-
-    today: date
-    tasks: Sequence[TaskStatus]
-    failures: Mapping[str, int]  # trainings that failed in a row, by task
-    jobs: Sequence[JobStatus]
-    all_paused: bool
-    teacher: TeacherStatus
-    labelling: Labelling
-    letters: int
-    unknown: int
-    held: HoldReason | None  # why ingest reads nothing
-    labels: DaySpend
-    escalated: Spend
-    budget: BudgetSettings
-    budget_share: float  # from which on a budget is nearly spent
 
 
 def needs(facts: NeedFacts) -> tuple[Need, ...]:
     """Everything that wants a person, the most pressing first. No prompt's text is in it."""
     return (
         *_approvals(facts),
-        *_terms(facts),
-        *(need for task in facts.tasks for need in _of_task(task, facts.failures)),
+        *terms(facts),
+        *(one for task in facts.tasks for one in _of_task(task, facts.failures)),
         *_past_students(facts),
-        *_budgets(facts),
+        *budgets(facts),
         *_held(facts.held),
-        *_unknown(facts.unknown),
-        *_refused(facts.labelling),
-        *_unusable(facts.labelling.unusable),
+        *calls(facts),
         *_letters(facts.letters),
         *_paused(facts),
-    )
-
-
-def _need(
-    kind: str,
-    title: str,
-    link: str,
-    *,
-    name: str = "",
-    detail: str = "",
-    text: str = "",
-    over: str = "",
-    task: str = "",
-    urgent: bool = False,
-    told: bool = True,
-) -> Need:
-    """`detail` is for the console only: it may quote an error."""
-    return Need(
-        name=name or kind,
-        kind=kind,
-        title=title,
-        sentence=f"{title}: {detail}" if detail else title,
-        link=link,
-        text=text,
-        over=over,
-        task=task,
-        urgent=urgent,
-        told=told,
     )
 
 
 def _approvals(facts: NeedFacts) -> Iterator[Need]:
     for task in facts.tasks:
         if version := task.waiting:
-            yield _need(
+            yield need(
                 "approval",
                 f"{task.task}-v{version.number} waits for your approval",
                 f"/tasks/{task.task}/versions/{version.number}",
@@ -131,27 +67,15 @@ def _approvals(facts: NeedFacts) -> Iterator[Need]:
             )
 
 
-def _terms(facts: NeedFacts) -> Iterator[Need]:
-    if facts.teacher.model and not facts.teacher.terms_allow_training:
-        yield _need(
-            "terms",
-            "The teacher's terms are not recorded as allowing training: nothing is labelled or "
-            "trained",
-            "/#teacher",
-            urgent=True,
-            told=False,
-        )
-
-
 def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
     yield from _failed(status, failures.get(status.task, 0))
-    yield from _teacher(status)
+    yield from of_the_teacher(status)
     champion = status.champion
     if champion is None:
         return
     page = f"/tasks/{status.task}/versions/{champion.number}"
     if champion.decided_by == BY_ITSELF and champion.decided_at is not None:
-        yield _need(
+        yield need(
             "rollback",
             f"{status.task} was rolled back to version {champion.number} by itself",
             page,
@@ -163,7 +87,7 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
     yield from _guards(status, page)
     forced = status.figures.forced_share
     if forced is not None and forced >= FORCED_SHARE:
-        yield _need(
+        yield need(
             "forced_answers",
             f"{status.task} answers {forced:.1%} of the requests although it is unsure",
             page,
@@ -176,7 +100,7 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
         )
     served = status.figures.served_agreement
     if served is not None and served.high < status.target:
-        yield _need(
+        yield need(
             "agreement",
             f"{status.task} agrees with its teacher less than promised",
             page,
@@ -188,29 +112,6 @@ def _of_task(status: TaskStatus, failures: Mapping[str, int]) -> Iterator[Need]:
         )
 
 
-def _teacher(status: TaskStatus) -> Iterator[Need]:
-    """What the teacher itself leaves to a person."""
-    if told := above_ceiling(status.target, status.figures.ceiling):
-        yield _need(
-            "ceiling",
-            f"The target of {status.task} is above what its teacher agrees with itself",
-            "/#teacher",
-            name=f"ceiling:{status.task}",
-            text=told,
-            over=f"The target of {status.task} is within what its teacher agrees with itself.",
-            task=status.task,
-        )
-    if parked := status.figures.parked:
-        yield _need(
-            "parked",
-            f"The teacher of {status.task} contradicts itself about {counted(parked, 'prompt')}",
-            f"/tasks/{status.task}/parked",
-            text="They train no student until somebody says what is right.",
-            task=status.task,
-            told=False,
-        )
-
-
 def _guards(status: TaskStatus, page: str) -> Iterator[Need]:
     for guard in status.figures.guards:
         if guard.kind == "novel":  # the loop learns them by itself
@@ -218,7 +119,7 @@ def _guards(status: TaskStatus, page: str) -> Iterator[Need]:
         trusted = (
             "nothing" if guard.threshold is None else f"confidences from {guard.threshold:g} on"
         )
-        yield _need(
+        yield need(
             "threshold_raised",
             f"{status.task} is trusted less than was approved",
             page,
@@ -237,7 +138,7 @@ def _failed(status: TaskStatus, times: int) -> Iterator[Need]:
     last = status.last_run
     if not times:
         return
-    yield _need(
+    yield need(
         "training_failed",
         f"Training of {status.task} failed {times} times in a row"
         if times >= REPEATEDLY
@@ -250,40 +151,6 @@ def _failed(status: TaskStatus, times: int) -> Iterator[Need]:
         task=status.task,
         told=times >= REPEATEDLY,
     )
-
-
-def _budgets(facts: NeedFacts) -> Iterator[Need]:
-    labels, escalated, budget = facts.labels, facts.escalated, facts.budget
-    for name, what, then, pairs in (
-        (
-            "labels",
-            "label budget",
-            "At its end labelling rests until midnight UTC; serving goes on.",
-            (
-                (labels.calls, budget.label_calls),
-                (labels.tokens, budget.label_tokens),
-                (labels.money, budget.label_money),
-            ),
-        ),
-        (
-            "escalations",
-            "escalation budget",
-            "At its end the student answers what it is unsure of, marked, until midnight UTC.",
-            (
-                (escalated.calls, budget.escalation_calls),
-                (escalated.money, budget.escalation_money),
-            ),
-        ),
-    ):
-        share = max((used / limit for used, limit in pairs if limit), default=0.0)
-        if share >= facts.budget_share:
-            yield _need(
-                "budget",
-                f"Today's {what} is nearly spent",
-                "/",
-                name=f"budget:{name}:{facts.today}",
-                text=f"{then} The setting is `[budget]`.",
-            )
 
 
 HOLDS: Mapping[HoldReason, tuple[str, str, str]] = {
@@ -304,49 +171,13 @@ def _held(why: HoldReason | None) -> Iterator[Need]:
     """Who paused it himself need not be told."""
     if why is not None and why in HOLDS:
         title, text, link = HOLDS[why]
-        yield _need(
+        yield need(
             "ingest_held",
             title,
             link,
             name=f"ingest_held:{why}",
             text=text,
             over="Ingest goes on.",
-        )
-
-
-def _unknown(calls: int) -> Iterator[Need]:
-    if calls:
-        yield _need(
-            "unknown_outcomes",
-            f"{counted(calls, 'teacher call')} may have been paid for without an answer",
-            "/unknown-outcomes",
-            detail="ask again, or drop",
-            text="Held until somebody decides: ask again, or drop.",
-            over="No teacher call is held any more.",
-        )
-
-
-def _unusable(found: Mapping[str, Unusable]) -> Iterator[Need]:
-    for task, one in sorted(found.items()):
-        if one.in_a_row < UNUSABLE:
-            continue
-        rests = (
-            f" Nothing is bought for it until {one.rests_until:%H:%M} UTC; then a few are tried."
-            if one.rests_until
-            else ""
-        )
-        yield _need(
-            "unusable_answers",
-            f"The last {one.in_a_row} answers of the teacher were no label of {task}",
-            "/#teacher",
-            name=f"unusable_answers:{task}",
-            detail=f"the last one: {one.last}",
-            text=f"They were paid for. The last one: {one.last}. Compare `labels`, "
-            f"`answer_pointer` and `instructions` of [tasks.{task}] with what the teacher "
-            f"answers, and `teacher.max_tokens` with how long it thinks.{rests}",
-            over=f"The teacher's answers are labels of {task} again.",
-            task=task,
-            urgent=one.rests_until is not None,
         )
 
 
@@ -357,7 +188,7 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
         if (past := reasons.total()) < max(PAST_FROM, PAST_SHARE * asked):
             continue
         why = ", ".join(f"{WHY_PAST.get(name, name)} ({n:,})" for name, n in reasons.most_common())
-        yield _need(
+        yield need(
             "requests_past",
             f"{past:,} of {asked:,} requests for {task} went past its student",
             "/",
@@ -371,22 +202,9 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
         )
 
 
-def _refused(heard: Labelling) -> Iterator[Need]:
-    if heard.refuses:
-        yield _need(
-            REFUSED,
-            "The teacher refuses our calls",
-            "/#teacher",
-            detail=heard.said,
-            text="Its key, the model's name, the account, or a parameter of ours. Nothing is "
-            "labelled until it is repaired; `flywheel status` has what it said.",
-            over="The teacher answers again.",
-        )
-
-
 def _letters(letters: int) -> Iterator[Need]:
     if letters:
-        yield _need(
+        yield need(
             "dead_letters",
             f"{counted(letters, 'record')} could not be read",
             "/dead-letters",
@@ -398,4 +216,4 @@ def _paused(facts: NeedFacts) -> Iterator[Need]:
     paused = [job.job for job in facts.jobs if job.paused]
     if facts.all_paused or paused:
         what = "The whole learner is" if facts.all_paused else f"{', '.join(paused)}:"
-        yield _need("paused", f"{what} paused", "/#jobs", told=False)
+        yield need("paused", f"{what} paused", "/#jobs", told=False)

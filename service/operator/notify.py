@@ -20,8 +20,8 @@ import structlog
 
 from pipelines.errors import FlywheelError
 from service.metrics.learner import LearnerMetrics
-from service.operator.needs import REFUSED
 from service.operator.status import Need
+from service.operator.teacher_needs import REFUSED
 from service.sections import NotifyKind, NotifySettings
 from service.settings import Settings
 from storage.durable import write_json

@@ -12,10 +12,11 @@ import structlog
 from pipelines.chat_request import NOT_ANSWERED
 from pipelines.decide import ceiling_in_words
 from pipelines.errors import ArtifactDamaged, Refused
-from pipelines.statistics.certify import items_needed
 from service.operator.activity import recent_activity
 from service.operator.board import Board
-from service.operator.needs import NeedFacts, needs
+from service.operator.need import NeedFacts
+from service.operator.needs import needs
+from service.operator.quality import quality, serving
 from service.operator.status import (
     Activity,
     ActivityKind,
@@ -42,14 +43,16 @@ from service.operator.versions import (
     reigns,
     short_name,
 )
+from service.purses import emptied
+from service.sections import BudgetSettings
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
 from storage.datasets import dataset_by_digest, latest_dataset
 from storage.dead_letters import count_dead_letters
 from storage.evaluations import evaluations_of
-from storage.leases import reported_spend
-from storage.ledger import Ledger
+from storage.leases import Spend, reported_spend
+from storage.ledger import DaySpend, Ledger
 from storage.past import past_since
 from storage.reports import Report, read_card, read_report
 from storage.runs import TrainingRun, failures_in_a_row, runs
@@ -195,6 +198,8 @@ class Overview:
             tasks = tuple(self._task(tx, task, present) for task in self._settings.tasks)
             escalated = reported_spend(tx, now.astimezone(UTC).date())
             letters = count_dead_letters(tx)
+            named = map(self._settings.task_of, self._settings.tasks)
+            empty = emptied(tx, self._ledger, self._settings.budget, named, now)
             failures = {task: failures_in_a_row(tx, task) for task in self._settings.tasks}
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
             feed = tuple(recent_activity(tx, list(self._settings.tasks), now, FEED_LENGTH))
@@ -216,6 +221,7 @@ class Overview:
                     unknown=unknown,
                     held=ingest.reason,
                     labels=spent,
+                    emptied=empty,
                     escalated=escalated,
                     budget=budget,
                     budget_share=self._settings.notify.budget_share,
@@ -228,12 +234,7 @@ class Overview:
             dead_letters=letters,
             unknown_outcomes=unknown,
             activity=feed,
-            money=Money(
-                labels=spent.money,
-                label_budget=budget.label_money,
-                escalations=escalated.money,
-                escalation_budget=budget.escalation_money,
-            ),
+            money=_money(spent, escalated, budget),
             gateways=gateways,
         )
 
@@ -258,8 +259,8 @@ class Overview:
             waiting=next((v for v in described if v.state == "waiting"), None),
             newest=described[0] if described else None,
             versions=len(described),
-            serving=_serving(champion, figures),
-            quality=_quality(champion, figures, settings.target),
+            serving=serving(champion, figures),
+            quality=quality(champion, figures, settings.target),
             ceiling=ceiling_in_words(figures.ceiling),
             figures=figures,
             last_run=last_run[0] if last_run else None,
@@ -328,6 +329,15 @@ class Overview:
         )
 
 
+def _money(labels: DaySpend, escalated: Spend, budget: BudgetSettings) -> Money:
+    return Money(
+        labels=labels.money,
+        label_budget=budget.label_money,
+        escalations=escalated.money,
+        escalation_budget=budget.escalation_money,
+    )
+
+
 def teacher_status(settings: Settings) -> TeacherStatus:
     """Who labels. A scripted teacher says so in its model's name."""
     teacher = settings.teacher
@@ -352,41 +362,3 @@ def _saved_per_day(version: Version, figures: Figures) -> float | None:
     if known[0] is None or known[1] is None or known[2] is None:
         return None
     return known[0] * known[1] * known[2]
-
-
-def _serving(champion: Version | None, figures: Figures) -> str:
-    if champion is None:
-        return "No student yet. The teacher answers every prompt."
-    if figures.served_by_student_share is None:
-        return f"{champion.task}-v{champion.number} is published."
-    share = f"{100 * figures.served_by_student_share:.0f} %"
-    return f"{champion.task}-v{champion.number} answers {share} of the prompts."
-
-
-SAYS_NOTHING = 0.25  # an interval this wide is consistent with nearly everything
-
-
-def _quality(champion: Version | None, figures: Figures, target: float) -> str:
-    if champion is None:
-        return "Nothing to measure before the first student."
-    found, goal = figures.served_agreement, f"the target of {100 * target:g} %"
-    raised = [guard for guard in figures.guards if guard.kind != "novel"]
-    if raised:
-        known = [guard.threshold for guard in raised if guard.threshold is not None]
-        what = (
-            f"only answers with a confidence of {max(known):g} or more are trusted"
-            if len(known) == len(raised)
-            else "nothing it says is trusted, and the teacher is asked"
-        )
-        return f"{' '.join(guard.reason for guard in raised)} Until that is over, {what}."
-    if found is None or found.high - found.low > SAYS_NOTHING:
-        needed = items_needed(target)
-        return (
-            f"Nobody knows yet whether {goal} is held: {found.n if found else 0} answers that the "
-            f"student gave alone were audited; it takes at least {needed}, all of them right."
-        )
-    if found.high < target:
-        return f"Live agreement is below {goal}."
-    if found.low >= target:
-        return f"Live agreement holds {goal}."
-    return f"Live agreement is consistent with {goal}; the interval still contains it."

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.referee import __main__ as referee
 from benchmarks.referee.certificates import _Truth
 from benchmarks.referee.figures import Figure, share, waits
+from benchmarks.referee.lateness import day_budget
+from benchmarks.referee.promise import audits_a_day
 from benchmarks.referee.worlds import KINDS, Pair, Student
 from benchmarks.results import RESULTS
 
@@ -26,6 +28,9 @@ NAIVE = {"false_promotions_year": 2, "power_2_points_150_labels": 4}
 NOTICED = {
     "days_5_point_drop": 2.0,
     "days_2_point_drop": 35.0,
+    # No aim was set for them; by these they would not have become worse.
+    "days_5_point_drop_1000_a_day": 2.0,
+    "days_2_point_drop_1000_a_day": 35.0,
     "audit_minutes_late_40_a_second": 1.0,
 }
 
@@ -76,6 +81,13 @@ def test_published_figures_say_how_they_were_found() -> None:
 
 
 # The worlds are what they say.
+
+
+def test_at_a_thousand_prompts_a_day_audits_take_the_rate_that_their_budget_pays_for() -> None:
+    purse = day_budget().purses()["audit"]
+    assert 0.4 * purse < audits_a_day(1_000) <= purse
+    assert audits_a_day(100) == 60, "every answer that the student gave alone"
+    assert audits_a_day(86_400) <= purse
 
 
 def test_students_agree_as_often_as_they_should() -> None:

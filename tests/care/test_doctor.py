@@ -44,6 +44,26 @@ def found(settings: Settings, part: str) -> list[Finding]:
     return [one for one in examine(settings, nobody) if one.part == part]
 
 
+def test_what_no_loop_can_learn_from_is_repeated(tmp_path: Path) -> None:
+    need = {"kind": "requests_past", "sentence": "9 of 10 went past", "text": "See the how-to."}
+    task: dict[str, Any] = {"task": TASK, "past": {"stored": 40}}
+    status: dict[str, Any] = {"needs": [need, {"kind": "approval"}], "tasks": [task]}
+
+    def told(*path: str, **query: object) -> Any:
+        return status
+
+    def sentences() -> list[tuple[str, str]]:
+        settings = Settings(data_dir=tmp_path)
+        return [(f.level, f.sentence) for f in examine(settings, told) if f.part == "traffic"]
+
+    past, stored = sentences()
+    assert past == ("warning", "9 of 10 went past")
+    assert stored[1].startswith("40 requests for support in the last day wanted their answers")
+    task["past"] = {"stored": 40, "state": 1}
+    status["needs"] = []
+    assert sentences() == [("ok", "requests reach their students, and paid answers are labels")]
+
+
 def bad(settings: Settings, part: str) -> list[str]:
     return [one.sentence for one in found(settings, part) if one.level == "problem"]
 

@@ -128,7 +128,7 @@ def test_the_teachers_stream_is_closed_when_the_app_leaves(
 def test_a_large_upload_passes_whole_and_is_not_kept(
     gateway: RunningGateway, account: Account
 ) -> None:
-    sound = bytes(range(256)) * 40_000  # ten times what a chat request may be
+    sound = bytes(range(256)) * 40_000
     answer = gateway.http.post(
         "/v1/audio/transcriptions", files={"file": ("a.wav", sound)}, data={"model": "whisper"}
     )
@@ -146,6 +146,7 @@ def test_a_tasks_model_gets_the_teachers_name_and_is_counted(
     client(gateway).embeddings.create(model="desk", input="x", encoding_format="float")
     assert json.loads(account.requests[-1][1])["model"] == gateway.settings.teacher.model
     assert gateway.metric("unsupported_total", task="support", reason="endpoint") == 1
+    wait_until(lambda: [event.past for event in gateway.events()] == ["endpoint"])
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from pipelines.ask import ask
 from pipelines.identities import prompt_version
 from pipelines.types import Draws, Label, Message, SampleReason, Side, StudentAnswer
 from service.learner.ceiling import ceiling_of, with_teacher
-from service.learner.repeats import FIRST, Repeats
+from service.learner.repeats import Repeats
 from service.learner.teacher_failures import BREAKER_MAX_SECONDS
 from service.operator.status import Figures
+from service.purses import ASKED_TWICE
 from storage.labels import add_labels, labelled_samples, spend_since
 from storage.votes import parked, votes_since
 
@@ -99,33 +100,33 @@ def asking(tmp_path: Path) -> Iterator[Asking]:
 
 
 def test_a_hundred_held_out_prompts_are_asked_twice_and_no_more(asking: Asking) -> None:
-    for number in range(FIRST + 30):
+    for number in range(ASKED_TWICE + 30):
         asking.held_out(number)
     asking.labelled(200, reason=SampleReason.AUDIT, draws=Draws(audit=0.01))
     result = asking.repeats.run()
-    assert (result.outcome, len(asking.teacher.bills())) == ("done", FIRST)
+    assert (result.outcome, len(asking.teacher.bills())) == ("done", ASKED_TWICE)
     assert asking.repeats.run().outcome == "nothing"
-    assert len(asking.teacher.bills()) <= FIRST + 1  # of audits, one in fifty
+    assert len(asking.teacher.bills()) <= ASKED_TWICE + 1  # of audits, one in fifty
 
 
 def test_of_audits_one_in_fifty_is_asked_again_the_same_ones_at_every_look(
     tmp_path: Path,
 ) -> None:
     with open_asking(tmp_path, budget={"label_calls": 20_000}) as asking:
-        for number in range(FIRST):
+        for number in range(ASKED_TWICE):
             asking.held_out(number)
         asking.repeats.run()
-        for number in range(FIRST, COUNT):
+        for number in range(ASKED_TWICE, COUNT):
             asking.labelled(number, reason=SampleReason.AUDIT, draws=Draws(audit=0.01))
         asking.repeats.run()
-        again = len(asking.teacher.bills()) - FIRST
+        again = len(asking.teacher.bills()) - ASKED_TWICE
         assert 1 <= again <= 20, "six of three hundred are expected"
         asking.repeats.run()
-        assert len(asking.teacher.bills()) == FIRST + again
+        assert len(asking.teacher.bills()) == ASKED_TWICE + again
 
 
 def test_the_ceiling_is_how_often_the_teacher_says_the_same(asking: Asking) -> None:
-    for number in range(FIRST):
+    for number in range(ASKED_TWICE):
         label = LABELS[(number + 1) % 3] if number < 8 else None  # it said something else before
         asking.held_out(number, label)
     asking.repeats.run()
@@ -256,7 +257,7 @@ def test_what_a_new_wording_is_answered_is_not_compared_with_the_old(asking: Ask
 
 
 def test_a_first_student_waits_for_what_can_be_asked_now(asking: Asking) -> None:
-    for number in range(FIRST + 20):
+    for number in range(ASKED_TWICE + 20):
         asking.held_out(number)
     assert asking.repeats.waiting("support") == 0, "the job has never run: it may be paused"
     asking.repeats.run()
@@ -279,7 +280,7 @@ def test_no_student_waits_for_a_teacher_that_fails(asking: Asking) -> None:
 def test_a_call_that_nobody_knows_of_holds_up_no_other(tmp_path: Path) -> None:
     at = [datetime(2026, 1, 5, 12, tzinfo=UTC)]
     with open_asking(tmp_path, lambda: at[0]) as asking:
-        for number in range(FIRST + 20):
+        for number in range(ASKED_TWICE + 20):
             asking.held_out(number)
         asking.teacher.behave(rate_500=1.0)
         asking.repeats.run()
@@ -287,7 +288,7 @@ def test_a_call_that_nobody_knows_of_holds_up_no_other(tmp_path: Path) -> None:
         asking.teacher.behave(rate_500=0.0)
         at[0] += timedelta(seconds=BREAKER_MAX_SECONDS)
         asking.repeats.run()
-        assert asking.bench.rig.scalar("SELECT count(*) FROM votes") == FIRST
+        assert asking.bench.rig.scalar("SELECT count(*) FROM votes") == ASKED_TWICE
 
 
 def test_errors_are_told_by_segment_from_votes_and_from_people(asking: Asking) -> None:

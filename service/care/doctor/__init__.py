@@ -24,6 +24,7 @@ from service.care.doctor.records import (
     look_at_decisions,
     look_at_ledger,
 )
+from service.care.doctor.traffic import look_at_traffic
 from service.host.logs import quiet
 from service.settings import Settings
 
@@ -43,6 +44,7 @@ PARTS: dict[str, Callable[[Settings, Ask], Iterator[Finding]]] = {
     "topic": look_at_broker,
     "teacher": look_at_teacher,
     "clock": look_at_clock,
+    "traffic": look_at_traffic,
     "training stack": look_at_stack,
 }
 
