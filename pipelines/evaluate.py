@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.identities import snapshot_hash
-from pipelines.marks import Marked, asked_of, mark
+from pipelines.marks import NO_COURSE, Course, Marked, asked_of, mark
 from pipelines.pairs import Flip
 from pipelines.pool import PoolPart, added
 from pipelines.reach import Shown, near_of, place, within
 from pipelines.statistics.calibration import calibration_error
-from pipelines.statistics.certify import certify_threshold, coverage_gain_p
+from pipelines.statistics.certify import coverage_gain_p
 from pipelines.statistics.intervals import count_pairs, exact_share, paired_difference, wilson_share
 from pipelines.statistics.mix import shown_by
+from pipelines.statistics.newest import certify_newest
 from pipelines.statistics.outlook import items_until_certified
 from pipelines.types import (
     Answers,
@@ -124,13 +125,14 @@ def evaluate(
     seed: int = 0,
     pool: PoolPart | None = None,
     traffic: Sequence[HeldOutItem] = (),
+    course: Course = NO_COURSE,
 ) -> Evaluation:
     """Compare all on the same items. Intervals are two-sided at `alpha`.
 
     Comparisons, agreement and slices are on `items`, where each group counts once. Thresholds and
     their coverage are promises about traffic, and are certified on `traffic` by its weights
-    (`pipelines.traffic`); where there is none, on the items. The answers are to
-    `asked_of(items, traffic)`.
+    (`pipelines.traffic`); where there is none, on the items. Where agreement has fallen in the
+    `course` of them, only what came since counts. The answers are to `asked_of(items, traffic)`.
 
     Against the champion the pairs of `pool` count too, and nowhere else: see `pipelines.pool`.
 
@@ -142,7 +144,7 @@ def evaluate(
     _refuse_repeated_groups([*items, *(one.item for one in pool.items)] if pool else items)
     asked, kept = asked_of(items, traffic), list(thin(items))
     given = {CANDIDATE: candidate, **rivals}
-    marked = {name: mark(asked, kept, traffic, one) for name, one in given.items()}
+    marked = {name: mark(asked, kept, traffic, one, course) for name, one in given.items()}
     ours, champion = marked[CANDIDATE], marked.get(CHAMPION)
     pairs = _pairs(marked, pool)
     level = CHOSEN_CONFIDENCE if champion else CONFIDENCE
@@ -187,12 +189,12 @@ def _pairs(marked: Mapping[str, Marked], pool: PoolPart | None) -> dict[str, Pai
 
 
 def _certify(one: Marked, target: float, confidence_level: float) -> Threshold:
-    found = certify_threshold(
-        one.promised.trusted,
-        one.promised.correct,
+    found = certify_newest(
+        one.promised.whole,
+        one.promised.draws,
+        one.promised.parts,
         target=target,
         confidence_level=confidence_level,
-        weights=one.promised.weights,
     )
     near = near_of(one.trusted, one.answers.distances, found.value)
     return replace(found, near=near, radius=one.radius)

@@ -2,18 +2,40 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 from pipelines.reach import radius_of, within
+from pipelines.statistics.newest import Evidence, Part
 from pipelines.types import Answers, HeldOutItem
+
+
+class CoursePart(NamedTuple):
+    """What a threshold is certified on from one moment on; so many draws came before it."""
+
+    before: int
+    since: datetime
+    items: tuple[HeldOutItem, ...]
+    weighted: bool
+
+
+class Course(NamedTuple):
+    """Evidence in the order in which it came: an item a draw, by its event."""
+
+    order: tuple[str, ...] = ()
+    parts: tuple[CoursePart, ...] = ()
+
+
+NO_COURSE = Course()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promised:
-    """What its threshold is certified on: confidences, 0 beyond the radius; weights or None."""
+    """What its threshold is certified on. Confidences are 0 beyond the radius."""
 
-    trusted: tuple[float, ...]
-    correct: tuple[bool, ...]
-    weights: tuple[float, ...] | None
+    whole: Evidence
+    draws: Evidence  # of the course, oldest first
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +66,7 @@ def mark(
     kept: Sequence[HeldOutItem],
     traffic: Sequence[HeldOutItem],
     given: Answers,
+    course: Course = NO_COURSE,
 ) -> Marked:
     if not len(given.labels) == len(given.confidences) == len(asked):
         raise ValueError(
@@ -53,15 +76,24 @@ def mark(
     places = {item.event_id: place for place, item in enumerate(asked)}
     answers, correct = _answers_to(kept, places, given)
     radius = radius_of(answers.distances, correct)
-    promised, right = _answers_to(traffic or kept, places, given)
+
+    def evidence(items: Sequence[HeldOutItem], *, weighted: bool) -> Evidence:
+        said, right = _answers_to(items, places, given)
+        weights = tuple(item.weight for item in items) if weighted else None
+        return Evidence(within(said.confidences, said.distances, radius), right, weights)
+
+    named = {item.event_id: item for item in asked}
     return Marked(
         answers=answers,
         correct=correct,
         radius=radius,
         promised=Promised(
-            trusted=within(promised.confidences, promised.distances, radius),
-            correct=right,
-            weights=tuple(item.weight for item in traffic) if traffic else None,
+            whole=evidence(traffic or kept, weighted=bool(traffic)),
+            draws=evidence([named[event_id] for event_id in course.order], weighted=False),
+            parts=tuple(
+                Part(one.before, evidence(one.items, weighted=one.weighted), one.since)
+                for one in course.parts
+            ),
         ),
     )
 

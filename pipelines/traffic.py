@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluate import thinning_rate
+from pipelines.evaluate import thin, thinning_rate
+from pipelines.marks import NO_COURSE, Course, CoursePart
+from pipelines.statistics.newest import begins
 from pipelines.types import HeldOutItem, Side
 
 FEWEST_TRAINING_DRAWS = 30  # on fewer, nobody knows what comes on that side
@@ -53,7 +55,7 @@ def weighted(
     each item has to count as one.
     """
     since = _oldest(items)
-    recent = [draw for draw in draws if since is None or _at_least(draw, since)]
+    recent = [draw for draw in draws if _since(draw.item, since)]
     held_out = [draw for draw in recent if draw.side is Side.HELD_OUT]
     training = [draw for draw in recent if draw.side is Side.TRAINING]
     groups = {item.group_id for item in items}
@@ -69,6 +71,48 @@ def weighted(
     ours = ours + speak * (float(theirs[~known].sum()) / float(speak.sum()))
     told = [draw for draw, one in zip(asked, known, strict=True) if one]
     return _together([*judging, *told], np.concatenate([ours, theirs[known]]))
+
+
+def course_of(
+    draws: Sequence[Draw],
+    items: Sequence[HeldOutItem],
+    traffic: Sequence[HeldOutItem],
+    most_training: int,
+) -> Course:
+    """In which order the evidence came, and the evidence from some moments on.
+
+    The held-out draws are uniform at every moment and train nobody, so that while nothing changes
+    their order is chance. Each is named by the item that has its text and label. Where there is
+    no `traffic`, the items themselves are all that is known. Empty where times are not.
+    """
+    groups = {item.group_id for item in items}
+    since = _oldest(items)
+    came = [(item.event_id, item) for item in items]
+    if traffic:
+        texts = {draw.item.event_id: draw.text for draw in draws}
+        named = {(texts[item.event_id], item.label): item.event_id for item in traffic}
+        judging = [
+            (named.get((draw.text, draw.item.label)), draw.item)
+            for draw in draws
+            if draw.side is Side.HELD_OUT and draw.item.group_id in groups
+        ]
+        came = [(name, item) for name, item in judging if name and _since(item, since)]
+    timed = [(item.occurred_at, name) for name, item in came if item.occurred_at is not None]
+    if len(timed) < len(came):
+        return NO_COURSE
+    timed.sort()
+    parts = []
+    for before in begins(len(timed)):
+        begin = timed[before][0]
+        recent = [item for item in items if _since(item, begin)]
+        known = [draw for draw in draws if _since(draw.item, begin)]
+        own = weighted(known, recent, most_training) if traffic else ()
+        parts.append(CoursePart(before, begin, own or thin(recent), weighted=bool(own)))
+    return Course(tuple(name for _, name in timed), tuple(parts))
+
+
+def _since(item: HeldOutItem, moment: datetime | None) -> bool:
+    return moment is None or item.occurred_at is None or item.occurred_at >= moment
 
 
 def _apart(draws: Sequence[Draw]) -> timedelta:
@@ -88,10 +132,6 @@ def _known(draw: Draw, apart: timedelta) -> bool:
 
 def _oldest(items: Sequence[HeldOutItem]) -> datetime | None:
     return min((item.occurred_at for item in items if item.occurred_at is not None), default=None)
-
-
-def _at_least(draw: Draw, since: datetime) -> bool:
-    return draw.item.occurred_at is None or draw.item.occurred_at >= since
 
 
 def _mass(draws: Sequence[Draw]) -> float:

@@ -9,6 +9,7 @@ from pipelines.identities import prompt_version
 from pipelines.rates import PURSES, DayBudget, Purse, purse_of
 from pipelines.types import Task
 from service.sections import BudgetSettings
+from service.settings import Settings
 from storage.database import Cursor
 from storage.labels import bought_by_purse, mean_bought
 from storage.ledger import Ledger
@@ -49,10 +50,9 @@ def left_in_purses(
     return {purse: max(0, round(purses[purse] - spent[purse])) for purse in purses}
 
 
-def emptied(
-    tx: Cursor, ledger: Ledger, budget: BudgetSettings, tasks: Iterable[Task], now: datetime
-) -> tuple[Emptied, ...]:
+def emptied(tx: Cursor, ledger: Ledger, settings: Settings, now: datetime) -> tuple[Emptied, ...]:
     """The purses that are empty while something waits for them; none where nothing is granted."""
+    budget, tasks = settings.budget, map(settings.task_of, settings.tasks)
     whole, left = day_budget(tx, budget, now, tasks=1), left_in_purses(tx, ledger, budget, now)
     if all(left.values()) or whole.labels < 1:
         return ()

@@ -7,7 +7,8 @@ import numpy as np
 from benchmarks.referee.figures import Figure, share, tries
 from benchmarks.referee.worlds import KINDS, Student
 from pipelines.checks import GatePolicy, groups_needed
-from pipelines.statistics.certify import certify_threshold
+from pipelines.evaluate import CONFIDENCE
+from pipelines.statistics.newest import Evidence, Part, begins, certify_newest
 from pipelines.types import Threshold
 
 TARGET = 0.97
@@ -39,6 +40,15 @@ def broken(student: Student, found: Threshold) -> bool:
     return truth.above(found.value) < found.target
 
 
+def certified(items: Evidence) -> Threshold:
+    """As the program does it, with the items in the order in which they came."""
+    parts = [
+        Part(before, Evidence(items.confidences[before:], items.correct[before:]))
+        for before in begins(len(items.correct))
+    ]
+    return certify_newest(items, items, parts, target=TARGET, confidence_level=CONFIDENCE)
+
+
 def certificates_broken(name: str, items: int, count: int, seed: int) -> tuple[int, int, int]:
     """Broken, issued and tried, over all kinds of students, each with its share of the tries."""
 
@@ -46,7 +56,7 @@ def certificates_broken(name: str, items: int, count: int, seed: int) -> tuple[i
         student = KINDS[int(generator.integers(len(KINDS)))]
         confidences = student.confidences(generator, items)
         right = generator.random(items) < student.right_share(confidences)
-        found = certify_threshold(confidences.tolist(), right.tolist(), target=TARGET)
+        found = certified(Evidence(confidences.tolist(), right.tolist()))
         return broken(student, found), found.value is not None
 
     results = list(tries(name, count, (seed, 50, items), one))

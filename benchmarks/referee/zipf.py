@@ -17,10 +17,12 @@ from benchmarks.referee.figures import Figure, share, tries
 from benchmarks.referee.lateness import day_budget
 from benchmarks.referee.worlds import KINDS, Student
 from pipelines.curate import CurationPolicy, LabelledSample, draws_of, held_out_of
+from pipelines.evaluate import CONFIDENCE
 from pipelines.rates import affordable_rate
 from pipelines.sample import HELD_OUT_SHARE_OF_GROUPS
 from pipelines.statistics.certify import certify_threshold
-from pipelines.traffic import weighted
+from pipelines.statistics.newest import Evidence, Part, certify_newest
+from pipelines.traffic import course_of, weighted
 from pipelines.types import Example, HeldOutItem, Side, Threshold
 from service.sections import DatasetSettings
 
@@ -105,16 +107,27 @@ def certificates(
         held_out_since=NOW - timedelta(days=DATASET.held_out_days),
     )
     items = held_out_of(samples, policy)
-    by_weight = weighted(draws_of(samples), items, DATASET.held_out_window)
-    return _certified(traffic, items), _certified(traffic, by_weight)
+    draws, most = draws_of(samples), DATASET.held_out_window
+    by_weight = weighted(draws, items, most)
+    distinct = _evidence(traffic, items)
+    found = certify_threshold(distinct.confidences, distinct.correct, target=TARGET)
+    course = course_of(draws, items, by_weight, most)
+    named = {item.event_id: item for item in by_weight}
+    promised = certify_newest(
+        _evidence(traffic, by_weight),
+        _evidence(traffic, [named[event_id] for event_id in course.order]),
+        [Part(one.before, _evidence(traffic, one.items), one.since) for one in course.parts],
+        target=TARGET,
+        confidence_level=CONFIDENCE,
+    )
+    return found, promised
 
 
-def _certified(traffic: Traffic, items: Sequence[HeldOutItem]) -> Threshold:
-    return certify_threshold(
+def _evidence(traffic: Traffic, items: Sequence[HeldOutItem]) -> Evidence:
+    return Evidence(
         traffic.confidence[[int(item.group_id) for item in items]].tolist(),
         [item.label == "right" for item in items],
-        target=TARGET,
-        weights=[item.weight for item in items],
+        [item.weight for item in items],
     )
 
 

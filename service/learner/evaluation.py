@@ -15,12 +15,12 @@ from pipelines.curate import normalise, of_now, uncontaminated
 from pipelines.evaluate import CHAMPION, evaluate, thin
 from pipelines.gate import GateFacts, GatePolicy, Turn, compared, judge
 from pipelines.label import write_answer
-from pipelines.marks import asked_of
+from pipelines.marks import NO_COURSE, Course, asked_of
 from pipelines.pool import PoolPart
 from pipelines.recipes import RECIPES, Recipe, RecipeName
 from pipelines.rows import read_training
 from pipelines.shape import shape
-from pipelines.traffic import weighted
+from pipelines.traffic import course_of, weighted
 from pipelines.types import (
     Answers,
     Evaluation,
@@ -111,7 +111,7 @@ class Evaluating:
             return JobResult("nothing", f"{newest.name} was judged, and nothing has changed since")
         if reason == LABELS_AWAITED:
             return JobResult("nothing", f"{newest.name}: {reason}")
-        items, traffic = self._items(newest)
+        items, traffic, course = self._items(newest)
         # As the evaluation will thin them: what it leaves out is no more evidence.
         usable = thin(items)
         again = last if reason == MORE_EVIDENCE else None
@@ -126,7 +126,7 @@ class Evaluating:
         wait = last is None or reason == CHAMPION_CHANGED
         # Not each time that labels have come: the pool grows, and there would be no end of looks.
         go_on = reason not in (LABELS_CAME, LABELS_LATE)
-        report = self.judge(newest, items, traffic, wait=wait, go_on=go_on)
+        report = self.judge(newest, items, traffic, course, wait=wait, go_on=go_on)
         return JobResult("done", f"{newest.name} ({reason}): {report.verdict}")
 
     def _why_judge(
@@ -149,6 +149,7 @@ class Evaluating:
         version: StudentVersion,
         items: Sequence[HeldOutItem],
         traffic: Sequence[HeldOutItem] = (),
+        course: Course = NO_COURSE,
         *,
         wait: bool = False,
         go_on: bool = True,
@@ -176,14 +177,11 @@ class Evaluating:
             go_on, before = go_on and may_ask(shop.settings), remembered(shop, past, digest)
             kept = compare(pool, answers, len(asked), before, go_on=go_on)
             lacking = kept.lacking if wait and turn.look == 1 else 0
-            evaluation = self._evaluate(version, (items, traffic), answers, kept.part)
+            evaluation = self._evaluate(version, (items, traffic, course), answers, kept.part)
             gate = self._gate(
                 evaluation,
                 turn,
-                replace(
-                    self._facts(version, champion, items, facts),
-                    labels_awaited=lacking,
-                ),
+                replace(self._facts(version, champion, items, facts), labels_awaited=lacking),
                 departed(shop.artifacts, past, digest, items, kept.counted),
             )
             with shop.database.snapshot() as tx:
@@ -207,9 +205,9 @@ class Evaluating:
 
     def _items(
         self, version: StudentVersion
-    ) -> tuple[Sequence[HeldOutItem], Sequence[HeldOutItem]]:
-        """The present held-out window without what the version's training set resembles, and the
-        traffic of that time.
+    ) -> tuple[Sequence[HeldOutItem], Sequence[HeldOutItem], Course]:
+        """The present held-out window without what the version's training set resembles, the
+        traffic of that time, and in which order they came.
         """
         task = self._shop.tasks[version.task]
         with self._shop.database.snapshot() as tx:
@@ -220,7 +218,9 @@ class Evaluating:
         held_out = of_now(curated.held_out, shift, fewest)
         dataset = self._shop.artifacts.path("dataset", version.dataset)
         items = uncontaminated(held_out, _training_texts(dataset))
-        return items, weighted(curated.draws, items, settings.dataset.held_out_window)
+        most = settings.dataset.held_out_window
+        traffic = weighted(curated.draws, items, most)
+        return items, traffic, course_of(curated.draws, items, traffic, most)
 
     def _size(self, version: StudentVersion) -> int:
         """Bytes that this version adds: its own files, and a base that was tuned for it."""
@@ -240,11 +240,11 @@ class Evaluating:
     def _evaluate(
         self,
         version: StudentVersion,
-        evidence: tuple[Sequence[HeldOutItem], Sequence[HeldOutItem]],
+        evidence: tuple[Sequence[HeldOutItem], Sequence[HeldOutItem], Course],
         answers: dict[str, Answers],
         pool: PoolPart | None,
     ) -> Evaluation:
-        items, traffic = evidence
+        items, traffic, course = evidence
         return evaluate(
             items,
             answers.pop("candidate"),
@@ -253,6 +253,7 @@ class Evaluating:
             alpha=self._shop.settings.gate.alpha,
             pool=pool,
             traffic=traffic,
+            course=course,
         )
 
     def _facts(

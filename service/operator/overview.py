@@ -44,7 +44,6 @@ from service.operator.versions import (
     short_name,
 )
 from service.purses import emptied
-from service.sections import BudgetSettings
 from service.settings import Settings
 from storage.artifacts import Artifacts
 from storage.database import Cursor, Database
@@ -198,8 +197,7 @@ class Overview:
             tasks = tuple(self._task(tx, task, present) for task in self._settings.tasks)
             escalated = reported_spend(tx, now.astimezone(UTC).date())
             letters = count_dead_letters(tx)
-            named = map(self._settings.task_of, self._settings.tasks)
-            empty = emptied(tx, self._ledger, self._settings.budget, named, now)
+            empty = emptied(tx, self._ledger, self._settings, now)
             failures = {task: failures_in_a_row(tx, task) for task in self._settings.tasks}
             all_paused = any(pause.job == ALL_JOBS for pause in pauses(tx))
             feed = tuple(recent_activity(tx, list(self._settings.tasks), now, FEED_LENGTH))
@@ -234,7 +232,7 @@ class Overview:
             dead_letters=letters,
             unknown_outcomes=unknown,
             activity=feed,
-            money=_money(spent, escalated, budget),
+            money=_money(spent, escalated, self._settings),
             gateways=gateways,
         )
 
@@ -329,12 +327,12 @@ class Overview:
         )
 
 
-def _money(labels: DaySpend, escalated: Spend, budget: BudgetSettings) -> Money:
+def _money(labels: DaySpend, escalated: Spend, settings: Settings) -> Money:
     return Money(
         labels=labels.money,
-        label_budget=budget.label_money,
+        label_budget=settings.budget.label_money,
         escalations=escalated.money,
-        escalation_budget=budget.escalation_money,
+        escalation_budget=settings.budget.escalation_money,
     )
 
 

@@ -73,6 +73,23 @@ def test_the_fiftieth_candidate_of_a_year_is_not_starved(days: float) -> None:
     assert shown_better(share[51], 2_700) > 0.7
 
 
+def test_who_trains_every_half_hour_spends_no_more_and_its_last_has_what_the_hundredth_had() -> (
+    None
+):
+    """What it pays with is power: the same year's allowance is shared among 350 times as many."""
+    often, weekly = shares(every(1 / 48, 366 * 48)), shares(every(7, 52))
+    assert sum(often) <= 1
+    assert often[-1] == pytest.approx(often[99], rel=0.01)
+    assert often[99] == pytest.approx((1 / 2) / (366 * 48), rel=0.01), "all that comes back is used"
+    needed = {share: wins_without_a_loss(share) for share in (often[-1], weekly[-1])}
+    assert needed == {often[-1]: 21, weekly[-1]: 12}
+    assert shown_better(often[-1], 2_700) > 0.35
+
+
+def wins_without_a_loss(share: float) -> int:
+    return math.ceil(-math.log2(0.05 * BETTER * share))
+
+
 def turn(**about: float) -> Turn:
     return Turn(**{"attempt": 1, "look": 1, "share": 0.1, "promotions": 0, **about})  # type: ignore[arg-type]
 

@@ -95,7 +95,7 @@ def test_a_threshold_is_certified_on_what_the_traffic_repeats_as_well(tmp_path: 
                 draws=Draws(audit=0.5),
             )
             shop.rig.label(f"again-{number}", "refund")
-        items, traffic = shop.evaluating._items(version)
+        items, traffic, _ = shop.evaluating._items(version)
         assert shop.evaluating.run("support").outcome == "done"
         with shop.rig.database.snapshot() as tx:
             (found,) = evaluations_of(tx, "support", version.student)

@@ -156,7 +156,8 @@ def test_money_that_runs_out_first_is_named(desk: Desk) -> None:
         labelled(desk, f"bought-{number}", SampleReason.AUDIT, "bought")
     let_wait(desk, "audit", 5)
     with desk.database.snapshot() as tx:
-        (found,) = emptied(tx, desk.ledger, budget, [desk.settings.task_of(TASK)], desk.clock())
+        settings = desk.settings.model_copy(update={"budget": budget})
+        (found,) = emptied(tx, desk.ledger, settings, desk.clock())
     assert (found.purse, found.waiting) == ("audit", 5)
     assert found.enough == {"label_money": pytest.approx(0.75)}
 
