@@ -15,7 +15,7 @@ BENCHMARKS := ingest answer footprint retrain passthrough day
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check setup core kafka bench bench-loop bench-blocks bench-referee bench-recipes chaos docs screenshots lock
+.PHONY: help run test check setup core kafka bench bench-loop bench-blocks bench-referee bench-recipes chaos fuzz docs screenshots lock
 .PHONY: test-shuffled deploy-tools system-packages clean
 
 help: ## List the targets
@@ -60,6 +60,9 @@ bench-recipes: setup ## Measure every recipe on Banking77; hours, goes on where 
 
 chaos: setup ## Kill every process 200 times over a real broker, half an hour (ARGS=--planted: planted bugs)
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+fuzz: setup ## Send 20,000 requests that no client would send to a gateway (FUZZ_SEED=7 for others)
+	FUZZ_REQUESTS=20000 $(BIN)/pytest -q --timeout=3600 tests/gateway/test_gateway_fuzz.py
 
 docs: setup ## Write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py

@@ -3,7 +3,7 @@
 from typing import Literal, Protocol
 
 from pipelines.chat_request import ChatRequest
-from pipelines.replies import Completion, read_reply
+from pipelines.replies import Completion, read_object, read_reply
 from service.gateway.wire import (
     ID_PREFIX,
     Envelope,
@@ -11,7 +11,6 @@ from service.gateway.wire import (
     chunks,
     completion,
     error_body,
-    read_fields,
     read_request,
     replace_fields,
 )
@@ -83,7 +82,7 @@ class ChatDialect:
         new: dict[str, object] = {"model": model, field: most}
         if told:
             said = {"role": "system", "content": told}
-            new["messages"] = [said, *read_fields(body)["messages"]]
+            new["messages"] = [said, *(read_object(body) or {}).get("messages", [])]
         limits = ("max_tokens", "max_completion_tokens")
         return replace_fields(body, new, drop=("stream", "stream_options", *limits))
 

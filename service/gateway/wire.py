@@ -1,5 +1,6 @@
 """The OpenAI chat protocol on the wire: what a request may hold, what an answer looks like."""
 
+import json
 from typing import Any, Literal
 
 import msgspec
@@ -108,15 +109,17 @@ def _converted(found: Any, kind: Any) -> Any:
         return None
 
 
-def read_fields(body: bytes) -> dict[str, Any]:
-    """The request as it stands."""
-    found: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    return found
-
-
 def replace_fields(body: bytes, new: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
-    """The same request with some fields set or gone; the bytes of all others stay."""
-    fields = _decode_fields(body)
+    """The same request with some fields set or gone; the bytes of all others stay.
+
+    What only lenient readers take (half an emoji, NaN) is written again as it came.
+    """
+    try:
+        fields = _decode_fields(body)
+    except MALFORMED:
+        odd = json.loads(body.decode("utf-8", "replace"))
+        kept = {name: value for name, value in odd.items() if name not in drop}
+        return json.dumps(kept | new).encode()
     for name in drop:
         fields.pop(name, None)
     for name, value in new.items():

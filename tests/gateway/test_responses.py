@@ -42,11 +42,18 @@ class Answering(Teacher):
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/responses", self._respond, methods=["POST"]),
+                Route("/v1/{path:path}", self._anything, methods=["POST"]),
             ]
         )
 
+    async def _anything(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": []})
+
     async def _respond(self, request: Request) -> Response:
-        asked = json.loads(await request.body())
+        try:
+            asked = json.loads(await request.body())
+        except ValueError:
+            return JSONResponse({"error": {"message": "no JSON", "type": "t"}}, 400)
         self.requests.append((dict(request.headers), json.dumps(asked).encode()))
         if refused := {"messages", "max_tokens", "max_completion_tokens"} & {*asked}:
             return JSONResponse({"error": {"message": f"unknown {refused}", "type": "t"}}, 400)

@@ -151,6 +151,50 @@ def test_labels_are_asked_as_the_app_asks(rig: Rig, strict: Strict) -> None:
     assert (hot["temperature"], hot[ours.max_tokens_field]) == (1.0, ours.max_tokens)
 
 
+def as_strict_as_the_real_ones(request: dict[str, Any]) -> Answer:
+    """Refuses what it does not know and turns that do not fit, reasons first, cuts at the limit."""
+    known = {"model", "messages", "max_completion_tokens", "response_format", "tools", "seed",
+             "tool_choice", "temperature", "reasoning_effort"}  # fmt: skip
+    if unknown := sorted({*request} - known):
+        return refused(f"Unrecognized request argument: {unknown[0]}", unknown[0])
+    if request.get("temperature", 1) != 1:
+        return refused("Unsupported value: 'temperature' does not support 0.", "temperature")
+    called: set[str] = set()
+    for message in request["messages"]:
+        if message["role"] == "assistant" and message.get("content") is None:
+            called |= {call["id"] for call in message["tool_calls"]}
+        if message["role"] == "tool" and message.get("tool_call_id") not in called:
+            return refused("messages with role 'tool' must follow their 'tool_calls'", "messages")
+    if request["max_completion_tokens"] < 3:
+        return completed("<think>Is it a", "length")
+    thought = "<think>\nIs it delivery?\n</think>\n\n"
+    if request.get("response_format", {}).get("type") == "json_schema":
+        return completed(thought + '{"intent": "refund"}')
+    return completed(thought + "This message is about a refund.")
+
+
+def test_a_strict_teacher_gives_labels_for_all_that_is_asked_as_the_app_asks(
+    rig: Rig, strict: Strict
+) -> None:
+    """Only the app's format makes the answer a label; tool turns have their ids."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "who", "arguments": "{}"}}
+    turns = (Message("assistant", "", [call]), Message("tool", "customer 7", tool_call_id="c1"))
+    for number in range(12):
+        text = Message("user", f"case {number}")
+        messages = (text,) if number % 2 else (text, *turns, Message("user", f"now {number}"))
+        rig.sample(f"e-{number}", messages=messages, asked={"response_format": wanted})
+    rig.sample("cut", "cut", asked={"response_format": wanted, "max_tokens": 2})
+    rig.sample("bare", "bare")
+    strict.answer = as_strict_as_the_real_ones
+    rig.task = replace(rig.task, answer_pointer="/intent")
+    with open_bench(rig, base_url=strict.url) as bench:
+        for _ in range(3):
+            bench.relabel.run()
+    assert set(rig.labels()) == {f"e-{number}" for number in range(12)}
+    assert {rig.statuses()[name] for name in ("cut", "bare")} == {"failed"}
+
+
 def test_a_parameter_of_the_apps_is_never_left_out(rig: Rig, strict: Strict) -> None:
     refusal = refused("no temperature here", "temperature")
     strict.answer = lambda request: refusal if "temperature" in request else completed("refund")

@@ -235,7 +235,11 @@ class Teacher:
         if self.status != 200:
             problem = {"error": {"message": "no", "type": "t", "code": "c"}}
             return JSONResponse(problem, self.status, headers=self.headers)
-        chat = json.loads(body)
+        try:
+            chat = json.loads(body)
+        except ValueError:
+            problem = {"error": {"message": "no JSON", "type": "t", "code": "c"}}
+            return JSONResponse(problem, 400)
         if chat.get("stream"):
             pieces = self._pieces(chat["model"])
             return StreamingResponse(pieces, media_type="text/event-stream")
