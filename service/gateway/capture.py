@@ -34,6 +34,15 @@ MESSAGES_OF_LONG = 10
 CHARACTERS_OF_LONG = 1_000
 
 
+def _written(record: NativeRecord) -> bytes:
+    """What JSON cannot hold beside the prompt (a number of 30 digits) costs itself alone."""
+    try:
+        return encode_native(record)
+    except (ValueError, TypeError, OverflowError):
+        plain = tuple(Message(message.role, message.content) for message in record.messages)
+        return encode_native(replace(record, messages=plain, asked={}, user=None, attributes={}))
+
+
 def shortened(record: NativeRecord) -> NativeRecord:
     """A prompt that no record can hold: its beginning, counted, and nothing to learn from."""
     kept = record.messages[-MESSAGES_OF_LONG:]
@@ -163,10 +172,10 @@ class Capture:
     def _encode(self, record: NativeRecord) -> bytes | None:
         try:
             if len(record.messages) <= MOST_MESSAGES:
-                value = encode_native(record)
+                value = _written(record)
                 if len(value) <= self._max_record_bytes:
                     return value
-            value = encode_native(shortened(record))
+            value = _written(shortened(record))
         except (ValueError, TypeError, OverflowError):
             self._metrics.capture_dropped.labels("unencodable").inc()
             return None

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from pipelines.chat_request import NOT_ANSWERED
 from pipelines.types import BY_ITSELF
 from service.operator.need import NeedFacts, need
 from service.operator.status import HoldReason, Need, TaskStatus
@@ -194,12 +195,23 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
             "/",
             name=f"requests_past:{task}",
             detail=why,
-            text=f"In the last day: {why}. They went to the teacher, and teach no student. "
+            text=f"In the last day: {why}. The teacher answers them; {_learned(reasons)}. "
             'The how-to "describe a task" says what a student can answer.',
             over=f"Requests for {task} reach its student again.",
             task=task,
             urgent=past > asked / 2,
         )
+
+
+def _learned(reasons: Counter[str]) -> str:
+    lost = sum(count for why, count in reasons.items() if why not in NOT_ANSWERED)
+    if not lost:
+        return "students learn from them all the same"
+    return (
+        "no student learns from them"
+        if lost == reasons.total()
+        else (f"from {lost:,} of them no student learns")
+    )
 
 
 def _letters(letters: int) -> Iterator[Need]:
