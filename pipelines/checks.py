@@ -4,18 +4,16 @@ With the policy and the facts that a judgement rests on. `pipelines.gate` adds t
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.evaluate import BASE, CANDIDATE, CHAMPION, MAJORITY
-from pipelines.shape import TEXT
+from pipelines.shape import MOST_OF_ANOTHER, TEXT, unlike
 from pipelines.statistics.certify import items_needed
 from pipelines.types import Check, Evaluation, PairCounts
 
 LABELS_CAME = "labels_came"
 STEPS_WANTED = 3  # of the strictest threshold's items: room for a mistake or two among them
-MOST_OF_ANOTHER_SHAPE = 0.05  # of the answers that the app receives today
 MOST_FOR_STEPS = 300  # so that an ambitious target does not ask for a thousand items first
 
 
@@ -79,18 +77,10 @@ def conclusion(
 def same_shape(case: Case) -> Check:
     """Would the app be able to parse the candidate's answers as it does those of today?"""
     shapes, own = case.facts.shapes, case.facts.shape
-    total, others = sum(shapes.values()), Counter(shapes)
-    alike = others.pop(own, 0)
-    passed = not total or (total - alike) <= MOST_OF_ANOTHER_SHAPE * total
-    sentence = f"Its answers look like those that the app receives: {own}."
-    if not passed:
-        ((other, count),) = others.most_common(1)
-        sentence = (
-            f"The app receives {other} ({count:,} of the newest {total:,} answers); the student "
-            f"would answer {own}, which an app that parses the other would not understand."
-        )
-    share = alike / total if total else None
-    return conclusion("shape", passed, share, 1 - MOST_OF_ANOTHER_SHAPE, sentence)
+    why, total = unlike(own, shapes), sum(shapes.values())
+    sentence = why or f"Its answers look like those that the app receives: {own}."
+    share = shapes.get(own, 0) / total if total else None
+    return conclusion("shape", not why, share, 1 - MOST_OF_ANOTHER, sentence)
 
 
 # --- May this evaluation be judged at all? ---

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Mapping
 
 from pipelines.typography import unwrapped, without_reasoning
 
@@ -11,6 +13,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,29}")
 
 
 TEXT = "text"
+MOST_OF_ANOTHER = 0.05  # of the answers that an app receives today
 
 
 def shape(answer: str) -> str:
@@ -25,6 +28,22 @@ def shape(answer: str) -> str:
         return _json_shape(json.loads(said), 0)
     except (ValueError, RecursionError):
         return TEXT
+
+
+def unlike(own: str, shapes: Mapping[str, int]) -> str:
+    """Why an app would not understand answers of a shape as it does those of today, or nothing.
+
+    `shapes`: how many of the newest answers that the app received had each shape.
+    """
+    total, others = sum(shapes.values()), Counter(shapes)
+    alike = others.pop(own, 0)
+    if total - alike <= MOST_OF_ANOTHER * total:
+        return ""
+    ((other, count),) = others.most_common(1)
+    return (
+        f"The app receives {other} ({count:,} of the newest {total:,} answers); the student "
+        f"would answer {own}, which an app that parses the other would not understand."
+    )
 
 
 def _json_shape(value: object, depth: int) -> str:

@@ -262,6 +262,7 @@ NotifyKind = Literal[
     "teacher_refused",
     "unusable_answers",
     "requests_past",
+    "answer_shape",
     "unknown_outcomes",
 ]
 

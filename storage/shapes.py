@@ -20,6 +20,8 @@ WHERE task = $task AND newer < $answers GROUP BY shape
 """
 DELETE_OLD = "DELETE FROM answer_shapes WHERE day < ?"
 
+LOOKED_AT = 500  # of the newest answers, for what they look like to an app
+
 ShapeKey = tuple[date, str, str]  # day (UTC), task, shape
 
 
@@ -36,7 +38,7 @@ def add_shapes(tx: Cursor, shapes: Mapping[ShapeKey, int]) -> None:
         )
 
 
-def newest_shapes(tx: Cursor, task: str, answers: int) -> Counter[str]:
+def newest_shapes(tx: Cursor, task: str, answers: int = LOOKED_AT) -> Counter[str]:
     """Of about so many answers, the newest ones."""
     rows = tx.execute(SELECT_NEWEST, {"task": task, "answers": answers}).fetchall()
     return Counter({str(shape): int(count) for shape, count in rows})

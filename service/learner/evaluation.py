@@ -72,7 +72,6 @@ log = structlog.get_logger()
 # A candidate that is not promotable and not worse is judged again when so many items, of those
 # that judged it last, are new: what is not shown to be better yet may be shown later.
 LOOK_AGAIN_SHARE = 0.2
-ANSWERS_LOOKED_AT = 500  # of the newest, for what they look like to an app
 CHAMPION_CHANGED = "the champion has changed"
 MORE_EVIDENCE = "there are new held-out items"
 LABELS_CAME = "the labels where it and the champion differ have come"
@@ -267,7 +266,7 @@ class Evaluating:
         task = self._shop.tasks[version.task]
         with self._shop.database.snapshot() as tx:
             serving = champion_of(tx, version.task)
-            shapes = newest_shapes(tx, version.task, ANSWERS_LOOKED_AT)
+            shapes = newest_shapes(tx, version.task)
         trained = set(
             map(
                 normalise,

@@ -35,6 +35,7 @@ def needs(facts: NeedFacts) -> tuple[Need, ...]:
         *_approvals(facts),
         *terms(facts),
         *(one for task in facts.tasks for one in _of_task(task, facts.failures)),
+        *_unlike(facts),
         *_past_students(facts),
         *budgets(facts),
         *_held(facts.held),
@@ -201,6 +202,24 @@ def _past_students(facts: NeedFacts) -> Iterator[Need]:
             task=task,
             urgent=past > asked / 2,
         )
+
+
+def _unlike(facts: NeedFacts) -> Iterator[Need]:
+    """Approval would break the app, so nothing is promotable: it is trained in vain."""
+    for status in facts.tasks:
+        if status.unlike:
+            yield need(
+                "answer_shape",
+                f"A student of {status.task} would answer otherwise than the app is answered today",
+                "/",
+                name=f"answer_shape:{status.task}",
+                detail=status.unlike,
+                text=f"{status.unlike} No candidate is promotable until both look alike: see "
+                f"`answer_pointer` of [tasks.{status.task}], and what the app asks for.",
+                over=f"Students of {status.task} answer as the app is answered today.",
+                task=status.task,
+                urgent=True,
+            )
 
 
 def _learned(reasons: Counter[str]) -> str:

@@ -12,6 +12,8 @@ import structlog
 from pipelines.chat_request import NOT_ANSWERED
 from pipelines.decide import ceiling_in_words
 from pipelines.errors import ArtifactDamaged, Refused
+from pipelines.label import write_answer
+from pipelines.shape import shape, unlike
 from service.operator.activity import recent_activity
 from service.operator.board import Board
 from service.operator.need import NeedFacts
@@ -56,6 +58,7 @@ from storage.past import past_since
 from storage.reports import Report, read_card, read_report
 from storage.runs import TrainingRun, failures_in_a_row, runs
 from storage.samples import drawn_since, last_drawn
+from storage.shapes import newest_shapes
 from storage.swaps import last_swap
 from storage.ticks import ALL_JOBS, Tick, last_successes, last_ticks, last_worked, pauses
 from storage.traffic import stored_at, window_sums
@@ -264,9 +267,15 @@ class Overview:
             last_run=last_run[0] if last_run else None,
             requests=today.events + sum(past[why] for why in past if why not in NOT_ANSWERED),
             past=past,
+            unlike=self._unlike(tx, task),
             loop=self._loop(tx, task, present, history, described, figures, last_run),
             reigns=reigns(history),
         )
+
+    def _unlike(self, tx: Cursor, task: str) -> str:
+        described = self._settings.task_of(task)
+        own = shape(write_answer(described.labels[0], described))
+        return unlike(own, newest_shapes(tx, task))
 
     def _loop(
         self,

@@ -326,6 +326,7 @@ class TaskStatus:
     last_run: TrainingRun | None
     requests: int = 0  # of the last day
     past: Mapping[str, int] = field(default_factory=dict)  # of these past the student, by reason
+    unlike: str = ""  # why the app would not understand a student; empty: it would
     loop: tuple[Step, ...] = ()
     reigns: tuple[Reign, ...] = ()  # the champions over time, oldest first
 

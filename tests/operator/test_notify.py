@@ -35,6 +35,7 @@ from storage.folder import DataFolder
 from storage.ledger import Amounts
 from storage.past import add_past
 from storage.runs import end_run, start_run
+from storage.shapes import add_shapes
 from storage.traffic import add_traffic
 
 CONSOLE = "https://flywheel.example"
@@ -260,6 +261,21 @@ def test_requests_that_go_past_the_student_are_told_with_the_reasons(post: Post)
         "a response_format that its answers do not have (159), tools that the answer may call (3)"
         in (told["text"])
     )
+
+
+def test_a_student_that_the_app_would_not_understand_is_told_before_it_is_trained(
+    post: Post,
+) -> None:
+    three = "{label: text, reason: text}"
+    with post.desk.database.transaction() as tx:
+        add_shapes(tx, {(post.desk.clock().date(), TASK, three): 40})
+    (told,) = post.tick()
+    assert told["kind"] == "answer_shape"
+    assert f"The app receives {three} (40 of the newest 40 answers)" in told["text"]
+    with post.desk.database.transaction() as tx:
+        add_shapes(tx, {(post.desk.clock().date() + timedelta(days=1), TASK, "text"): 800})
+    kinds = {need.kind for need in post.desk.operations.status().needs}
+    assert "answer_shape" not in kinds, "the newest answers decide"
 
 
 def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
