@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import httpx2
 from starlette.datastructures import Headers
@@ -20,10 +20,21 @@ from service.sections import TeacherSettings, is_loopback
 # What travels on, either way. Everything else stays here, above all the app's own key.
 REQUEST_HEADERS = (
     "content-type",
-    "content-encoding",
     "accept",
     "openai-beta",
     "idempotency-key",
+    "openai-organization",
+    "openai-project",
+    "traceparent",
+    "tracestate",
+    "x-request-id",
+    "x-client-request-id",
+)
+# These say how a body lies on the wire, and are true only for one that is handed on unread.
+STREAM_HEADERS = ("content-encoding", "content-length")
+# What some servers take for a key in an address: an app's own stays here too.
+KEYS_IN_QUERIES = frozenset(
+    {"key", "api-key", "api_key", "apikey", "subscription-key", "access_token", "code", "sig"}
 )
 RESPONSE_HEADERS = (
     "content-type",
@@ -36,6 +47,7 @@ RESPONSE_HEADERS = (
 RESPONSE_PREFIX = "x-ratelimit-"
 MAX_REPLY_BYTES = 16 << 20
 CONNECT_SECONDS = 5.0
+NO_HEADERS = Headers()
 
 UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
 
@@ -65,9 +77,10 @@ class Upstream:
         self._seconds = settings.timeout.total_seconds()
         self._passing_seconds = passing.total_seconds()
         # Streams are read as they come, so they must not be compressed.
-        self._headers = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
-        self._headers |= settings.http_headers
-        self._query = f"?{urlencode(settings.query)}" if settings.query else ""
+        own = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        own |= settings.http_headers
+        self._headers = {name.encode(): value.encode() for name, value in own.items()}
+        self._query = settings.query
         self._base_url = settings.base_url
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
@@ -84,9 +97,10 @@ class Upstream:
     async def open(
         self,
         body: bytes | AsyncIterator[bytes],
-        app: Headers | None = None,
+        app: Headers = NO_HEADERS,
         *,
         path: str = "/chat/completions",
+        query: str = "",
         method: str = "POST",
         passes: bool = False,
     ) -> AsyncIterator["Reply"]:
@@ -96,13 +110,14 @@ class Upstream:
 
         Replies of any status but a redirect are handed on: a refusal is the app's to read.
         """
-        headers = {name: app[name] for name in REQUEST_HEADERS if app and name in app}
-        headers.setdefault("content-type", "application/json")
-        if app and not isinstance(body, bytes) and "content-length" in app:
-            headers["content-length"] = app["content-length"]  # else it would come in chunks
+        as_it_is = method == "POST" and not isinstance(body, bytes)
+        names = REQUEST_HEADERS + STREAM_HEADERS if as_it_is else REQUEST_HEADERS
+        # As bytes: an app may write there what is no ASCII.
+        headers = {name.encode(): app[name].encode("latin-1") for name in names if name in app}
+        headers.setdefault(b"content-type", b"application/json")
         request = self._client.build_request(
             method,
-            self._base_url + path + self._query,
+            self._base_url + path + self._merged(query),
             content=body if method == "POST" else None,
             headers=headers | self._headers,
         )
@@ -123,6 +138,13 @@ class Upstream:
             yield Reply(response, seconds, self._failed)
         finally:
             await response.aclose()
+
+    def _merged(self, query: str) -> str:
+        """What stands behind the path: ours, and what else the app asks."""
+        mine = {name.lower() for name in self._query} | KEYS_IN_QUERIES
+        theirs = parse_qsl(query, keep_blank_values=True)
+        asked = [*self._query.items(), *((n, v) for n, v in theirs if n.lower() not in mine)]
+        return f"?{urlencode(asked)}" if asked else ""
 
     def _check(self, status: int) -> None:
         if status < 300:
