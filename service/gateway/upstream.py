@@ -1,6 +1,7 @@
-"""The teacher as the gateway calls it: one HTTP client, our key, no redirects, no retries.
+"""The teacher as the gateway calls it: one HTTP client, our key, no redirects.
 
-The app's own client retries; a second layer here would multiply its tries.
+The app's own client tries again; a second layer here would multiply its tries. Once more is tried
+only what the teacher cannot have begun: nothing of it was sent, or it only reads.
 """
 
 import asyncio
@@ -47,7 +48,12 @@ RESPONSE_HEADERS = (
 RESPONSE_PREFIX = "x-ratelimit-"
 MAX_REPLY_BYTES = 16 << 20
 CONNECT_SECONDS = 5.0
+# Servers close connections that nobody uses, gunicorn's after 2 s, uvicorn's and Node's after 5;
+# a request into one that is just being closed is lost. So we close ours first. What that costs
+# thin traffic is a handshake, which is little beside an answer.
+KEEPALIVE_SECONDS = 1.5
 NO_HEADERS = Headers()
+ONLY_READ = ("GET", "HEAD")
 
 UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
 
@@ -84,7 +90,11 @@ class Upstream:
         self._base_url = settings.base_url
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=512, max_keepalive_connections=64),
+            limits=httpx2.Limits(
+                max_connections=512,
+                max_keepalive_connections=64,
+                keepalive_expiry=KEEPALIVE_SECONDS,
+            ),
             follow_redirects=False,
             # A proxy of the environment is for the world outside this machine.
             trust_env=self.configured and not is_loopback(httpx2.URL(self._base_url).host),
@@ -124,7 +134,7 @@ class Upstream:
         seconds = self._passing_seconds if passes else self._seconds
         try:
             async with asyncio.timeout(seconds):
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise self._failed(
                 "timeout", 504, f"the teacher did not answer within {seconds:g} s"
@@ -138,6 +148,16 @@ class Upstream:
             yield Reply(response, seconds, self._failed)
         finally:
             await response.aclose()
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx2.TimeoutException:
+            raise
+        except httpx2.TransportError as error:
+            if request.method not in ONLY_READ and not isinstance(error, httpx2.ConnectError):
+                raise
+        return await self._client.send(request, stream=True)
 
     def _merged(self, query: str) -> str:
         """What stands behind the path: ours, and what else the app asks."""

@@ -3,8 +3,11 @@
 import gzip
 import json
 import socket
+import threading
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -24,10 +27,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service.care.check import notes
 from service.gateway.allowance import Allowance
 from service.gateway.turn import Rejected
+from service.gateway.upstream import KEEPALIVE_SECONDS
 from service.sections import GatewaySettings
 
 ASKED: dict[str, Any] = {
@@ -622,3 +627,75 @@ def test_check_names_what_is_open_where_several_may_come(tmp_path: Path) -> None
         assert "gateway.pass_requests_per_minute" in said(keys=keys, pass_models=["a"])
         assert "gateway.pass" not in said(keys=keys, **limits)
     assert "gateway.pass" not in said(keys=["one"])
+
+
+@contextmanager
+def breaking_off(answers: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers one connection after the other, or hangs up (b""), and what it read."""
+    read: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    read.append(connection.recv(1 << 16))
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1], read
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+
+
+def asked_at(folder: Path, url: str, method: str, path: str) -> int:
+    gateway = RunningGateway(settings_for(folder, upstream={"base_url": url, "model": "m"}))
+    answer = gateway.http.request(method, path, json=OTHER if method == "POST" else None)
+    gateway.stop()
+    return answer.status_code
+
+
+def test_what_only_reads_is_tried_once_more(tmp_path: Path) -> None:
+    with breaking_off([b"", WHOLE]) as (port, read):
+        assert asked_at(tmp_path, f"http://127.0.0.1:{port}/v1", "GET", "/v1/models/x") == 200
+    assert len(read) == 2
+    with breaking_off([b"", b"", WHOLE]) as (port, read):
+        assert asked_at(tmp_path, f"http://127.0.0.1:{port}/v1", "GET", "/v1/models/x") == 502
+    assert len(read) == 2
+
+
+def test_what_may_have_been_begun_is_not_tried_again(tmp_path: Path) -> None:
+    with breaking_off([b"", WHOLE]) as (port, read):
+        asked = asked_at(tmp_path, f"http://127.0.0.1:{port}/v1", "POST", "/v1/chat/completions")
+    assert asked == 502
+    assert len(read) == 1
+
+
+def test_what_was_not_sent_at_all_is_tried_once_more(tmp_path: Path) -> None:
+    with breaking_off([b"", b"", b""]) as (port, read):  # hangs up in the handshake of TLS
+        asked = asked_at(tmp_path, f"https://127.0.0.1:{port}/v1", "POST", "/v1/chat/completions")
+    assert asked == 502
+    assert len(read) == 2
+    assert not any(b"parcel" in part for part in read)
+
+
+def test_idle_connections_are_left_before_the_teacher_closes_them(tmp_path: Path) -> None:
+    """Where both end at the same moment, a request goes into a connection that is being closed."""
+    account, taken = Account(), set[int]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.add(scope["client"][1])
+        await inner(scope, receive, send)
+
+    inner = account.app()
+    with serving(app) as account.port:
+        gateway = RunningGateway(settings_for(tmp_path, account))
+        for pause in (0.0, 0.3, KEEPALIVE_SECONDS + 0.3):
+            time.sleep(pause)
+            assert gateway.chat().status_code == 200
+            if pause < KEEPALIVE_SECONDS:
+                assert len(taken) == 1
+        gateway.stop()
+    assert len(taken) == 2
