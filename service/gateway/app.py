@@ -39,7 +39,7 @@ from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
 from service.gateway.passing import Passing
 from service.gateway.recent import Recent
-from service.gateway.server import Server
+from service.gateway.server import Server, run
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
 from service.gateway.turn import KNOWN, Rejected, json_response, meant, rejection
 from service.gateway.upstream import Upstream
@@ -276,7 +276,7 @@ def run_gateway(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     keys = keys or open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
     gateway = Gateway(settings, keys, open_writer, registry or _registry())
-    asyncio.run(_serve(gateway, settings, listener, stop or threading.Event()))
+    run(_serve(gateway, settings, listener, stop or threading.Event()))
     return ExitCode.OK
 
 

@@ -16,6 +16,7 @@ import httpx2
 import openai
 import psutil
 import pytest
+import uvloop
 import zstandard
 from gateway_rig import (
     RunningGateway,
@@ -31,6 +32,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.care.check import notes
 from service.gateway.allowance import Allowance
+from service.gateway.protocol import Protocol
+from service.gateway.server import HTTP, NEW_LOOP
 from service.gateway.turn import Rejected
 from service.gateway.upstream import KEEPALIVE_SECONDS
 from service.sections import GatewaySettings
@@ -699,3 +702,89 @@ def test_idle_connections_are_left_before_the_teacher_closes_them(tmp_path: Path
                 assert len(taken) == 1
         gateway.stop()
     assert len(taken) == 2
+
+
+@contextmanager
+def connected(gateway: RunningGateway) -> Iterator[Callable[..., tuple[int, bytes]]]:
+    """One connection; each call sends something piece by piece and reads an answer."""
+    with (
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as raw,
+        raw.makefile("rb") as file,
+    ):
+
+        def say(*parts: bytes) -> tuple[int, bytes]:
+            """Status and body; 0 for a connection that was cut."""
+            try:
+                for part in parts:
+                    raw.sendall(part)
+                    time.sleep(0.02)
+                line = file.readline()
+                headers = list(iter(file.readline, b"\r\n")) if line else []
+            except (BrokenPipeError, ConnectionResetError):
+                return 0, b""
+            lengths = [h.split(b":")[1] for h in headers if h.startswith(b"content-length:")]
+            return (int(line.split()[1]), file.read(int(lengths[0]))) if line else (0, b"")
+
+        yield say
+
+
+def request_of(body: bytes, *more: bytes) -> bytes:
+    head = [b"POST /v1/chat/completions HTTP/1.1", b"host: localhost", *more,
+            b"content-length: %d" % len(body), b"", b""]  # fmt: skip
+    return b"\r\n".join(head)
+
+
+def test_an_offer_of_http_2_costs_no_body(gateway: RunningGateway, account: Account) -> None:
+    """Java's own client offers it with each request, and sends the head before the body."""
+    body = json.dumps(ASKED).encode()
+    offer = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAEAAEAA")
+    plain, offers = request_of(body), request_of(body, *offer)
+    with connected(gateway) as say:
+        for parts in (
+            [plain + body],
+            [offers[:40], offers[40:], body[:9], body[9:]],
+            [plain, body],
+            [offers, body],
+            [offers + body],
+        ):
+            status, content = say(*parts)
+            assert status == 200
+            assert json.loads(content)["choices"]
+    assert len(account.requests) == 5
+
+
+def test_several_requests_of_one_connection_are_answered_in_their_order(
+    gateway: RunningGateway,
+) -> None:
+    body = json.dumps(ASKED).encode()
+    whole = request_of(body) + body
+    models = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with connected(gateway) as say:
+        answers = [say(whole + models + whole), say(), say()]
+    kinds = [json.loads(content)["object"] for _, content in answers]
+    assert kinds == ["chat.completion", "list", "chat.completion"]
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        request_of(b"{}", b"x: ")[:-24],
+        b"GET /v1/models?",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked"
+        b"\r\n\r\n0\r\nx: ",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked"
+        b"\r\n\r\n1;",
+    ],
+)
+def test_a_head_without_an_end_is_not_kept(endless: bytes, gateway: RunningGateway) -> None:
+    process = psutil.Process()
+    with connected(gateway) as say:
+        before = process.memory_info().rss
+        status, _ = say(endless, *[b"x" * (1 << 20)] * 32)
+    assert status in (400, 0)  # or cut off while it still sends
+    assert process.memory_info().rss - before < 16 << 20
+
+
+def test_the_gateway_runs_on_the_fast_loop_and_parser_where_there_are_any() -> None:
+    assert HTTP is Protocol
+    assert NEW_LOOP is uvloop.new_event_loop
