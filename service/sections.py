@@ -4,10 +4,18 @@ import re
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.ask import TeacherPolicy
 from pipelines.recipes import RecipeName
@@ -218,7 +226,10 @@ class GatewaySettings(Section):
 
     host: str = "127.0.0.1"  # beyond loopback only with keys
     port: int = Field(default=8700, ge=0, le=65535)  # 0 takes a free one
-    keys: list[SecretStr] = []  # what apps present as their bearer token
+    keys: list[SecretStr] = []  # what apps present as their bearer token, or in api-key
+    # other names under which apps reach it; none: any, but on loopback this machine's own alone
+    hosts: list[str] = []
+    cors_origins: list[str] = []  # whose web pages may ask: https://app.example; "*" only with keys
     learner_url: str = ""  # "": the learner on this host
     learner_token: SecretStr = SecretStr("")  # "": read from the shared data folder
     poll_interval: Duration = timedelta(seconds=0.5)  # how often it looks for what is published
@@ -233,9 +244,25 @@ class GatewaySettings(Section):
         "audio/*",
         "images/*",
     ]
+    pass_models: list[str] = []  # of no task, that pass as well; none: any that the teacher has
+    pass_requests_per_minute: int = Field(default=0, ge=0)  # of no task, a gateway; 0: any number
     capture_buffer: int = Field(default=10_000, gt=0)  # events that wait for the topic
     threads: int = Field(default=0, ge=0)  # of the model; 0: all cores
     drain_timeout: Duration = timedelta(seconds=20)  # for requests under way, at the end
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s@?#*A-Z]+", origin):
+                raise ValueError(f"'{origin[:80]}' does not look like https://app.example, or '*'")
+        return value
+
+    @model_validator(mode="after")
+    def _all_pages_only_with_keys(self) -> Self:
+        if "*" in self.cors_origins and not self.keys:
+            raise ValueError("cors_origins = ['*'] lets every web page use the teacher: set keys")
+        return self
 
 
 class LearnerSettings(Section):

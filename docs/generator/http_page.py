@@ -16,12 +16,14 @@ from pydantic import BaseModel
 from generator.places import NOTE, ROOT, first_line
 from service.console.app import console_app
 from service.gateway.feedback import FeedbackRequest
+from service.gateway.packing import CODINGS
 from service.operator.operations import Operations
 from service.planes import AssessRequest
 from service.settings import Settings
 
 BODIES: dict[str, type[msgspec.Struct]] = {"feedback": FeedbackRequest, "assess": AssessRequest}
 ANSWER_HEADERS = {
+    "x-request-id": "the teacher's; where it gave none, `x-flywheel-event-id` or a new one",
     "x-flywheel-event-id": "this request, on the topic and in `/v1/feedback`",
     "x-flywheel-served-by": "`student`, `teacher` or `nobody`",
     "x-flywheel-version": "the student version, or `teacher`",
@@ -39,8 +41,10 @@ def http_page() -> Iterator[str]:
     yield from (
         "## Gateway (port 8700)",
         "",
-        "For apps. With `gateway.keys` set, each request wants one as `Authorization: Bearer KEY`.",
-        "Errors have OpenAI's form.",
+        "For apps. With `gateway.keys` set, each request wants one as `Authorization: Bearer KEY`",
+        "or `api-key: KEY`. Errors have OpenAI's form. Azure's paths are the same endpoints:",
+        "`/openai/v1/…`, and `/openai/deployments/NAME/…`, where NAME is the model if the body",
+        "names none.",
         "",
         *_table(gateway_routes()),
         "",
@@ -51,7 +55,8 @@ def http_page() -> Iterator[str]:
         *(f"| `{name}` | {meaning} |" for name, meaning in ANSWER_HEADERS.items()),
         "",
         "Headers of a request: `x-flywheel-attribute-NAME` is kept with the event, at most 16 of",
-        "them, and may be what `segment_by` names.",
+        "them, and may be what `segment_by` names. `content-encoding` may be one of",
+        f"{', '.join(CODINGS)}; limits count what is unpacked.",
         "",
         "## Learner (port 8701)",
         "",

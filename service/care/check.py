@@ -41,12 +41,23 @@ def lines(settings: Settings) -> Iterator[str]:
 
 
 def notes(settings: Settings) -> Iterator[str]:
-    """What is not wrong and good to know: what each task's first student waits for."""
+    """What is not wrong and good to know: what first students wait for, what may pass."""
     for name, task in settings.tasks.items():
         asked = settings.gate.min_groups, task.target
         yield (
             f"task {name}: a first student needs {groups_needed(*asked)} held-out prompts, "
             f"because {why_that_many(*asked)}"
+        )
+    gateway = settings.gateway
+    off = [
+        name for name in ("pass_models", "pass_requests_per_minute") if not getattr(gateway, name)
+    ]
+    if off and len(gateway.keys) != 1:
+        yield (
+            f"gateway.{' and gateway.'.join(off)}: not set, so whoever reaches the gateway may use "
+            f"{'any model' if 'pass_models' in off else 'those models'} of the teacher's account"
+            f"{' as often as he likes' if 'pass_requests_per_minute' in off else ''}, beyond all "
+            "budgets"
         )
 
 

@@ -21,24 +21,27 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from pipelines.errors import ExitCode, FlywheelError
 from pipelines.types import Task
-from service.gateway.access import Door
+from service.gateway.access import Door, Endpoint
+from service.gateway.allowance import Allowance
 from service.gateway.assess import Assess
 from service.gateway.capture import Capture
 from service.gateway.chat import Chat
 from service.gateway.endings import Endings
 from service.gateway.escalation import Escalations
 from service.gateway.feedback import Feedback
+from service.gateway.front import Front
 from service.gateway.generations import Generations
 from service.gateway.learner_client import LearnerClient
 from service.gateway.lease import Lease
 from service.gateway.passing import Passing
 from service.gateway.recent import Recent
-from service.gateway.server import Server
+from service.gateway.server import Server, run
 from service.gateway.sync import LiveFile, LiveOverHttp, Watcher
-from service.gateway.turn import KNOWN, Rejected, json_response, rejection
+from service.gateway.turn import KNOWN, Rejected, json_response, meant, rejection
 from service.gateway.upstream import Upstream
 from service.gateway.wire import encode
 from service.host.memory import hoard_less
@@ -138,16 +141,65 @@ class Gateway:
                     await asyncio.to_thread(self._learner.report, report)
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _build_app(
-        self, tasks: Mapping[str, Task], keys: Keys, metrics: GatewayMetrics
-    ) -> Starlette:
+    def _build_app(self, tasks: Mapping[str, Task], keys: Keys, metrics: GatewayMetrics) -> ASGIApp:
         settings = self._settings
         claims, listed = settings.claims(), settings.gateway.pass_through
-        recent = Recent()
-        escalations = Escalations(self._upstream, self._lease, settings.teacher, metrics)
-        chat = Chat(
+        recent, gateway = Recent(), settings.gateway
+        allowance = Allowance(gateway.pass_models, gateway.pass_requests_per_minute)
+        chat = self._chat(tasks, recent, allowance, metrics)
+        feedback = Feedback(
             tasks=tasks,
             claims=claims,
+            recent=recent,
+            capture=self._capture,
+            metrics=metrics,
+            max_body_bytes=settings.gateway.max_body_bytes,
+        )
+        assess = Assess(tasks=tasks, generations=self._generations)
+        door = Door(settings.gateway, metrics)
+        own: dict[str, Endpoint] = {
+            "chat/completions": chat,
+            "responses": chat.responses,
+            "feedback": feedback,
+        }
+        passing = Passing(
+            own={path: door.guard(endpoint) for path, endpoint in own.items()},
+            endpoints=listed,
+            claims=claims,
+            upstream=self._upstream,
+            metrics=metrics,
+            capture=self._capture,
+            allowance=allowance,
+            max_body_bytes=settings.gateway.max_body_bytes,
+        )
+        routes = [
+            Route("/v1/chat/completions", door.guard(chat), methods=["POST"]),
+            Route("/v1/responses", door.guard(chat.responses), methods=["POST"]),
+            Route("/v1/feedback", door.guard(feedback), methods=["POST"]),
+            # The learner assesses too; its key is the internal one.
+            Route("/v1/assess", door.guard(assess, also=[keys.internal]), methods=["POST"]),
+            Route("/v1/models", door.guard(self._models), methods=["GET"]),
+            Route("/v1/{path:path}", door.guard(passing, forms=True), methods=["GET", "POST"]),
+            Route("/healthz", _health, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+        ]
+        handlers: Mapping[Any, Any] = {HTTPException: _http_error, Exception: _crash}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        return Front(app, settings.gateway.cors_origins)
+
+    def _chat(
+        self,
+        tasks: Mapping[str, Task],
+        recent: Recent,
+        allowance: Allowance,
+        metrics: GatewayMetrics,
+    ) -> Chat:
+        settings, listed = self._settings, self._settings.gateway.pass_through
+        escalations = Escalations(self._upstream, self._lease, settings.teacher, metrics)
+        return Chat(
+            tasks=tasks,
+            claims=settings.claims(),
             refusing=frozenset(
                 name for name, task in settings.tasks.items() if task.when_unsure == "refuse"
             ),
@@ -163,40 +215,9 @@ class Gateway:
                 teacher_model=self._upstream.model,
             ),
             metrics=metrics,
+            allowance=allowance,
             max_body_bytes=settings.gateway.max_body_bytes,
         )
-        feedback = Feedback(
-            tasks=tasks,
-            claims=claims,
-            recent=recent,
-            capture=self._capture,
-            metrics=metrics,
-            max_body_bytes=settings.gateway.max_body_bytes,
-        )
-        assess = Assess(tasks=tasks, generations=self._generations)
-        passing = Passing(
-            own={"chat/completions": chat, "responses": chat.responses, "feedback": feedback},
-            endpoints=listed,
-            claims=claims,
-            upstream=self._upstream,
-            metrics=metrics,
-            capture=self._capture,
-        )
-        door = Door([key.get_secret_value() for key in settings.gateway.keys], metrics)
-        routes = [
-            Route("/v1/chat/completions", door.guard(chat), methods=["POST"]),
-            Route("/v1/responses", door.guard(chat.responses), methods=["POST"]),
-            Route("/v1/feedback", door.guard(feedback), methods=["POST"]),
-            # The learner assesses too; its key is the internal one.
-            Route("/v1/assess", door.guard(assess, also=[keys.internal]), methods=["POST"]),
-            Route("/v1/models", door.guard(self._models), methods=["GET"]),
-            Route("/v1/{path:path}", door.guard(passing), methods=["GET", "POST"]),
-            Route("/healthz", _health, methods=["GET"]),
-            Route("/readyz", self._ready, methods=["GET"]),
-            Route("/metrics", self._metrics, methods=["GET"]),
-        ]
-        handlers: Mapping[Any, Any] = {HTTPException: _http_error, Exception: _crash}
-        return Starlette(routes=routes, exception_handlers=handlers)
 
     async def _models(self, request: Request) -> Response:
         """The names under which apps reach tasks, and the version behind each."""
@@ -255,7 +276,7 @@ def run_gateway(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     keys = keys or open_keys(settings.data_dir, settings.gateway.learner_token.get_secret_value())
     gateway = Gateway(settings, keys, open_writer, registry or _registry())
-    asyncio.run(_serve(gateway, settings, listener, stop or threading.Event()))
+    run(_serve(gateway, settings, listener, stop or threading.Event()))
     return ExitCode.OK
 
 
@@ -286,7 +307,11 @@ async def _health(request: Request) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    told = f"{error.detail}: there is {KNOWN}" if error.status_code == 404 else str(error.detail)
+    told = str(error.detail)
+    if error.status_code == 404:
+        told += f": there is {KNOWN}{meant(request.url.path)}"
+    elif request.method == "OPTIONS":
+        told += ": web pages may ask where gateway.cors_origins names their origin"
     return rejection(Rejected(error.status_code, told, code="not_found"))
 
 

@@ -27,6 +27,7 @@ from pipelines.records.native import NativeStudent
 from pipelines.render import classifier_text
 from pipelines.replies import Completion
 from pipelines.types import Task, Usage
+from service.gateway.allowance import Allowance
 from service.gateway.dialects import CHAT, Dialect
 from service.gateway.endings import (
     NOBODY,
@@ -72,8 +73,10 @@ class Chat:
         escalations: Escalations,
         endings: Endings,
         metrics: GatewayMetrics,
+        allowance: Allowance,
         max_body_bytes: int,
     ) -> None:
+        self._allowance = allowance
         self._tasks = tasks
         self._claims = claims
         self._refusing = refusing  # tasks with when_unsure = "refuse"
@@ -133,7 +136,9 @@ class Chat:
     async def _answer(self, turn: Turn, request: Request) -> Ending:
         task = turn.task
         if task is None:
-            return await self._pass_through(turn, turn.body, request)
+            body = self._allowance.checked(turn.body, turn.model)
+            self._allowance.count()
+            return await self._pass_through(turn, body, request)
         allowed = self._formats.allowed(turn.request and turn.request.response_format, task)
         if turn.past is None and not allowed:
             turn.past = "format"
@@ -212,7 +217,13 @@ class Chat:
             return failed(_no_teacher(turn))
         async with AsyncExitStack() as stack:
             reply = await stack.enter_async_context(
-                self._upstream.open(body, request.headers, path=turn.dialect.path, passes=True)
+                self._upstream.open(
+                    body,
+                    request.headers,
+                    path=turn.dialect.path,
+                    query=request.url.query,
+                    passes=True,
+                )
             )
             if reply.streams:
                 return passed_through(reply.ok, None, Streaming(reply, stack.pop_all()))

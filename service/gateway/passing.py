@@ -15,8 +15,9 @@ from pipelines.records.native import SCHEMA, NativeRecord
 from pipelines.replies import read_object
 from pipelines.types import Message
 from service.gateway.access import Endpoint
+from service.gateway.allowance import Allowance
 from service.gateway.capture import Capture
-from service.gateway.turn import KNOWN, Rejected, does_not_pass, rejection
+from service.gateway.turn import KNOWN, Rejected, does_not_pass, read_body, rejection
 from service.gateway.upstream import Reply, Upstream, UpstreamError
 from service.gateway.wire import read_request, replace_fields
 from service.metrics.gateway import GatewayMetrics
@@ -38,7 +39,11 @@ class Passing:
         upstream: Upstream,
         metrics: GatewayMetrics,
         capture: Capture,
+        allowance: Allowance,
+        max_body_bytes: int,
     ) -> None:
+        self._allowance = allowance
+        self._max_body_bytes = max_body_bytes
         self._capture = capture
         self._own = own  # where a path is ours but for its slashes
         self._endpoints = frozenset(endpoints)
@@ -56,7 +61,10 @@ class Passing:
             raise does_not_pass(request.method, path)
         if not self._upstream.configured:
             raise Rejected(503, "there is no teacher to pass it to", code="no_teacher")
+        if reads_a_model:
+            self._allowance.check(path.removeprefix("models/"))
         body, claimed = await self._body(request)
+        self._allowance.count()
         try:
             response = await self._passed(request, path, body)
         except UpstreamError as error:
@@ -76,7 +84,12 @@ class Passing:
     ) -> Response:
         async with AsyncExitStack() as stack:
             opened = self._upstream.open(
-                body, request.headers, path=f"/{path}", method=request.method, passes=True
+                body,
+                request.headers,
+                path=f"/{path}",
+                query=request.url.query,
+                method=request.method,
+                passes=True,
             )
             reply = await stack.enter_async_context(opened)
             headers = {**reply.headers(), "x-flywheel-served-by": "teacher"}
@@ -93,13 +106,20 @@ class Passing:
         declared = request.headers.get("content-length", "")
         small = declared.isdigit() and int(declared) <= LONGEST_LOOKED_AT
         is_json = request.headers.get("content-type", "").startswith("application/json")
-        if not small or not is_json:
+        if self._allowance.names_models and request.method == "POST":
+            body = await read_body(request, self._max_body_bytes)
+        elif not small or not is_json:
             return request.stream(), None
-        body = await request.body()
+        else:
+            packed = await request.body()
+            try:
+                body = await read_body(request, LONGEST_LOOKED_AT)
+            except Rejected:  # not ours to read: as it is
+                return _once(packed), None
         _, envelope = read_request(body)
         task = self._claims.get(envelope.model) if envelope else None
         if envelope is None or task is None:
-            return body, None
+            return self._allowance.checked(body, envelope.model if envelope else ""), None
         self._metrics.unsupported.labels(task, "endpoint").inc()
         fields = read_object(body) or {}
         texts = [fields.get(name) for name in ("prompt", "input")]
@@ -115,6 +135,10 @@ class Passing:
         )
         model = self._upstream.model
         return (replace_fields(body, {"model": model}) if model else body), record
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _plain(path: str) -> str:

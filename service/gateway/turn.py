@@ -13,7 +13,9 @@ from starlette.responses import Response
 from pipelines.chat_request import Attachment, ChatRequest, Past
 from pipelines.records.common import user_name
 from pipelines.types import Message, Task
+from service.gateway.azure import with_model
 from service.gateway.dialects import Dialect
+from service.gateway.packing import Unreadable, unpacked
 from service.gateway.wire import error_body
 
 ATTRIBUTE_PREFIX = b"x-flywheel-attribute-"
@@ -22,25 +24,47 @@ OWN_ATTRIBUTES = frozenset({"unsure", "escalation", "feedback_on"})
 ATTRIBUTE_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 MOST_ATTRIBUTES = 16
 KNOWN = "/v1/chat/completions, /v1/responses, /v1/models, /v1/feedback"
+# How the paths end that apps ask for.
+ENDPOINT = re.compile(
+    r"/+(chat/completions|responses|completions|embeddings|moderations|models|feedback"
+    r"|(?:audio|images)/[a-z]+)$"
+)
 LONGEST_ATTRIBUTE = 200
 
 
 class Rejected(Exception):
     """A request that is turned away, with what its sender is told."""
 
-    def __init__(self, status: int, message: str, *, code: str, kind: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        kind: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
+        self.headers = headers or {}
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+
+
+def meant(path: str) -> str:
+    """A word about the path that was probably meant, where a base_url is a little wrong."""
+    found = ENDPOINT.search(path.rstrip("/"))
+    if found is None or f"/v1/{found[1]}" == path:
+        return ""
+    return f". Is it /v1/{found[1]} that is meant? A base_url ends with /v1, once"
 
 
 def does_not_pass(method: str, path: str) -> Rejected:
     """For an endpoint of the teacher that the settings do not list."""
     problem = (
         f"{method} /v1/{path.strip('/')} does not pass this gateway; gateway.pass_through lists "
-        f"what does, beside {KNOWN}"
+        f"what does, beside {KNOWN}{meant(f'/v1/{path}')}"
     )
     return Rejected(404, problem, code="not_found")
 
@@ -75,18 +99,22 @@ class Turn:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body, or `Rejected` as soon as it is known to be too large."""
+    """The body, unpacked, or `Rejected` as soon as it is known to be too large (bytes)."""
     refusal = Rejected(413, f"the request is larger than {most} bytes", code="request_too_large")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > most:
         raise refusal
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise refusal
-        parts.append(part)
-    return b"".join(parts)
+    coding = request.headers.get("content-encoding", "")
+    try:
+        async for part in unpacked(request.stream(), coding):
+            size += len(part)
+            if size > most:
+                raise refusal
+            parts.append(part)
+    except Unreadable as problem:
+        raise Rejected(problem.status, str(problem), code=problem.code) from None
+    return with_model(b"".join(parts), request.scope)
 
 
 def read_attributes(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -111,4 +139,5 @@ def json_response(
 def rejection(rejected: Rejected, headers: Mapping[str, str] | None = None) -> Response:
     """The error in OpenAI's form."""
     content = error_body(rejected.message, type=rejected.kind, code=rejected.code)
-    return json_response(content, status=rejected.status, headers=headers)
+    everything = {**rejected.headers, **(headers or {})}
+    return json_response(content, status=rejected.status, headers=everything)

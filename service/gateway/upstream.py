@@ -1,6 +1,7 @@
-"""The teacher as the gateway calls it: one HTTP client, our key, no redirects, no retries.
+"""The teacher as the gateway calls it: one HTTP client, our key, no redirects.
 
-The app's own client retries; a second layer here would multiply its tries.
+The app's own client tries again; a second layer here would multiply its tries. Once more is tried
+only what the teacher cannot have begun: nothing of it was sent, or it only reads.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import httpx2
 from starlette.datastructures import Headers
@@ -20,10 +21,21 @@ from service.sections import TeacherSettings, is_loopback
 # What travels on, either way. Everything else stays here, above all the app's own key.
 REQUEST_HEADERS = (
     "content-type",
-    "content-encoding",
     "accept",
     "openai-beta",
     "idempotency-key",
+    "openai-organization",
+    "openai-project",
+    "traceparent",
+    "tracestate",
+    "x-request-id",
+    "x-client-request-id",
+)
+# These say how a body lies on the wire, and are true only for one that is handed on unread.
+STREAM_HEADERS = ("content-encoding", "content-length")
+# What some servers take for a key in an address: an app's own stays here too.
+KEYS_IN_QUERIES = frozenset(
+    {"key", "api-key", "api_key", "apikey", "subscription-key", "access_token", "code", "sig"}
 )
 RESPONSE_HEADERS = (
     "content-type",
@@ -36,6 +48,12 @@ RESPONSE_HEADERS = (
 RESPONSE_PREFIX = "x-ratelimit-"
 MAX_REPLY_BYTES = 16 << 20
 CONNECT_SECONDS = 5.0
+# Servers close connections that nobody uses, gunicorn's after 2 s, uvicorn's and Node's after 5;
+# a request into one that is just being closed is lost. So we close ours first. What that costs
+# thin traffic is a handshake, which is little beside an answer.
+KEEPALIVE_SECONDS = 1.5
+NO_HEADERS = Headers()
+ONLY_READ = ("GET", "HEAD")
 
 UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
 
@@ -65,13 +83,18 @@ class Upstream:
         self._seconds = settings.timeout.total_seconds()
         self._passing_seconds = passing.total_seconds()
         # Streams are read as they come, so they must not be compressed.
-        self._headers = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
-        self._headers |= settings.http_headers
-        self._query = f"?{urlencode(settings.query)}" if settings.query else ""
+        own = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        own |= settings.http_headers
+        self._headers = {name.encode(): value.encode() for name, value in own.items()}
+        self._query = settings.query
         self._base_url = settings.base_url
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=512, max_keepalive_connections=64),
+            limits=httpx2.Limits(
+                max_connections=512,
+                max_keepalive_connections=64,
+                keepalive_expiry=KEEPALIVE_SECONDS,
+            ),
             follow_redirects=False,
             # A proxy of the environment is for the world outside this machine.
             trust_env=self.configured and not is_loopback(httpx2.URL(self._base_url).host),
@@ -84,9 +107,10 @@ class Upstream:
     async def open(
         self,
         body: bytes | AsyncIterator[bytes],
-        app: Headers | None = None,
+        app: Headers = NO_HEADERS,
         *,
         path: str = "/chat/completions",
+        query: str = "",
         method: str = "POST",
         passes: bool = False,
     ) -> AsyncIterator["Reply"]:
@@ -96,20 +120,21 @@ class Upstream:
 
         Replies of any status but a redirect are handed on: a refusal is the app's to read.
         """
-        headers = {name: app[name] for name in REQUEST_HEADERS if app and name in app}
-        headers.setdefault("content-type", "application/json")
-        if app and not isinstance(body, bytes) and "content-length" in app:
-            headers["content-length"] = app["content-length"]  # else it would come in chunks
+        as_it_is = method == "POST" and not isinstance(body, bytes)
+        names = REQUEST_HEADERS + STREAM_HEADERS if as_it_is else REQUEST_HEADERS
+        # As bytes: an app may write there what is no ASCII.
+        headers = {name.encode(): app[name].encode("latin-1") for name in names if name in app}
+        headers.setdefault(b"content-type", b"application/json")
         request = self._client.build_request(
             method,
-            self._base_url + path + self._query,
+            self._base_url + path + self._merged(query),
             content=body if method == "POST" else None,
             headers=headers | self._headers,
         )
         seconds = self._passing_seconds if passes else self._seconds
         try:
             async with asyncio.timeout(seconds):
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise self._failed(
                 "timeout", 504, f"the teacher did not answer within {seconds:g} s"
@@ -123,6 +148,23 @@ class Upstream:
             yield Reply(response, seconds, self._failed)
         finally:
             await response.aclose()
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx2.TimeoutException:
+            raise
+        except httpx2.TransportError as error:
+            if request.method not in ONLY_READ and not isinstance(error, httpx2.ConnectError):
+                raise
+        return await self._client.send(request, stream=True)
+
+    def _merged(self, query: str) -> str:
+        """What stands behind the path: ours, and what else the app asks."""
+        mine = {name.lower() for name in self._query} | KEYS_IN_QUERIES
+        theirs = parse_qsl(query, keep_blank_values=True)
+        asked = [*self._query.items(), *((n, v) for n, v in theirs if n.lower() not in mine)]
+        return f"?{urlencode(asked)}" if asked else ""
 
     def _check(self, status: int) -> None:
         if status < 300:

@@ -265,7 +265,13 @@ class Learner:
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                app, log_config=None, log_level="warning", access_log=False, lifespan="off"
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                loop="asyncio",
+                http="h11",  # bounds what it reads before anybody has shown a token
             )
         )
         self._thread("console", lambda: server.run(sockets=[self._listener]))

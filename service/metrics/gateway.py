@@ -29,7 +29,9 @@ class GatewayMetrics:
             ["task", "served_by", "outcome"],
             registry=registry,
         )
-        # Turned away before routing. reason: key | origin | too_large | malformed.
+        # Turned away before routing. reason: key | origin | host | media_type | too_large |
+        # model (not in gateway.pass_models) | ceiling (gateway.pass_requests_per_minute) |
+        # malformed.
         self.rejected = Counter(
             "flywheel_gateway_rejected_total",
             "Requests that were turned away unread.",
