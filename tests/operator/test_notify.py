@@ -272,10 +272,14 @@ def test_a_student_that_the_app_would_not_understand_is_told_before_it_is_traine
     (told,) = post.tick()
     assert told["kind"] == "answer_shape"
     assert f"The app receives {three} (40 of the newest 40 answers)" in told["text"]
+
+
+def test_the_newest_answers_decide_what_the_app_understands(post: Post) -> None:
+    today = post.desk.clock().date()
+    before = today - timedelta(days=1)
     with post.desk.database.transaction() as tx:
-        add_shapes(tx, {(post.desk.clock().date() + timedelta(days=1), TASK, "text"): 800})
-    kinds = {need.kind for need in post.desk.operations.status().needs}
-    assert "answer_shape" not in kinds, "the newest answers decide"
+        add_shapes(tx, {(before, TASK, "[text]"): 900, (today, TASK, "text"): 800})
+    assert post.tick() == []
 
 
 def test_a_webhook_that_hangs_holds_nothing_up(post: Post) -> None:
