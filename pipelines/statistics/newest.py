@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.statistics.certify import certify_threshold
+from pipelines.statistics.certify import certify_threshold, items_needed
 from pipelines.types import Threshold
 
 # Shares of the draws, the newest ones, that are held against those before.
@@ -60,7 +60,9 @@ def certify_newest(
     sided, at `LEVEL` over all parts (Bonferroni). While nothing changes the order of the draws
     is pure chance, given how often each confidence was right, and the threshold depends on that
     alone: so the level holds. Of the parts that are worse the one that shows it most clearly is
-    certified anew, with the whole of alpha. Its threshold is never looser than before.
+    certified anew, with the whole of alpha. Its threshold is never looser than before. A part with
+    too few draws to certify anything, were all of them right, is not looked at: it could only
+    take away, and a larger one has its draws as well.
 
     Certifying a second time does not double the error. Without a change a part is chosen only
     where it has more errors than the rest, so that what it certifies the whole did all the more;
@@ -105,8 +107,16 @@ def _fallen(found: Threshold, draws: Evidence, parts: Sequence[Part]) -> Part | 
         )
         for part in parts
     ]
-    best = int(np.argmin(chances))
-    return parts[best] if chances[best] * len(parts) <= LEVEL else None
+    needed = items_needed(found.target, found.confidence_level)
+    able = [
+        (chance, part)
+        for chance, part in zip(chances, parts, strict=True)
+        if int(above[part.before :].sum()) >= needed
+    ]
+    if not able:
+        return None
+    chance, best = min(able, key=lambda one: one[0])
+    return best if chance * len(parts) <= LEVEL else None
 
 
 def as_many_by_chance(wrong: int, drawn: int, all_wrong: int, items: int) -> float:

@@ -82,6 +82,16 @@ def test_only_the_surer_answers_are_trusted_where_only_the_others_became_worse()
     assert certified(right, confidences).value == 0.97
 
 
+def test_a_part_that_could_certify_nothing_takes_nothing_away() -> None:
+    """Of 300 items the newest sixteenth are 18: too few for 90 %, were all of them right."""
+    right = np.ones(300, dtype=bool)
+    right[[285, 290]] = False
+    assert 7 * as_many_by_chance(2, 18, 2, 300) <= LEVEL, "it would be taken for a fall"
+    found = certified(right)
+    assert found.value == 0.9
+    assert FALLEN not in found.reason
+
+
 def test_an_order_that_is_chance_is_taken_for_a_fall_as_rarely_as_is_said() -> None:
     generator = np.random.default_rng(4)
     tries = 1_500
