@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.gateway.azure import as_openai
 from service.gateway.turn import Rejected, rejection
+from service.gateway.upstream import CALLER
 
 REQUEST_ID = "x-request-id"
 EVENT_ID = "x-flywheel-event-id"
@@ -48,8 +49,9 @@ class Front:
                 _name(MutableHeaders(scope=message))
             await send(message)
 
-        app = self._app
-        if Headers(scope=scope).get("upgrade", "").lower() == "websocket":
+        headers, app = Headers(scope=scope), self._app
+        CALLER.set(headers)
+        if headers.get("upgrade", "").lower() == "websocket":
             app = rejection(NO_WEBSOCKETS)
         await app(as_openai(scope), receive, answer)
 

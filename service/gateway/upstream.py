@@ -7,6 +7,7 @@ only what the teacher cannot have begun: nothing of it was sent, or it only read
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode
@@ -18,6 +19,8 @@ from pipelines.errors import FlywheelError
 from service.metrics.gateway import GatewayMetrics
 from service.sections import TeacherSettings, is_loopback
 
+# What ties a call to its app: travels also where the teacher is asked in the student's place.
+TRACES = ("traceparent", "tracestate", "x-request-id", "x-client-request-id")
 # What travels on, either way. Everything else stays here, above all the app's own key.
 REQUEST_HEADERS = (
     "content-type",
@@ -26,10 +29,6 @@ REQUEST_HEADERS = (
     "idempotency-key",
     "openai-organization",
     "openai-project",
-    "traceparent",
-    "tracestate",
-    "x-request-id",
-    "x-client-request-id",
 )
 # These say how a body lies on the wire, and are true only for one that is handed on unread.
 STREAM_HEADERS = ("content-encoding", "content-length")
@@ -53,6 +52,7 @@ CONNECT_SECONDS = 5.0
 # thin traffic is a handshake, which is little beside an answer.
 KEEPALIVE_SECONDS = 1.5
 NO_HEADERS = Headers()
+CALLER: ContextVar[Headers] = ContextVar("caller", default=NO_HEADERS)  # whose turn this is
 ONLY_READ = ("GET", "HEAD")
 
 UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
@@ -123,7 +123,9 @@ class Upstream:
         as_it_is = method == "POST" and not isinstance(body, bytes)
         names = REQUEST_HEADERS + STREAM_HEADERS if as_it_is else REQUEST_HEADERS
         # As bytes: an app may write there what is no ASCII.
-        headers = {name.encode(): app[name].encode("latin-1") for name in names if name in app}
+        told = {name: app[name] for name in names if name in app}
+        told |= {name: value for name, value in CALLER.get().items() if name in TRACES}
+        headers = {name.encode(): value.encode("latin-1") for name, value in told.items()}
         headers.setdefault(b"content-type", b"application/json")
         request = self._client.build_request(
             method,

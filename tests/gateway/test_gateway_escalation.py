@@ -107,6 +107,21 @@ def test_an_unsure_request_goes_to_the_teacher_within_the_lease(
         assert len(teacher.requests) == 2
 
 
+def test_a_trace_goes_on_where_the_teacher_is_asked_in_the_students_place(
+    tmp_path: Path, teacher: Teacher, students: Students
+) -> None:
+    ours = {"openai-organization": "org-1", "api-key": "app-key", "cookie": "app-key"}
+    with unsure_gateway(tmp_path, teacher, students) as (gateway, _):
+        for trace in ("one", "two"):
+            headers = {"traceparent": trace, "x-request-id": trace, **ours}
+            assert gateway.chat(headers=headers).headers["x-flywheel-served-by"] == "teacher"
+    asked = [headers for headers, _ in teacher.requests]
+    assert [(one["traceparent"], one["x-request-id"]) for one in asked] == [
+        ("one", "one"), ("two", "two")
+    ]  # fmt: skip
+    assert not any({*ours} & {*one} for one in asked)
+
+
 def test_what_lies_beyond_the_students_reach_is_asked_about_however_sure_it_is(
     tmp_path: Path, teacher: Teacher, students: Students
 ) -> None:
