@@ -284,7 +284,7 @@ def test_a_log_of_which_not_all_was_taken_ends_with_a_named_code_and_says_why(
 ) -> None:
     desk = Desk(tmp_path)
     first = desk.log("first.jsonl", {"text": "a", "model": MODEL}, {"text": "b"}, ["x"])
-    second = desk.log("second.jsonl", {"text": "c", "model": MODEL, "time": "then"})
+    second = desk.log("second.jsonl", {"text": "c", "model": MODEL, "messages": 7})
     command = [sys.executable, "-m", "service", "--config", str(desk.config), "import"]
     done = subprocess.run(
         [*command, str(first), str(second)], capture_output=True, text=True, timeout=60, check=False
@@ -293,7 +293,7 @@ def test_a_log_of_which_not_all_was_taken_ends_with_a_named_code_and_says_why(
     assert done.stderr.splitlines() == [
         "line 2: first.jsonl: no model, and none was named for the whole file (--model)",
         "line 3: first.jsonl: not a JSON object",
-        "line 1: second.jsonl: its time is not one",
+        "line 1: second.jsonl: no prompt where its tool puts it: say where it is with --map",
     ]
     assert done.stdout.startswith("1 of 4 records are on the topic\n")
 

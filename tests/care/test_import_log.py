@@ -159,8 +159,9 @@ def test_lines_that_cannot_be_used_are_counted_with_their_number_and_reason(
         {"text": "good too"},
     )
     counts, events = imported(path, ImportPolicy(model="support-large"))
-    assert [e.messages[0].content for e in events] == ["good", "nul ", "good too"]
-    assert [reject.line for reject in counts.rejects] == [2, 4, 5, 6, 7, 8, 9, 11, 12, 13]
+    assert [e.messages[0].content for e in events] == ["good", "bad time", "nul ", "good too"]
+    assert counts.undated == 4, "a time that is none costs only itself"
+    assert [reject.line for reject in counts.rejects] == [2, 4, 5, 7, 8, 9, 11, 12, 13]
     reasons = {reject.line: reject.reason for reject in counts.rejects}
     assert reasons[2] == "not a line of JSON"
     assert "text" in reasons[5]
