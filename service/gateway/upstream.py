@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from io import BytesIO
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
 import httpx2
 from starlette.datastructures import Headers
+from yarl import URL
 
 from pipelines.errors import FlywheelError
 from service.metrics.gateway import GatewayMetrics
@@ -47,13 +51,14 @@ RESPONSE_HEADERS = (
 RESPONSE_PREFIX = "x-ratelimit-"
 MAX_REPLY_BYTES = 16 << 20
 CONNECT_SECONDS = 5.0
+LONGEST_AT_ONCE = 1 << 18  # bytes of a body
+LONGEST_HEADER = 1 << 16  # bytes, of the teacher's
 # Servers close connections that nobody uses, gunicorn's after 2 s, uvicorn's and Node's after 5;
 # a request into one that is just being closed is lost. So we close ours first. What that costs
 # thin traffic is a handshake, which is little beside an answer.
 KEEPALIVE_SECONDS = 1.5
 NO_HEADERS = Headers()
 CALLER: ContextVar[Headers] = ContextVar("caller", default=NO_HEADERS)  # whose turn this is
-ONLY_READ = ("GET", "HEAD")
 
 UpstreamProblem = Literal["connect", "timeout", "redirect", "refused", "rate_limited", "broken"]
 
@@ -83,25 +88,16 @@ class Upstream:
         self._seconds = settings.timeout.total_seconds()
         self._passing_seconds = passing.total_seconds()
         # Streams are read as they come, so they must not be compressed.
-        own = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
-        own |= settings.http_headers
-        self._headers = {name.encode(): value.encode() for name, value in own.items()}
+        self._headers = {"accept-encoding": "identity", "user-agent": "flywheel-gateway"}
+        self._headers |= settings.http_headers
         self._query = settings.query
-        self._base_url = settings.base_url
-        self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(self._passing_seconds, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(
-                max_connections=512,
-                max_keepalive_connections=64,
-                keepalive_expiry=KEEPALIVE_SECONDS,
-            ),
-            follow_redirects=False,
-            # A proxy of the environment is for the world outside this machine.
-            trust_env=self.configured and not is_loopback(httpx2.URL(self._base_url).host),
-        )
+        self._base_url = str(URL(settings.base_url))
+        self._proxy = proxy_for(self._base_url)
+        self._session: aiohttp.ClientSession | None = None  # made in the loop that uses it
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     @asynccontextmanager
     async def open(
@@ -122,44 +118,68 @@ class Upstream:
         """
         as_it_is = method == "POST" and not isinstance(body, bytes)
         names = REQUEST_HEADERS + STREAM_HEADERS if as_it_is else REQUEST_HEADERS
-        # As bytes: an app may write there what is no ASCII.
-        told = {name: app[name] for name in names if name in app}
-        told |= {name: value for name, value in CALLER.get().items() if name in TRACES}
-        headers = {name.encode(): value.encode("latin-1") for name, value in told.items()}
-        headers.setdefault(b"content-type", b"application/json")
-        request = self._client.build_request(
-            method,
-            self._base_url + path + self._merged(query),
-            content=body if method == "POST" else None,
-            headers=headers | self._headers,
-        )
+        headers = {name: _readable(app[name]) for name in names if name in app}
+        caller = CALLER.get()
+        headers |= {name: _readable(caller[name]) for name in TRACES if name in caller}
+        headers.setdefault("content-type", "application/json")
+        url = URL(self._base_url + path + self._merged(query), encoded=True)
         seconds = self._passing_seconds if passes else self._seconds
         try:
             async with asyncio.timeout(seconds):
-                response = await self._send(request)
-        except (TimeoutError, httpx2.TimeoutException) as error:
+                response = await self._send(
+                    method, url, body if method == "POST" else None, headers | self._headers
+                )
+        except TimeoutError as error:
             raise self._failed(
                 "timeout", 504, f"the teacher did not answer within {seconds:g} s"
             ) from error
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise self._failed(
                 "connect", 502, f"the teacher cannot be reached: {type(error).__name__}"
             ) from error
         try:
-            self._check(response.status_code)
+            self._check(response.status)
             yield Reply(response, seconds, self._failed)
         finally:
-            await response.aclose()
+            response.close()  # what was read whole has given its connection back before
 
-    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+    async def _send(
+        self,
+        method: str,
+        url: URL,
+        body: bytes | AsyncIterator[bytes] | None,
+        headers: Mapping[str, str],
+    ) -> aiohttp.ClientResponse:
+        session = self._session = self._session or self._new_session()
+
+        async def send() -> aiohttp.ClientResponse:
+            # In pieces, so that others have their turn.
+            sent: BytesIO | bytes | AsyncIterator[bytes] | None = body
+            if isinstance(body, bytes) and len(body) > LONGEST_AT_ONCE:
+                sent = BytesIO(body)
+            return await session.request(
+                method, url, data=sent, headers=headers, proxy=self._proxy, allow_redirects=False
+            )
+
         try:
-            return await self._client.send(request, stream=True)
-        except httpx2.TimeoutException:
-            raise
-        except httpx2.TransportError as error:
-            if request.method not in ONLY_READ and not isinstance(error, httpx2.ConnectError):
-                raise
-        return await self._client.send(request, stream=True)
+            return await send()  # a GET whose connection breaks off is tried again in there
+        except aiohttp.ClientConnectorError:
+            return await send()
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        # Whom to trust is asked of the system, as the learner does.
+        context = httpx2.create_ssl_context() if self._base_url.startswith("https") else True
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=context
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=CONNECT_SECONDS, sock_read=self._passing_seconds
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+        )
 
     def _merged(self, query: str) -> str:
         """What stands behind the path: ours, and what else the app asks."""
@@ -197,22 +217,26 @@ class Reply:
 
     def __init__(
         self,
-        response: httpx2.Response,
+        response: aiohttp.ClientResponse,
         seconds: float,
         failed: Callable[[UpstreamProblem, int, str], UpstreamError],
     ) -> None:
-        self.status = response.status_code
-        self.ok = response.status_code == 200
+        self.status = response.status
+        self.ok = response.status == 200
         self.streams = response.headers.get("content-type", "").startswith("text/event-stream")
         self._response = response
         self._seconds = seconds
         self._failed = failed
 
     def headers(self) -> Mapping[str, str]:
-        """What of the teacher's headers the app gets."""
+        """What of the teacher's headers the app gets, each byte as one character."""
+        found = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in self._response.raw_headers
+        }
         return {
             name: value
-            for name, value in self._response.headers.items()
+            for name, value in found.items()
             if name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIX)
         }
 
@@ -221,23 +245,38 @@ class Reply:
         parts, size = [], 0
         try:
             async with asyncio.timeout(self._seconds):
-                async for part in self._response.aiter_bytes():
+                async for part in self._response.content.iter_any():
                     parts.append(part)
                     size += len(part)
                     if size > MAX_REPLY_BYTES:
                         raise self._failed("broken", 502, "the teacher's answer is too large")
-        except (TimeoutError, httpx2.TimeoutException) as error:
+        except TimeoutError as error:
             raise self._failed("timeout", 504, "the teacher's answer stopped coming") from error
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise self._failed("broken", 502, "the teacher's answer broke off") from error
         return b"".join(parts)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body piece by piece, as it comes."""
         try:
-            async for part in self._response.aiter_bytes():
+            async for part in self._response.content.iter_any():
                 yield part
-        except httpx2.TimeoutException as error:
+        except TimeoutError as error:
             raise self._failed("timeout", 504, "the teacher's answer stopped coming") from error
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise self._failed("broken", 502, "the teacher's answer broke off") from error
+
+
+def proxy_for(base_url: str) -> str | None:
+    """What the environment names for this teacher; a proxy is for the world outside this host."""
+    scheme, host = urlsplit(base_url).scheme, urlsplit(base_url).hostname or ""
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    named = getproxies()
+    found = named.get(scheme) or named.get("all")
+    return found if not found or "://" in found else f"http://{found}"
+
+
+def _readable(value: str) -> str:
+    """A header's value as text; what is no UTF-8 in it is replaced."""
+    return value.encode("latin-1").decode("utf-8", "replace")

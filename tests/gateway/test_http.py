@@ -35,7 +35,7 @@ from service.gateway.allowance import Allowance
 from service.gateway.protocol import Protocol
 from service.gateway.server import HTTP, NEW_LOOP
 from service.gateway.turn import Rejected
-from service.gateway.upstream import KEEPALIVE_SECONDS
+from service.gateway.upstream import KEEPALIVE_SECONDS, proxy_for
 from service.sections import GatewaySettings
 
 ASKED: dict[str, Any] = {
@@ -229,8 +229,12 @@ def test_a_header_in_another_script_breaks_nothing(
     gateway: RunningGateway, account: Account
 ) -> None:
     headers = {"x-request-id": "é".encode("latin-1"), "tracestate": "日=本".encode()}
-    assert gateway.http.post("/v1/chat/completions", json=OTHER, headers=headers).is_success  # type: ignore[arg-type]
-    assert account.last()[0]["x-request-id"] == "é"
+    account.headers = {"x-request-id": "ü"}
+    for path in ("/v1/chat/completions", "/v1/embeddings"):
+        answer = gateway.http.post(path, json=OTHER, headers=headers)  # type: ignore[arg-type]
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"] == "ü"
+        assert account.last()[0]["tracestate"].encode("latin-1") == "日=本".encode()
 
 
 @pytest.mark.parametrize(
@@ -788,3 +792,19 @@ def test_a_head_without_an_end_is_not_kept(endless: bytes, gateway: RunningGatew
 def test_the_gateway_runs_on_the_fast_loop_and_parser_where_there_are_any() -> None:
     assert HTTP is Protocol
     assert NEW_LOOP is uvloop.new_event_loop
+
+
+def test_a_proxy_of_the_environment_is_for_the_world_outside_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with breaking_off([WHOLE]) as (port, read):
+        proxy = f"http://127.0.0.1:{port}"
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy)
+        assert proxy_for("http://127.0.0.2:8000/v1") is None
+        monkeypatch.setenv("no_proxy", "near.example,127.0.0.1")
+        assert proxy_for("https://near.example/v1") is None
+        assert proxy_for("https://far.example/v1") == proxy
+        far = asked_at(tmp_path, "http://far.example/v1", "POST", "/v1/chat/completions")
+    assert far == 200
+    assert read[0].startswith(b"POST http://far.example/v1/chat/completions HTTP/1.1\r\n")
