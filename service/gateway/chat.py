@@ -221,7 +221,7 @@ class Chat:
                     body,
                     request.headers,
                     path=turn.dialect.path,
-                    query=request.url.query,
+                    query=request.scope["query_string"].decode("latin-1"),
                     passes=True,
                 )
             )

@@ -87,7 +87,7 @@ class Passing:
                 body,
                 request.headers,
                 path=f"/{path}",
-                query=request.url.query,
+                query=request.scope["query_string"].decode("latin-1"),
                 method=request.method,
                 passes=True,
             )
