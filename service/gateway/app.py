@@ -290,10 +290,11 @@ async def _serve(
     watch = asyncio.create_task(server.stop_with(stop))
     note = settings.folder.note("gateway")
     try:
-        note.parent.mkdir(exist_ok=True)
-        write_json(note, {"host": settings.gateway.host, "port": port, "pid": os.getpid()})
-        log.info("gateway_started", host=settings.gateway.host, port=port, gateway=gateway.name)
-        await server.serve(sockets=[listener])
+        with server.capture_signals():  # before anybody can know that it is there
+            note.parent.mkdir(exist_ok=True)
+            write_json(note, {"host": settings.gateway.host, "port": port, "pid": os.getpid()})
+            log.info("gateway_started", host=settings.gateway.host, port=port, gateway=gateway.name)
+            await server.serve(sockets=[listener])
     finally:
         note.unlink(missing_ok=True)
         watch.cancel()

@@ -31,6 +31,7 @@ MAY_BE_EMPTY: dict[tuple[str, str], str] = {
     ("Turned away, or beyond the student", "read in part"): "no message is that long",
     ("Capture", "dropped: {{reason}}"): "nothing is lost",
     ("Events read, by who answered", "not assessed"): "the gateway is there",
+    ("Events read, by who answered", "past the student: {{reason}}"): "none asks for tools",
     ("Feedback", "{{verdict}}"): "the customers give none",
     ("Notifications", "{{kind}} {{outcome}}"): "no webhook is set",
     ("Texts that the student failed on", "{{reason}}"): "no student failed",
