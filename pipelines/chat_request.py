@@ -93,16 +93,21 @@ class ChatRequest(Struct, frozen=True):
 
     def asked(self) -> dict[str, Any]:
         """What decides about the answer, beside the messages; only what is there."""
-        found = {name: said for name in ASKED if (said := getattr(self, name)) is not None}
-        if (limit := self.token_limit or 0) > 0:
-            found[LIMIT] = limit
-        return found
+        said = {name: getattr(self, name) for name in ASKED}
+        return known_asked({**said, LIMIT: self.token_limit})
+
+
+def known_asked(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What of this the teacher is asked with: a limit that is none costs itself alone."""
+    found = {name: said[name] for name in ASKED if said.get(name) is not None}
+    limit = said.get(LIMIT)
+    return found | ({LIMIT: limit} if type(limit) is int and limit > 0 else {})
 
 
 class Attachment(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An image, a sound or a file of a message: never kept, only what tells it from others."""
 
-    message: int  # the how-manieth, from 0
+    message: int  # its place among the messages, from 0
     type: str
     media_type: str = ""
     bytes: int = 0  # of an address: of its text
@@ -121,7 +126,7 @@ def why_past(request: ChatRequest) -> Past | None:
         return "logprobs"
     if request.audio is not None or request.modalities not in (None, [], ["text"]):
         return "audio"
-    if not all(map(_is_text, request.messages)):
+    if not all(map(is_text, request.messages)):
         return "content"
     return None
 
@@ -131,7 +136,8 @@ def wants_a_tool(tools: Any, tool_choice: Any) -> bool:
     return bool(tools) and tool_choice != "none"
 
 
-def _is_text(message: WireMessage) -> bool:
+def is_text(message: WireMessage) -> bool:
+    """Whether a student can read all of it."""
     if message.role not in _ROLES or message.function_call:
         return False
     content = message.content

@@ -8,6 +8,7 @@ values.
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import Any
 
@@ -44,9 +45,10 @@ def event_identity(
     What producers give (`given`; empty: nothing) is unique only as far as they care: servers have
     said "", "0", or the id of a cached answer. So it counts together with the task, who signed
     (None: nobody), the topic's incarnation and the content. Told again with all of them the same,
-    it is the same event. Without a given id the place on the topic is the id.
+    it is the same event. Without a given id the place on the topic is the id. What is imported
+    again is the same also on a topic that was made anew.
     """
-    incarnation = content_digest([source.incarnation])[:8] if source.incarnation else ""
+    incarnation = "" if given.startswith(IMPORTED) else _short(source.incarnation)
     if not given:
         place = f"{source.topic}/{source.partition}/{source.offset}"
         return f"{place}~{incarnation}" if incarnation else place
@@ -54,6 +56,11 @@ def event_identity(
     for part in (task or "", producer or "unsigned", incarnation, given):
         digest.update(b"\0" + part.encode())
     return f"{given[:SHOWN_OF_GIVEN]}~{digest.hexdigest()}"
+
+
+@lru_cache(maxsize=16)  # one for all events of a topic
+def _short(incarnation: str) -> str:
+    return content_digest([incarnation])[:8] if incarnation else ""
 
 
 def prompt_version(task: Task) -> str:

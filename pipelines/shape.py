@@ -14,6 +14,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,29}")
 
 TEXT = "text"
 MOST_OF_ANOTHER = 0.05  # of the answers that an app receives today
+FEWEST_OF_ANOTHER = 5  # a stray one says nothing
 
 
 def shape(answer: str) -> str:
@@ -37,7 +38,7 @@ def unlike(own: str, shapes: Mapping[str, int]) -> str:
     """
     total, others = sum(shapes.values()), Counter(shapes)
     alike = others.pop(own, 0)
-    if total - alike <= MOST_OF_ANOTHER * total:
+    if total - alike < FEWEST_OF_ANOTHER or total - alike <= MOST_OF_ANOTHER * total:
         return ""
     ((other, count),) = others.most_common(1)
     return (

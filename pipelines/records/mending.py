@@ -5,12 +5,13 @@ a person said of it are never guessed: without those there is no record.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from pipelines.chat_request import WireMessage, is_text, plain_messages
 from pipelines.errors import InvalidMessage
 from pipelines.records.common import ROLES, Attributes, Name, moment, user_name
 from pipelines.records.native import SCHEMA, NativeRecord
@@ -47,7 +48,7 @@ def mend(value: bytes, timestamp_ms: int) -> bytes | None:
 
 
 def _native(record: dict[str, Any], timestamp_ms: int) -> dict[str, Any]:
-    messages, beyond = plain_messages(record.get("messages"))
+    messages, beyond = _as_text(record.get("messages"))
     kept = {**record, "messages": messages}
     if beyond and not kept.get("past"):
         kept["past"] = "content"
@@ -110,43 +111,13 @@ def _readable(message: dict[str, Any]) -> object:
     return [content]
 
 
-def plain_messages(messages: object) -> tuple[list[dict[str, Any]], bool]:
-    """As text, the newest where there are too many; whether anything was no text.
-
-    A tool's turn keeps its ids.
-    """
-    read = messages if isinstance(messages, list) else []
-    if not all(isinstance(message, dict) for message in read):  # what it says is not known
-        return [], False
-    parts = [part for one in read for part in _parts(one.get("content"))]
-    told = [
-        {
-            "role": _role(one.get("role")),
-            "content": "\n".join(filter(None, map(_text, _parts(one.get("content"))))),
-            **{
-                name: one[name]
-                for name in ("tool_calls", "tool_call_id")
-                if isinstance(one.get(name), str if name == "tool_call_id" else list)
-            },
-        }
-        for one in read[-MOST_MESSAGES:]
-    ]
-    return told, any(_text(part) is None for part in parts)
-
-
-def _parts(content: object) -> Iterator[object]:
-    if isinstance(content, list):
-        yield from content
-    elif content is not None:
-        yield content
-
-
-def _text(part: object) -> str | None:
-    """None: an image, a sound, a file."""
-    if isinstance(part, str | int | float) and not isinstance(part, bool):
-        return str(part)
-    text = part.get("text") if isinstance(part, dict) else None
-    return text if isinstance(text, str) else None
+def _as_text(messages: object) -> tuple[object, bool]:
+    """As text, and whether any of it was none; as they are where they cannot be read."""
+    try:
+        read = msgspec.convert(chat_of(messages), list[WireMessage])
+    except msgspec.ValidationError:
+        return messages, False
+    return msgspec.to_builtins(plain_messages(read)), not all(map(is_text, read))
 
 
 def _role(role: object) -> object:

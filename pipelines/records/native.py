@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from pipelines.chat_request import ASKED, LIMIT, Attachment, Past, wants_a_tool
+from pipelines.chat_request import Attachment, Past, known_asked, wants_a_tool
 from pipelines.errors import InvalidMessage
 from pipelines.reach import Reach
 from pipelines.records.common import (
@@ -30,7 +30,6 @@ from pipelines.types import (
 )
 
 SCHEMA: Final = "flywheel.prompt/1"
-KNOWN_ASKED = frozenset({*ASKED, LIMIT})
 
 
 class NativeStudent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -169,7 +168,7 @@ def from_native(
         feedback=_feedback(record.feedback, signed) if record.feedback else None,
         user_key=user_key(record.user, policy.user_salt) if record.user else None,
         attributes=record.attributes,
-        asked={name: said for name, said in record.asked.items() if name in KNOWN_ASKED},
+        asked=known_asked(record.asked),
         past=record.past or _past(record),
         source=source,
         served_by=record.served_by if signed else "app",

@@ -12,7 +12,7 @@ import msgspec
 
 from pipelines.chat_request import ChatRequest, WireMessage
 from pipelines.records.mending import storable
-from pipelines.replies import Completion, read_object, text_of
+from pipelines.replies import Completion, read_object, text_of, usage_of
 from pipelines.types import Usage
 from service.gateway.wire import Envelope, encode, replace_fields
 
@@ -287,10 +287,7 @@ def _completion(found: dict[str, Any]) -> Completion | None:
     items = [item for item in output if isinstance(item, dict)]
     parts = [item.get("content") for item in items if item.get("type") == "message"]
     texts = [text for part in parts if (text := text_of(part)) is not None]
-    used = found.get("usage")
-    usage = used if isinstance(used, dict) else {}
-    counts = [usage.get("input_tokens"), usage.get("output_tokens")]
-    known = all(type(count) is int and count >= 0 for count in counts)
+    used = _object(found.get("usage"))
     named = [found.get("id"), found.get("model")]
     said_id, model = (one if isinstance(one, str) and one else None for one in named)
     return Completion(
@@ -298,7 +295,12 @@ def _completion(found: dict[str, Any]) -> Completion | None:
         finish_reason=_reason(found, items),
         id=said_id,
         model=model,
-        usage=Usage(prompt_tokens=counts[0], completion_tokens=counts[1]) if known else None,  # type: ignore[arg-type]
+        usage=usage_of(
+            {
+                "prompt_tokens": used.get("input_tokens"),
+                "completion_tokens": used.get("output_tokens"),
+            }
+        ),
     )
 
 

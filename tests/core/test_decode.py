@@ -215,6 +215,11 @@ def test_the_id_of_an_event_is_ours_and_tells_apart_what_producers_do_not() -> N
     assert len({event.event_id for event in made}) == len(made)
     assert read(PLAIN, source=moved(SOURCE, offset=99)).event_id == made[0].event_id, "told again"
     assert made[0].event_id.startswith("e-1~"), "the producer's own can be found in it"
+    twice = [
+        read({**PLAIN, "event_id": "import-1"}, source=moved(SOURCE, incarnation=of)).event_id
+        for of in ("", "made anew")
+    ]
+    assert twice[0] == twice[1], "an import is the same on any topic"
     ours = replace(POLICY, own_producers=frozenset({"gateway-1"}))
     assert signed(PLAIN, policy=ours).event_id == "e-1", "our gateway's are unique as they are"
 

@@ -6,7 +6,7 @@ import pytest
 from core_samples import TASK
 
 from pipelines.label import write_answer
-from pipelines.shape import shape
+from pipelines.shape import shape, unlike
 
 THREE = '{"label": "refund", "confidence": 0.93, "reason": "they want money"}'
 LOOKS = "{confidence: number, label: text, reason: text}"
@@ -36,6 +36,12 @@ def test_the_shape_is_keys_and_types_whatever_stands_around(answer: str, looks: 
 def test_many_fields_are_counted() -> None:
     found = shape("{" + ", ".join(f'"f{n:02}": 1' for n in range(25)) + "}")
     assert found.endswith("and 5 more}")
+
+
+def test_a_stray_answer_says_nothing_about_the_app() -> None:
+    assert unlike("text", {"{a: text}": 4}) == ""
+    assert unlike("text", {"{a: text}": 5}) != ""
+    assert unlike("text", {"text": 95, "{a: text}": 5}) == ""
 
 
 def test_a_students_answer_has_the_shape_of_one_field() -> None:

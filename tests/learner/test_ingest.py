@@ -18,6 +18,7 @@ from core_samples import TASK
 from ingest_rig import KEY, SALT, TOPIC, Assessor, Producer, drain, make_ingest, record
 from learner_rig import Rig, open_rig
 
+from pipelines.ask import ask
 from pipelines.errors import OffsetsLost
 from pipelines.identities import IMPORTED
 from pipelines.records.native import NativeFeedback, NativeStudent, NativeUsage, encode_native
@@ -30,6 +31,7 @@ from service.operator.board import Board
 from service.operator.status import IngestState
 from service.topics.embedded import EmbeddedTopicReader
 from service.topics.topic_file import prune
+from storage.samples import pending_samples
 from storage.shapes import add_shapes, newest_shapes
 from storage.ticks import pause, resume
 
@@ -146,6 +148,21 @@ def test_what_the_apps_answers_look_like_is_learned_from_those_that_are_labels(
         assert newest_shapes(tx, "support", 3) == {"text": 2, "{label: text}": 1}
         assert newest_shapes(tx, "support", 4)["[text]"] == 7
         assert newest_shapes(tx, "support", 99)["null"] == 9
+
+
+def test_a_limit_that_is_none_costs_itself_and_stops_nothing(rig: Rig, producer: Producer) -> None:
+    """It would be compared with our own at every tick."""
+    odd: list[Any] = ["x", -5, 0, True, 1.5, [1], None, {}]
+    for number, limit in enumerate(odd):
+        asked = {"max_tokens": limit, "seed": number, "temperature": None}
+        producer.send(record(f"e-{number}", f"text {number} of it", asked=asked), signed=False)
+    drain(make_ingest(rig, sampling=ALL))
+    with rig.database.snapshot() as tx:
+        pending = pending_samples(tx, ["support"], 99)
+    assert sorted(sample.asked["seed"] for sample in pending) == list(range(len(odd)))
+    for sample in pending:
+        assert set(sample.asked) == {"seed"}
+        ask(sample.event_id, sample.messages, TASK, rig.settings.teacher.policy, asked=sample.asked)
 
 
 def test_failed_transaction_stores_nothing_and_redelivery_stores_once(
