@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import structlog
 from demo_fixture import RunningDemo, running_demo_in
+from gateway_rig import RunningGateway, serving, settings_for
+from http_rig import Account
 from hypothesis import HealthCheck, settings
 from kafka_broker import running_broker
 from lived_in import LivedIn
@@ -41,6 +43,33 @@ settings.load_profile("patient")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real Kafka broker: `bootstrap_servers`, `create_topic(name, partitions=…)`, `restart()`."""
     yield from running_broker(tmp_path_factory.mktemp("kafka"))
+
+
+@pytest.fixture(scope="module")
+def the_account() -> Iterator[Account]:
+    account = Account()
+    with serving(account.app()) as port:
+        account.port = port
+        yield account
+
+
+@pytest.fixture
+def account(the_account: Account) -> Account:
+    """A teacher that answers every path, with nothing asked yet."""
+    the_account.requests.clear()
+    the_account.urls.clear()
+    the_account.headers = {}
+    return the_account
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, the_account: Account
+) -> Iterator[RunningGateway]:
+    """One for all tests of a file that set nothing, before that teacher."""
+    running = RunningGateway(settings_for(tmp_path_factory.mktemp("gateway"), the_account))
+    yield running
+    running.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -204,7 +204,7 @@ class Gateway:
                 name for name, task in settings.tasks.items() if task.when_unsure == "refuse"
             ),
             stateless=frozenset(name for name, task in settings.tasks.items() if task.stateless),
-            passes=frozenset(f"/{one}" for one in ("chat/completions", *listed)),
+            passes=frozenset(f"/{one.removesuffix('/*')}" for one in ("chat/completions", *listed)),
             generations=self._generations,
             upstream=self._upstream,
             escalations=escalations,

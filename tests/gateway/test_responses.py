@@ -330,6 +330,11 @@ def test_a_stream_without_its_last_event_says_nothing() -> None:
 def test_where_responses_do_not_pass_only_a_tasks_are_answered(
     tmp_path: Path, teacher: Answering, students: Students
 ) -> None:
+    opened = RunningGateway(
+        settings_for(tmp_path / "opened", teacher, gateway={"pass_through": ["responses/*"]})
+    )
+    assert client(opened).responses.create(model="any", input=TEXT).id == "resp_teacher"
+    opened.stop()
     closed: dict[str, Any] = {"pass_through": []}
     gateway = RunningGateway(settings_for(tmp_path, teacher, gateway=closed))
     gateway.serve(students.publish(tmp_path, 1))
