@@ -54,6 +54,7 @@ SENTENCES: Mapping[str, str] = {
     "offsets_reset": "The topic is read from its beginning, because somebody asked for it.",
     "ingest_held": "Reading the topic is held; records wait there.",
     "ingest_resumed": "The topic is read again.",
+    "import_repeated": "Imported records were imported before; they are not counted again.",
     "ingest_disk_full": "There is no space to store what was read; it is tried again.",
     "ingest_paused_on_poison": "Almost nothing on the topic can be read: reading paused itself.",
     "assessment_unavailable": "No gateway assesses events; only uniform draws choose among them.",

@@ -286,7 +286,10 @@ class Ingest:
             return events
         self.settle()  # what the batch before has imported is to be known
         with self._database.snapshot() as tx:
-            return unread(tx, events)
+            kept = unread(tx, events)
+        if len(kept) < len(events):
+            log.info("import_repeated", records=len(events) - len(kept))
+        return kept
 
     def _with_answers(self, events: Sequence[PromptEvent]) -> list[PromptEvent]:
         """Have the gateway assess what came without a student's answer."""

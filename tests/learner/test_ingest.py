@@ -17,6 +17,7 @@ import pytest
 from core_samples import TASK
 from ingest_rig import KEY, SALT, TOPIC, Assessor, Producer, drain, make_ingest, record
 from learner_rig import Rig, open_rig
+from structlog.testing import capture_logs
 
 from pipelines.ask import ask
 from pipelines.errors import OffsetsLost
@@ -258,7 +259,9 @@ def test_a_log_that_is_imported_twice_counts_once(rig: Rig, producer: Producer) 
     ingest = make_ingest(rig, sampling=ALL, max_records=4)
     drain(ingest)
     send()
-    drain(ingest)
+    with capture_logs() as said:
+        drain(ingest)
+    assert sum(line["records"] for line in said if line["event"] == "import_repeated") == 10
     send()
     drain(make_ingest(rig, sampling=ALL))
     assert (events(rig), rig.scalar("SELECT count(*) FROM samples")) == (10, 10)
